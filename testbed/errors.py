@@ -1,0 +1,27 @@
+"""The exceptions of this package, drawn as a tree.
+
+TestbedError
+├── UsageError    a user's mistake: what was given, what is allowed, what to type (exit status 2)
+├── RunFailed     a run that must not go on: a lost rank, a link not proven, a broken invariant (exit status 1)
+└── PeerLost      seen by a rank: the other end of a connection has gone
+"""
+
+__all__ = ["PeerLost", "RunFailed", "TestbedError", "UsageError"]
+
+
+class TestbedError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    __test__ = False  # the name starts with "Test"; it is not one
+
+
+class UsageError(TestbedError, ValueError):
+    """A user's mistake, in one sentence."""
+
+
+class RunFailed(TestbedError):
+    """A run that cannot be believed any more, with the reason."""
+
+
+class PeerLost(TestbedError):
+    """Another rank's connection ended while it was needed."""

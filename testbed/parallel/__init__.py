@@ -1,0 +1,1 @@
+"""How one sequence is trained on by several nodes: attention over blocks, exchanges, weight synchronisation."""

@@ -1,0 +1,85 @@
+"""Attention over blocks of keys, and how partial results are put together.
+
+A block's result is (out, lse): the softmax-weighted values and the natural logarithm of the softmax's
+denominator, both over this block alone. Two blocks merge by
+
+    lse = logaddexp(lse_1, lse_2),   out = exp(lse_1 − lse) · out_1 + exp(lse_2 − lse) · out_2
+
+(Milakov & Gimelshein 2018, arXiv 1805.02867; Liu et al. 2023, arXiv 2310.01889). The same identity gives the
+backward pass: with the merged out and lse, each block's gradients come out right on their own.
+
+Shape letters: B sequences, H query heads, G key/value heads, T queries, S keys, D head width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["block_attention", "block_attention_backward", "merge", "rotary_tables", "rotate", "split_heads"]
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def split_heads(x_BTE: Tensor, head_width: int) -> Tensor:
+    """(B, T, heads·D) to (B, heads, T, D)."""
+    return x_BTE.unflatten(-1, (-1, head_width)).transpose(1, 2)
+
+
+def rotary_tables(start: int, tokens: int, head_width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, (tokens, D), of the absolute positions start … start + tokens (Su et al. 2021, half-split)."""
+    frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.outer(torch.arange(start, start + tokens, dtype=torch.float64), frequency).repeat(1, 2)
+    return angle.cos().to(like), angle.sin().to(like)
+
+
+def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of x at the positions of `tables`."""
+    cos_TD, sin_TD = tables
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos_TD + torch.cat((-second, first), dim=-1) * sin_TD
+
+
+def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """(out_BHTD, lse_BHT) of these queries over this block of keys; `causal` takes T = S."""
+    if q_BHTD.device.type == "cpu":
+        return _flash(q_BHTD, k_BGSD, v_BGSD, 0.0, causal)
+    scores = _scores(q_BHTD, k_BGSD, causal=causal)
+    lse = torch.logsumexp(scores, dim=-1)
+    group = q_BHTD.shape[1] // v_BGSD.shape[1]
+    return (scores - lse.unsqueeze(-1)).exp() @ v_BGSD.repeat_interleave(group, 1), lse
+
+
+def _scores(q_BHTD: Tensor, k_BGSD: Tensor, *, causal: bool) -> Tensor:
+    group = q_BHTD.shape[1] // k_BGSD.shape[1]
+    scores = q_BHTD @ k_BGSD.repeat_interleave(group, 1).transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    return scores
+
+
+def block_attention_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) of this block, given the merged `out` and `lse` of all blocks."""
+    if q.device.type == "cpu":
+        return _flash_backward(d_out, q, k, v, out, lse, 0.0, causal)
+    heads = k.shape[1]
+    group = q.shape[1] // heads
+    weights = (_scores(q, k, causal=causal) - lse.unsqueeze(-1)).exp()
+    d_weights = d_out @ v.repeat_interleave(group, 1).transpose(-1, -2)
+    d_scores = weights * (d_weights - (d_out * out).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    dq = d_scores @ k.repeat_interleave(group, 1)
+    dk = (d_scores.transpose(-1, -2) @ q).unflatten(1, (heads, group)).sum(2)
+    dv = (weights.transpose(-1, -2) @ d_out).unflatten(1, (heads, group)).sum(2)
+    return dq, dk, dv
+
+
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The result over both blocks; see the head of this module."""
+    (out_1, lse_1), (out_2, lse_2) = first, second
+    lse = torch.logaddexp(lse_1, lse_2)
+    out = out_1 * (lse_1 - lse).exp().unsqueeze(-1) + out_2 * (lse_2 - lse).exp().unsqueeze(-1)
+    return out, lse
