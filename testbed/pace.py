@@ -1,0 +1,239 @@
+"""Holding a small trainer to the time and the message sizes of the node it stands for.
+
+A CPU rank is so slow and its model so small that a literal 300 Mbit/s never hurts it. So each phase of a step
+is held until the target's time for it has passed, and each message is filled up with ballast to the target's
+size. Bytes and seconds on the wire are then the target's and *measured*; its compute time is *modelled* (from
+published throughput); the loss is the small model's.
+
+A step of the target, L like layers (f forward, b backward seconds, codec included):
+
+    f | exchange | f | exchange | …  f | exchange | b | exchange | … b·(1−τ) | exchange | b·τ
+
+τ of the last backward phase lies behind the last exchange: the first layer's projections and the optimiser.
+Nothing of an exchange is hidden behind the target's compute. Each of the small model's layers stands for a run
+of the target's; all of those but its first carry ballast only. A step may be timed on k < L layers: they are
+alike, and its time is multiplied by L/k.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from pydantic import ConfigDict
+
+from testbed.codecs import Shape, make_codec
+from testbed.config import Arm, CodecConfig
+from testbed.parallel.transport import Transport
+
+__all__ = ["Pace", "Plan", "Target", "plan_for", "target_codec"]
+
+_TAIL = 0.25
+_SLACK_SECONDS = 1e-3  # a window missed by less is the timer's grain, not an overrun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A node of the system that is stood for, and the training it takes part in. Sources stand in the TOML."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    nodes: int
+    tokens_per_node: int
+    layers: int
+    width: int
+    kv_width: int
+    ffn: int
+    parameters: int
+    wire_bytes: int
+    """Bytes per number of uncompressed K, V, gradients and weights."""
+    forward_seconds: float
+    """Of one layer on one node."""
+    backward_seconds: float
+    subspace_ranks: tuple[int, int]
+    latent_rank: int
+    fast_rate: str
+    """The link of the cluster that slow links are compared with, as text ("100gbit")."""
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of one step on one node, without a codec."""
+        return self.layers * (self.forward_seconds + self.backward_seconds)
+
+    def layer_flops(self, context: int) -> float:
+        """Of one node's forward pass through one layer, with `context` tokens in each sequence.
+
+        Two per multiply-add: projections 2·(2d² + 2·d·d_kv), SwiGLU 6·d·d_ffn per token, and causal attention
+        4·d for each of the context/2 keys that a token sees on average (Kaplan et al. 2020, table 1).
+        """
+        linear = 4 * self.width * (self.width + self.kv_width) + 6 * self.width * self.ffn
+        return self.tokens_per_node * (linear + 4 * self.width * context / 2)
+
+    @property
+    def flops_per_second(self) -> float:
+        """What the published step time means for the forward pass; a codec's FLOPs are charged at this rate."""
+        return self.layer_flops(self.nodes * self.tokens_per_node) / self.forward_seconds
+
+    def short_step_seconds(self) -> float:
+        """Compute of a warm-start step: each node's tokens form a sequence of their own. Modelled."""
+        share = self.layer_flops(self.tokens_per_node) / self.layer_flops(self.nodes * self.tokens_per_node)
+        return self.compute_seconds * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a paced step of one arm is made of: everything a rank needs to know, in closed form."""
+
+    message_bytes: int
+    """K/V bytes from a node to each peer, per layer and direction; 0 without an exchange."""
+    forward_seconds: float
+    """Compute of one layer, codec included. Modelled."""
+    backward_seconds: float
+    layers: int
+    timed_layers: int
+    """How many of the target's like layers a timed step goes through."""
+    sync_message_bytes: int
+    """Bytes to each peer in each of the two messages of a weight synchronisation."""
+    modelled_goodput_bps: float | None = None
+    """Where the link is modelled: payload rate between two nodes, waited for instead of carried."""
+    round_trip_seconds: float = 0.0
+    """... and the round trip that is added to each modelled exchange."""
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of a whole step."""
+        return self.layers * (self.forward_seconds + self.backward_seconds)
+
+    def exchange_seconds(self, goodput_bps: float) -> float:
+        """Bytes / goodput of a whole step, where a peer's messages get `goodput_bps`."""
+        return 2 * self.layers * self.message_bytes * 8 / goodput_bps
+
+    def sync_seconds(self, goodput_bps: float) -> float:
+        """Bytes / goodput of one weight synchronisation."""
+        return 2 * self.sync_message_bytes * 8 / goodput_bps
+
+
+def target_codec(codec: CodecConfig, target: Target) -> CodecConfig:
+    """The small model's codec as the target would run it: the same kind and wire, the target's ranks."""
+    ranks = {"subspace": target.subspace_ranks, "latent": (target.latent_rank,)}.get(codec.name, codec.ranks)
+    return CodecConfig(
+        name=codec.name, ranks=ranks, wire=codec.wire, own_chunk=codec.own_chunk, group=codec.group
+    )
+
+
+def plan_for(
+    arm: Arm,
+    target: Target,
+    *,
+    timed_layers: int,
+    modelled_goodput_bps: float | None = None,
+    round_trip_seconds: float = 0.0,
+) -> Plan:
+    """The closed form of a paced step of `arm` on a node of `target`."""
+    message, forward_flops = 0, 0.0
+    if arm.exchange != "local":
+        with torch.device("meta"):  # shapes only: no memory is taken at the target's size
+            codec = make_codec(target_codec(arm.codec, target), target.kv_width, layer=0, seed=0)
+        message = sum(codec.payload(Shape(batch=1, tokens=target.tokens_per_node)).values())
+        decoded = target.nodes - (0 if arm.codec.own_chunk == "projected" else 1)
+        forward_flops = codec.encode_flops(target.tokens_per_node)
+        forward_flops += codec.decode_flops(target.tokens_per_node) * decoded
+    forward = forward_flops / target.flops_per_second
+    return Plan(
+        message_bytes=message,
+        forward_seconds=target.forward_seconds + forward,
+        backward_seconds=target.backward_seconds + 2 * forward,  # twice the forward's, as for any linear map
+        layers=target.layers,
+        timed_layers=timed_layers,
+        sync_message_bytes=-(-target.parameters // target.nodes) * target.wire_bytes,
+        modelled_goodput_bps=modelled_goodput_bps,
+        round_trip_seconds=round_trip_seconds,
+    )
+
+
+class Pace:
+    """A rank's pacer: holds phases, fills messages, waits for modelled links. All times are perf_counter's."""
+
+    def __init__(self, plan: Plan, transport: Transport, *, model_layers: int) -> None:
+        assert plan.timed_layers % model_layers == 0, "a model layer stands for whole layers of the target"
+        self.plan = plan
+        self.transport = transport
+        self.run_length = plan.timed_layers // model_layers
+        self.exchange_seconds = 0.0
+        self.overruns: list[str] = []
+        self._phases_left = 0
+        self._mark = 0.0
+        self._posted = 0.0
+
+    def begin(self) -> None:
+        """The first window of a step opens now."""
+        self.exchange_seconds = 0.0
+        self.overruns = []
+        self._phases_left = self.plan.timed_layers
+        self._mark = time.perf_counter()
+
+    def end(self) -> None:
+        """Hold until the last window has passed."""
+        self._hold("the end of the step", _TAIL * self.plan.backward_seconds)
+
+    def shift(self, seconds: float) -> None:
+        """Time that belongs to no window (a synchronisation) has passed."""
+        self._mark += seconds
+
+    def before_exchange(self, direction: str, layer: int) -> None:
+        """Hold until the window before this exchange has passed, then note when it is posted."""
+        self._window(direction, layer)
+        self._posted = time.perf_counter()
+
+    def ballast(self, payload: int) -> int:
+        """Bytes to fill a message up with; none on a modelled link."""
+        if self.plan.modelled_goodput_bps is not None:
+            return 0
+        assert payload <= self.plan.message_bytes, "the small model sends more than its target would"
+        return self.plan.message_bytes - payload
+
+    def after_exchange(self, direction: str, layer: int) -> None:
+        """Account for the exchange that ended, then go through the target's layers that have no model layer."""
+        self._account()
+        for _ in range(self.run_length - 1):
+            self._window(direction, layer)
+            self._posted = time.perf_counter()
+            if self.plan.message_bytes:
+                self._fill()
+            self._account()
+
+    def _fill(self) -> None:
+        empty = torch.empty(0, dtype=torch.uint8)
+        outgoing = [empty if other != self.transport.rank else None for other in range(self.transport.world)]
+        self.transport.exchange(outgoing, {}, ballast=self.ballast(0)).wait()
+
+    def _account(self) -> None:
+        if self.plan.message_bytes and self.plan.modelled_goodput_bps is not None:
+            seconds = self.plan.message_bytes * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
+            _sleep_until(self._posted + seconds)
+        self._mark = time.perf_counter()
+        if self.plan.message_bytes:
+            self.exchange_seconds += self._mark - self._posted
+
+    def _window(self, direction: str, layer: int) -> None:
+        seconds = self.plan.forward_seconds
+        if direction == "backward":
+            self._phases_left -= 1
+            last = self._phases_left == 0
+            seconds = self.plan.backward_seconds * (1 - _TAIL if last else 1)
+        self._hold(f"{direction} of layer {layer}", seconds)
+
+    def _hold(self, what: str, seconds: float) -> None:
+        deadline = self._mark + seconds
+        late = time.perf_counter() - deadline
+        if late > _SLACK_SECONDS:
+            self.overruns.append(
+                f"pace window overrun: {what} took {seconds + late:.3f} s where the target takes {seconds:.3f} s"
+            )
+        _sleep_until(deadline)
+        self._mark = time.perf_counter()
+
+
+def _sleep_until(deadline: float) -> None:
+    while (left := deadline - time.perf_counter()) > 0:
+        time.sleep(left)
