@@ -1,0 +1,84 @@
+"""Run `ip`, `bridge` and `tc` in batches, one process for many lines; any line that fails raises."""
+
+import errno
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from emulation import syscalls
+from emulation.errors import CapabilityError, EmulationError
+
+__all__ = ["Batch", "run_all"]
+
+Tool = Literal["ip", "bridge", "tc", "sysctl"]
+
+_UNSUPPORTED = ("Unknown device type", "qdisc kind is unknown", "Operation not supported", "not permitted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Lines for one tool in one network namespace."""
+
+    tool: Tool
+    netns: str | None
+    """None: the world's own namespace."""
+    lines: tuple[str, ...]
+
+    def shown(self) -> list[str]:
+        """The commands as one would type them inside the world."""
+        if self.tool == "sysctl":
+            where = f"nsenter --net={syscalls.netns_path(self.netns)} -- " if self.netns else ""
+            return [f"{where}sysctl -w {line}" for line in self.lines]
+        where = f" -n {self.netns}" if self.netns else ""
+        return [f"{self.tool}{where} {line}" for line in self.lines]
+
+    def run(self) -> None:
+        """Run every line; the first that fails ends it."""
+        if self.tool == "sysctl":
+            self._write_sysctls()
+            return
+        argv = [self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
+        text = "\n".join(self.lines) + "\n"
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or done.stderr.strip():
+            said = " / ".join(done.stderr.split("\n")).strip(" /")
+            self._fail(said or f"exit status {done.returncode}")
+
+    def _fail(self, said: str) -> None:
+        number = said.rpartition("-:")[2].split()[0:1]
+        index = int(number[0]) - 1 if number and number[0].isdigit() else -1
+        shown = self.shown()
+        line = shown[index] if 0 <= index < len(shown) else shown[0]
+        if any(sign in said for sign in _UNSUPPORTED):
+            raise CapabilityError(
+                f"the kernel refused '{line}': {said}. 'testbed doctor' says what is missing."
+            )
+        raise EmulationError(f"'{line}' failed: {said}")
+
+    def _write_sysctls(self) -> None:
+        if self.netns is None:
+            raise EmulationError("sysctls are set inside a node's namespace only")
+        with syscalls.in_netns(self.netns):
+            for line in self.lines:
+                key, _, value = line.partition("=")
+                write_sysctl(key, value.strip('"'))
+
+
+def write_sysctl(key: str, value: str) -> None:
+    """Write one sysctl of the current network namespace."""
+    try:
+        with open("/proc/sys/" + key.replace(".", "/"), "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS):
+            raise CapabilityError(
+                f"the kernel refused 'sysctl -w {key}={value}': {error.strerror}."
+            ) from error
+        raise EmulationError(f"'sysctl -w {key}={value}' failed: {error.strerror}.") from error
+
+
+def run_all(batches: Sequence[Batch]) -> None:
+    """Run batches in order."""
+    for batch in batches:
+        batch.run()

@@ -1,0 +1,175 @@
+"""Just enough raw rtnetlink(7) to read queueing disciplines exactly and in microseconds.
+
+`tc -j` rounds rates and times, prints no JSON for classes before iproute2 6.3, and takes milliseconds to start; the
+kernel's own message has the integers. Layouts: linux/netlink.h, linux/rtnetlink.h, linux/pkt_sched.h,
+linux/gen_stats.h.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from emulation.errors import EmulationError
+from emulation.shaping.tc import TICK_NS
+
+__all__ = ["TcSocket", "decode_tc"]
+
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS = 36, 38, 40, 42
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x8, 0x300
+_ROOT = 0xFFFFFFFF
+_TIMEOUT_SECONDS = 5.0
+"""The kernel answers at once; a silence is an error, never a hang."""
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_TCMSG = struct.Struct("=B3xiIII")  # tcmsg: family, ifindex, handle, parent, info
+_ATTRIBUTE = struct.Struct("=HH")
+_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
+_RATESPEC = "BBHhHI"  # tc_ratespec; its last field is bytes/s
+_TBF = struct.Struct("=" + _RATESPEC * 2 + "III")  # tc_tbf_qopt: rate, peak rate, limit, buffer, mtu
+_HTB = struct.Struct(
+    "=" + _RATESPEC * 2 + "IIIII"
+)  # tc_htb_opt: rate, ceil, buffer, cbuffer, quantum, level, prio
+_HTB_ROOT = struct.Struct("=IIIII")  # tc_htb_glob: version, rate2quantum, defcls, debug, direct_pkts
+_QUEUE = struct.Struct("=IIIII")  # gnet_stats_queue: qlen, backlog, drops, requeues, overlimits
+
+# linux/rtnetlink.h TCA_*, linux/gen_stats.h TCA_STATS_*
+_KIND, _OPTIONS, _STATS2 = 1, 2, 7
+_STATS_BASIC, _STATS_QUEUE, _STATS_PKT64 = 1, 3, 8
+_TBF_PARMS, _TBF_RATE64 = 1, 4
+_HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
+
+
+def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(type, start, end) of each attribute's value."""
+    while start + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, start)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, start + 4, start + length
+        start += (length + 3) & ~3
+
+
+def _nested(data: bytes, start: int, end: int) -> dict[int, bytes]:
+    return {kind: data[first:last] for kind, first, last in _attributes(data, start, end)}
+
+
+def _bytes_of(ticks: int, bytes_per_second: int) -> int:
+    """A bucket's depth in bytes from its time in ticks at a rate."""
+    return round(ticks * TICK_NS * bytes_per_second / 1e9)
+
+
+def _options(kind: str, data: bytes, start: int, end: int) -> dict[str, Any]:
+    """A qdisc's or class's settings as integers in our units."""
+    if kind in ("pfifo", "bfifo") and end - start >= 4:
+        unit = "packets" if kind == "pfifo" else "bytes"
+        return {f"limit_{unit}": _U32.unpack_from(data, start)[0]}
+    nested = _nested(data, start, end)
+    if kind == "tbf" and _TBF_PARMS in nested:
+        fields = _TBF.unpack(nested[_TBF_PARMS])
+        rate = _U64.unpack(nested[_TBF_RATE64])[0] if _TBF_RATE64 in nested else fields[5]
+        return {"rate_bps": rate * 8, "limit_bytes": fields[12], "burst_bytes": _bytes_of(fields[13], rate)}
+    if kind == "htb" and _HTB_PARMS in nested:
+        fields = _HTB.unpack(nested[_HTB_PARMS])
+        rate = _U64.unpack(nested[_HTB_RATE64])[0] if _HTB_RATE64 in nested else fields[5]
+        ceil = _U64.unpack(nested[_HTB_CEIL64])[0] if _HTB_CEIL64 in nested else fields[11]
+        burst, cburst = _bytes_of(fields[12], rate), _bytes_of(fields[13], ceil)
+        return {"rate_bps": rate * 8, "ceil_bps": ceil * 8, "burst_bytes": burst, "cburst_bytes": cburst}
+    if kind == "htb" and _HTB_INIT in nested:
+        return {"default_class": _HTB_ROOT.unpack(nested[_HTB_INIT][:20])[2]}
+    return {}
+
+
+def _statistics(data: bytes, start: int, end: int) -> dict[str, int]:
+    """TCA_STATS2: 64-bit bytes, which count the header of every segment of a super-packet."""
+    nested = _nested(data, start, end)
+    total, packets = struct.unpack_from("=QI", nested[_STATS_BASIC])
+    if _STATS_PKT64 in nested:
+        (packets,) = _U64.unpack_from(nested[_STATS_PKT64])
+    _, backlog, drops, _, overlimits = _QUEUE.unpack(nested[_STATS_QUEUE])
+    return {
+        "bytes": total,
+        "packets": packets,
+        "drops": drops,
+        "backlog_bytes": backlog,
+        "overlimits": overlimits,
+    }
+
+
+def decode_tc(message: bytes) -> dict[str, Any]:
+    """One RTM_NEWQDISC or RTM_NEWTCLASS message (after the netlink header) as a dictionary."""
+    _, ifindex, handle, parent, info = _TCMSG.unpack_from(message)
+    spans = {kind: (first, last) for kind, first, last in _attributes(message, _TCMSG.size, len(message))}
+    first, last = spans[_KIND]
+    kind = message[first:last].rstrip(b"\0").decode()
+    decoded: dict[str, Any] = {
+        "kind": kind,
+        "ifindex": ifindex,
+        "handle": handle,
+        "parent": parent,
+        "info": info,
+    }
+    if _OPTIONS in spans:
+        decoded |= _options(kind, message, *spans[_OPTIONS])
+    if _STATS2 in spans:
+        decoded |= _statistics(message, *spans[_STATS2])
+    return decoded
+
+
+class TcSocket:
+    """A netlink socket, bound for life to the network namespace in which it was opened."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, 0))
+        self._socket.settimeout(_TIMEOUT_SECONDS)
+        self._sequence = 0
+
+    def root_qdisc(self, ifindex: int) -> dict[str, Any]:
+        """The qdisc that is now the root of an interface: one request, one answer, about 10 us."""
+        self._send(
+            RTM_GETQDISC, _NLM_F_ECHO, ifindex, _ROOT
+        )  # without "echo" the answer goes to listeners only
+        return next(self._answers(dump=False))
+
+    def qdiscs(self) -> list[dict[str, Any]]:
+        """Every qdisc of the namespace."""
+        self._send(RTM_GETQDISC, _NLM_F_DUMP, 0, 0)
+        return list(self._answers(dump=True))
+
+    def classes(self, ifindex: int) -> list[dict[str, Any]]:
+        """Every class on an interface."""
+        self._send(RTM_GETTCLASS, _NLM_F_DUMP, ifindex, 0)
+        return list(self._answers(dump=True))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, kind: int, flags: int, ifindex: int, parent: int) -> None:
+        self._sequence += 1
+        body = _TCMSG.pack(0, ifindex, 0, parent, 0)
+        header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + body)
+
+    def _answers(self, *, dump: bool) -> Iterator[dict[str, Any]]:
+        while True:
+            data = self._socket.recv(1 << 16)
+            start = 0
+            while start < len(data):
+                length, kind, _, sequence, _ = _HEADER.unpack_from(data, start)
+                body = data[start + _HEADER.size : start + length]
+                start += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    (number,) = struct.unpack_from("=i", body)
+                    raise EmulationError(f"reading the shapers failed: {os.strerror(-number)}")
+                yield decode_tc(body)
+                if not dump:
+                    return

@@ -1,0 +1,3 @@
+"""Where a node lives: a network namespace (netns), or this host's loopback (host, the null twin)."""
+
+__all__: list[str] = []

@@ -1,0 +1,74 @@
+"""The null twin: nodes that are plain processes on this host's loopback, unshaped and uncounted."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from emulation.errors import UsageError
+from emulation.network import Link, Network, Node
+from emulation.nodes.base import Backend
+
+__all__ = ["HostBackend"]
+
+
+class HostBackend(Backend):
+    """Nodes at 127.0.0.1, 127.0.0.2 … of the namespace in which this process is.
+
+    No link is shaped and nothing is counted: asking for a rate is an error, so that nothing trains unshaped by accident.
+    Programs die with the thread that started them where setpriv(1) is present.
+    """
+
+    interface = "lo"
+
+    def __init__(self, network: Network) -> None:
+        nodes = tuple(replace(node, address=f"127.0.0.{node.index + 1}") for node in network.nodes)
+        super().__init__(replace(network, nodes=nodes))
+        self._port: int | None = None
+        self.shape(network.link)
+
+    def open(self) -> None:
+        with socket.socket() as sock:
+            sock.bind((self.network.nodes[0].address, 0))
+            self._port = sock.getsockname()[1]
+
+    def close(self) -> None:
+        self._port = None
+
+    @property
+    def master_port(self) -> int:
+        return self._port or super().master_port
+
+    def shape(self, link: Link) -> None:
+        if link != Link():
+            raise UsageError(
+                "host nodes have no links to shape; leave the rate, delay and loss out, or use netns nodes."
+            )
+
+    def readback(self) -> dict[str, Any]:
+        return {node.name: {"unshaped": True} for node in self.network.nodes}
+
+    def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self.readback() if readback is None else readback
+
+    def popen(
+        self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
+    ) -> subprocess.Popen[Any]:
+        leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        return subprocess.Popen([*leash, *argv], env=env, **popen_kwargs)
+
+    def counter(self, node: Node) -> dict[str, Any]:
+        return {"kind": "host", "node": node.name}
+
+    def commands(self) -> list[str]:
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "backend": "host",
+            "shaped": False,
+            "note": "processes on this host's loopback: no link is shaped and no wire bytes are counted",
+            "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
+        }
