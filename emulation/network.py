@@ -15,6 +15,7 @@ __all__ = [
     "Node",
     "burst_bytes",
     "goodput_bps",
+    "gso_bytes",
     "queue_bytes",
     "star",
 ]
@@ -135,3 +136,14 @@ def queue_bytes(rate_bps: int, mtu: int = 1500) -> int:
     """
     frame = mtu + ETHERNET_HEADER_BYTES
     return max(20 * frame, min(4_000_000, int(rate_bps * 0.040 / 8)))
+
+
+def gso_bytes(rate_bps: int | None, mtu: int = 1500) -> int:
+    """The largest super-packet in bytes that TCP may hand to a shaper: 2 ms at the rate, two packets to 64 KiB.
+
+    A token bucket passes a super-packet whole, and small messages wait behind it: 64 KiB is 52 ms of 10 Mbit/s.
+    Open connections keep the size that they began with.
+    """
+    if rate_bps is None:
+        return 65536
+    return max(2 * mtu, min(65536, int(rate_bps * 0.002 / 8)))

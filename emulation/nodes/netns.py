@@ -17,7 +17,7 @@ from emulation.commands import Batch, run_all, write_sysctl
 from emulation.errors import CapabilityError, LinkError
 from emulation.isolation import check_isolation
 from emulation.netlink import TcSocket
-from emulation.network import FRAMING, Link, Network, Node, goodput_bps
+from emulation.network import FRAMING, Link, Network, Node, goodput_bps, gso_bytes
 from emulation.nodes.base import Backend
 from emulation.shaping import netem, tc
 from emulation.syscalls import in_netns, netns_path
@@ -148,6 +148,8 @@ class NetnsBackend(Backend):
         batches, switch_lines = [], []
         for node in self.network.nodes:
             egress, ingress = tc.node_shapers(self.network, node, link)
+            segments = f"link set dev eth0 gso_max_size {gso_bytes(link.rate_bps, self.network.mtu)}"
+            batches.append(Batch(tool="ip", netns=node.name, lines=(segments,)))
             batches.append(Batch(tool="tc", netns=node.name, lines=tuple(egress.lines("eth0", handle))))
             switch_lines += ingress.lines(_port(node), handle)
         return [*batches, Batch(tool="tc", netns=SWITCH, lines=tuple(switch_lines))]

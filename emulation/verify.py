@@ -1,0 +1,260 @@
+"""Measure every link and compare it with what was asked for.
+
+What is compared is TCP goodput, received by a program, against the closed form of `goodput_bps`. Acknowledgements of
+the flows in the other direction pass the same shaper: their number is read from the kernel (TCP_INFO) and their
+66 bytes each are taken from the rate before it is turned into the expected goodput.
+
+    alone     nic: n_i -> n_i+1 for all nodes at once, so that each shaper carries one flow
+              pair: n_i -> n_i+r for all nodes at once, in N-1 rounds r
+    together  every node sends to every other
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from emulation.errors import EmulationError, LinkError
+from emulation.network import ACK_BYTES, FRAMING, Network, Node, goodput_bps
+from emulation.nodes.base import Backend
+from emulation.units import format_rate
+
+__all__ = ["TOLERANCE", "capacity", "check", "measure", "verify"]
+
+SCHEMA = 1
+TOLERANCE = 0.02
+"""Largest accepted departure of a link's goodput from the expected one."""
+PINGS = 20
+SLOW_BPS = 50_000_000
+"""Below it a window holds too few packets in a second, and queues take longer to settle."""
+DRAIN_SECONDS = 0.06
+"""Between rounds: the shapers' queues (40 ms) run empty."""
+ANSWER_SECONDS = 20.0
+
+Flow = tuple[Node, Node]
+
+
+class Probers:
+    """One prober per node, alive inside the `with` block."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.nodes = backend.network.nodes
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._stop)
+            root = str(Path(__file__).resolve().parent.parent)
+            for node in self.nodes:
+                argv = [sys.executable, "-S", "-m", "emulation.prober", node.address]
+                environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
+                process = self.backend.popen(
+                    node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+                self._processes.append(process)
+            for node in self.nodes:
+                self._read(node)
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._processes = []
+
+    def tell(self, node: Node, **command: Any) -> None:
+        """Send one command to a node's prober."""
+        pipe = self._processes[node.index].stdin
+        assert pipe is not None
+        pipe.write(json.dumps(command).encode() + b"\n")
+        pipe.flush()
+
+    def _read(self, node: Node) -> dict[str, Any]:
+        pipe = self._processes[node.index].stdout
+        assert pipe is not None
+        line = pipe.readline()
+        if not line:
+            raise EmulationError(f"the prober on {node.name} ended unasked; its output is above.")
+        return json.loads(line)
+
+    def flows(
+        self, flows: Sequence[Flow], warm_seconds: float, seconds: float
+    ) -> dict[Flow, dict[str, float]]:
+        """Run flows at once; each one's goodput and acknowledgements over the steady window."""
+        start = time.monotonic() + 0.01
+        begin, end = start + warm_seconds, start + warm_seconds + seconds
+        for node in self.nodes:
+            to = [target.address for source, target in flows if source == node]
+            self.tell(node, do="flows", to=to, start=start, begin=begin, end=end, stop=end + 0.03)
+        answers = [self._read(node) for node in self.nodes]
+        time.sleep(DRAIN_SECONDS)
+        nothing = {"goodput_bps": 0.0, "acks_per_second": 0.0, "seconds": 0.0}
+        return {
+            (source, target): answers[target.index]["received"].get(source.address, nothing)
+            for source, target in flows
+        }
+
+    def ping(self, source: Node, target: Node) -> dict[str, Any]:
+        """Round trips on the idle link, in microseconds."""
+        self.tell(source, do="ping", to=target.address, count=PINGS)
+        times = self._read(source)["microseconds"]
+        good = sorted(each for each in times if each is not None)
+        return {
+            "from": source.name,
+            "to": target.name,
+            "lost": len(times) - len(good),
+            "median_us": round(statistics.median(good), 1) if good else None,
+            "p99_us": round(good[-1], 1) if good else None,
+        }
+
+
+def _windows(network: Network, seconds: float | None) -> tuple[float, float]:
+    """Warm-up and steady window in seconds."""
+    rate = network.link.rate_bps
+    slow = rate is not None and rate < SLOW_BPS
+    warm = 0.6 if slow else 0.35
+    if seconds is not None:
+        return warm, seconds
+    if network.accounting == "nic":
+        return warm, 2.0 if slow else 1.0
+    return warm, 1.0 if slow else 0.7
+
+
+def _rounds(network: Network) -> list[list[Flow]]:
+    """The rounds of "alone"."""
+    nodes = network.nodes
+    last = 2 if network.accounting == "nic" else len(nodes)
+    return [[(node, nodes[(node.index + r) % len(nodes)]) for node in nodes] for r in range(1, last)]
+
+
+def _shaper_lines(network: Network, phase: str, flows: dict[Flow, dict[str, float]]) -> list[dict[str, Any]]:
+    """Goodput through each shaper that the flows loaded, beside what it should be."""
+    if network.accounting == "pair":
+        groups = {(a, b, "pair"): ([(a, b)], [(b, a)]) for a, b in flows}
+    else:
+        groups = {}
+        for node in network.nodes:
+            out = [flow for flow in flows if flow[0] == node]
+            into = [flow for flow in flows if flow[1] == node]
+            groups[(node, None, "up")] = (out, into)
+            groups[(node, None, "down")] = (into, out)
+    lines = []
+    for (node, peer, direction), (carried, acknowledged) in groups.items():
+        goodput = sum(flows[flow]["goodput_bps"] for flow in carried)
+        acks = sum(flows[flow]["acks_per_second"] for flow in acknowledged if flow in flows)
+        rate = network.link.rate_bps
+        expected = goodput_bps(rate - acks * ACK_BYTES * 8, network.mtu) if rate else None
+        lines.append(
+            {
+                "phase": phase,
+                "direction": direction,
+                "node": node.name,
+                "peer": peer.name if peer else None,
+                "goodput_bps": round(goodput),
+                "expected_bps": round(expected) if expected else None,
+                "ratio": round(goodput / expected, 5) if expected else None,
+                "ack_share": round(acks * ACK_BYTES * 8 / rate, 5) if rate else None,
+            }
+        )
+    return lines
+
+
+def measure(backend: Backend, network: Network, seconds: float | None = None) -> dict[str, Any]:
+    """Measure every link of `network`, which `backend` has built; `seconds` sets the steady window of a round."""
+    began = time.monotonic()
+    warm, window = _windows(network, seconds)
+    nodes = network.nodes
+    links: list[dict[str, Any]] = []
+    round_trips: list[dict[str, Any]] = []
+    aggregate = 0.0
+    with Probers(backend) as probers:
+        round_trips = [probers.ping(a, b) for a in nodes for b in nodes if a != b]
+        for flows in _rounds(network) if len(nodes) > 1 else []:
+            links += _shaper_lines(network, "alone", probers.flows(flows, warm, window))
+        if len(nodes) > 1:
+            results = probers.flows([(a, b) for a in nodes for b in nodes if a != b], warm, window)
+            links += _shaper_lines(network, "together", results)
+            aggregate = sum(each["goodput_bps"] for each in results.values())
+    rate = network.link.rate_bps
+    return {
+        "schema": SCHEMA,
+        "rate_bps": rate,
+        "accounting": network.accounting,
+        "framing": FRAMING,
+        "nodes": len(nodes),
+        "expected_goodput_bps": round(goodput_bps(rate, network.mtu)) if rate else None,
+        "warm_seconds": warm,
+        "window_seconds": window,
+        "links": links,
+        "round_trips": round_trips,
+        "aggregate_bps": round(aggregate),
+        "wall_seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def check(measured: dict[str, Any], tolerance: float = TOLERANCE) -> list[str]:
+    """What is out of tolerance, in plain sentences; an empty list is a proven network."""
+    problems = []
+    for link in measured["links"]:
+        if link["ratio"] is None or abs(link["ratio"] - 1) <= tolerance:
+            continue
+        where = f"{link['node']} -> {link['peer']}" if link["peer"] else f"{link['node']} {link['direction']}"
+        problems.append(
+            f"{where}, {link['phase']}: {link['goodput_bps'] / 1e6:.3f} Mbit/s of goodput, expected "
+            f"{link['expected_bps'] / 1e6:.3f} ({(link['ratio'] - 1) * 100:+.1f} %)"
+        )
+    lost = sum(each["lost"] for each in measured["round_trips"])
+    if lost:
+        problems.append(f"{lost} echo packets got lost on idle links")
+    return problems
+
+
+def verify(backend: Backend, network: Network, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Measure and check, once more if the first attempt is out of tolerance; LinkError if the second is too."""
+    attempts = []
+    for _ in range(2):
+        measured = measure(backend, network)
+        problems = check(measured, tolerance)
+        attempts.append({"measured": measured, "problems": problems})
+        if not problems:
+            return measured | {"ok": True, "tolerance": tolerance, "attempts": attempts}
+    rate = network.link.rate_bps
+    raise LinkError(
+        f"links of {format_rate(rate) if rate else 'any rate'} ({network.accounting}) were asked for; measured twice, "
+        f"found {'; '.join(problems[:3])}{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+        "Try again when the machine is idle, with fewer nodes, or with a lower rate."
+    )
+
+
+def capacity(backend: Backend) -> dict[str, Any]:
+    """What this machine carries all to all, over links that are now unshaped; about half a second."""
+    nodes = backend.network.nodes
+    with Probers(backend) as probers:
+        flows = probers.flows([(a, b) for a in nodes for b in nodes if a != b], 0.1, 0.3)
+    rates = [each["goodput_bps"] for each in flows.values()]
+    pairs = max(1, len(rates))
+    return {
+        "schema": SCHEMA,
+        "aggregate_bps": round(sum(rates)),
+        "per_pair_bps": round(sum(rates) / pairs),
+        "slowest_pair_bps": round(min(rates, default=0)),
+        "per_node_bps": round(sum(rates) / len(nodes)),
+        "nodes": len(nodes),
+    }
