@@ -19,65 +19,16 @@ import time
 from dataclasses import dataclass
 
 import torch
-from pydantic import ConfigDict
 
 from testbed.codecs import Shape, make_codec
 from testbed.config import Arm, CodecConfig
 from testbed.parallel.transport import Transport
+from testbed.targets import Target
 
-__all__ = ["Pace", "Plan", "Target", "plan_for", "target_codec"]
+__all__ = ["Pace", "Plan", "plan_for", "target_codec"]
 
 _TAIL = 0.25
 _SLACK_SECONDS = 1e-3  # a window missed by less is the timer's grain, not an overrun
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A node of the system that is stood for, and the training it takes part in. Sources stand in the TOML."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    name: str
-    nodes: int
-    tokens_per_node: int
-    layers: int
-    width: int
-    kv_width: int
-    ffn: int
-    parameters: int
-    wire_bytes: int
-    """Bytes per number of uncompressed K, V, gradients and weights."""
-    forward_seconds: float
-    """Of one layer on one node."""
-    backward_seconds: float
-    subspace_ranks: tuple[int, int]
-    latent_rank: int
-    fast_rate: str
-    """The link of the cluster that slow links are compared with, as text ("100gbit")."""
-
-    @property
-    def compute_seconds(self) -> float:
-        """Of one step on one node, without a codec."""
-        return self.layers * (self.forward_seconds + self.backward_seconds)
-
-    def layer_flops(self, context: int) -> float:
-        """Of one node's forward pass through one layer, with `context` tokens in each sequence.
-
-        Two per multiply-add: projections 2·(2d² + 2·d·d_kv), SwiGLU 6·d·d_ffn per token, and causal attention
-        4·d for each of the context/2 keys that a token sees on average (Kaplan et al. 2020, table 1).
-        """
-        linear = 4 * self.width * (self.width + self.kv_width) + 6 * self.width * self.ffn
-        return self.tokens_per_node * (linear + 4 * self.width * context / 2)
-
-    @property
-    def flops_per_second(self) -> float:
-        """What the published step time means for the forward pass; a codec's FLOPs are charged at this rate."""
-        return self.layer_flops(self.nodes * self.tokens_per_node) / self.forward_seconds
-
-    def short_step_seconds(self) -> float:
-        """Compute of a warm-start step: each node's tokens form a sequence of their own. Modelled."""
-        share = self.layer_flops(self.tokens_per_node) / self.layer_flops(self.nodes * self.tokens_per_node)
-        return self.compute_seconds * share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ which codecs choose their starting state.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testbed.codecs import make_codec
+from testbed.codecs import Shape, make_codec
 from testbed.collector.trace import current as trace
 from testbed.collector.trace import span
 from testbed.config import Arm, Preset
@@ -27,7 +27,7 @@ from testbed.data.recall import Batch, RecallMix
 from testbed.errors import RunFailed
 from testbed.model import Decoder
 from testbed.pace import Pace
-from testbed.parallel.exchange import AllGather, InProcess, Local
+from testbed.parallel.exchange import AllGather, InProcess, Local, Unpaced
 from testbed.parallel.sync import all_reduce, all_reduce_bytes, average, flatten, unflatten
 from testbed.parallel.transport import Transport
 
@@ -139,8 +139,6 @@ class Trainer:
     def set_pace(self, pace: Pace | None) -> None:
         """Hold the following steps to a target, or to none."""
         self.pace = pace
-        from testbed.parallel.exchange import Unpaced
-
         self.exchange.pacer = pace or Unpaced()
 
     def step(self) -> StepResult:
@@ -223,6 +221,21 @@ class Trainer:
             group["lr"] = learning_rate(self.preset, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def payload_of_step(self) -> dict[str, int]:
+        """Bytes that the exchanges of one step hand to the sockets, by channel, in closed form; no ballast."""
+        others = self.world - 1
+        expected = {"kv_forward": 0, "kv_backward": 0, "theta": 0, "weights": 0}
+        shape = Shape(batch=self.preset.batch, tokens=self.preset.context // self.world)
+        for codec in self.codecs:
+            payload = codec.payload(shape)  # pyrefly: ignore
+            for direction in ("kv_forward", "kv_backward"):
+                expected[direction] += payload["kv"] * others
+            expected["theta"] += 2 * payload.get("theta", 0) * others
+        if self.arm.sync == "gradients":
+            numbers = sum(parameter.numel() for parameter in self.parameters)
+            expected["weights"] = 2 * all_reduce_bytes(numbers, self.world, 4) * others
+        return expected
 
     @property
     def sync_due(self) -> bool:
@@ -320,10 +333,10 @@ def learning_rate(preset: Preset, step: int) -> float:
     return preset.learning_rate * min((step + 1) / warm_up, decayed)
 
 
-def digest(tensors: "object") -> bytes:
+def digest(tensors: Iterable[Tensor]) -> bytes:
     """SHA-256 over the bits of tensors."""
     sha = hashlib.sha256()
-    for tensor in tensors:  # pyrefly: ignore
+    for tensor in tensors:
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.digest()
 

@@ -1,0 +1,68 @@
+"""Numbers as people read them: three significant digits, never "0.00", never an exponent where it can be avoided."""
+
+import math
+
+__all__ = ["MISSING", "duration", "percent", "rate", "significant", "size", "usable"]
+
+MISSING = "–"
+
+
+def usable(value: float | None) -> bool:
+    """Whether there is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, thousands in full."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - exponent)
+    exponent = math.floor(math.log10(abs(rounded)))  # 9.996 becomes 10.0, not 10.00
+    if exponent < -6:
+        return f"{value:.{digits - 1}e}"
+    return f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def percent(fraction: float | None, *, signed: bool = False) -> str:
+    """A fraction in per cent: 0.0351 is "3.51 %", a difference of 0.12 "+12.0 %"."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    text = significant(100 * fraction) if abs(fraction) >= 0.001 else f"{100 * fraction:.2g}"
+    return f"{'+' if signed and fraction > 0 else ''}{text} %".replace("-", "−")
+
+
+def rate(bps: float | None, *, digits: int = 3) -> str:
+    """A rate in bits per second: "300 Mbit/s"."""
+    return _scaled(bps, "bit/s", digits)
+
+
+def size(count: float | None) -> str:
+    """A number of bytes, decimal units: "72.3 MB"."""
+    return _scaled(count, "B", 3)
+
+
+def _scaled(value: float | None, unit: str, digits: int) -> str:
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor * 0.9995:
+            return f"{_trimmed(value / factor, digits)} {prefix}{unit}"
+    return f"{_trimmed(value, digits)} {unit}"
+
+
+def _trimmed(value: float, digits: int) -> str:
+    text = significant(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: "4.31 h", "12.5 min", "62 s"."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    for factor, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * factor:
+            return f"{_trimmed(seconds / factor, 3)} {unit}"
+    return f"{_trimmed(seconds, 3)} s"

@@ -1,0 +1,1 @@
+"""One run, a comparison of arms: network up, verify, start ranks, collect, summarise."""

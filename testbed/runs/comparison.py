@@ -1,0 +1,248 @@
+"""A comparison of arms: the network once, every arm on it, what came out side by side.
+
+Composed (the default) it learns, times, composes: each trainer takes all its steps unpaced for the loss, which no
+link can change; each arm is then timed on its proven link, paced and at full size, its losses held against the
+learned ones to the last bit; loss against hours follows by resampling the measured times. Live and unpaced
+comparisons train each arm for real on its link and compose nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from emulation.errors import LinkError
+from emulation.nodes.base import Backend
+from testbed.analysis.compose import known_within
+from testbed.config import Arm
+from testbed.errors import RunFailed
+from testbed.pace import Plan, plan_for
+from testbed.runs.links import Links
+from testbed.runs.ranks import Ranks
+from testbed.runs.records import Step, combine_steps, combine_validations
+from testbed.runs.settings import Settings
+
+__all__ = ["ArmResult", "Comparison", "Learned"]
+
+_PRECISION = 0.02
+_LEAST_STEPS, _MOST_STEPS = 3, 12
+_SYNC_EVENTS = 2
+_SYNC_EVENT_SECONDS = 4.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Learned:
+    """What a trainer's steps did, whatever the link."""
+
+    losses: list[list[list[float]]]
+    """[rank][step] = [loss sum, tokens]."""
+    validations: list[dict[str, Any]]
+
+    @property
+    def loss(self) -> list[float]:
+        """Of each step, over all nodes' tokens."""
+        steps = zip(*self.losses, strict=True)
+        return [sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks) for ranks in steps]
+
+
+@dataclass(kw_only=True)
+class ArmResult:
+    """One arm, as measured."""
+
+    arm: Arm
+    link: str
+    """shaped | unshaped | modelled."""
+    plan: Plan | None
+    learned: Learned | None = None
+    steps: list[Step] = field(default_factory=list)
+    sync_seconds: list[float] = field(default_factory=list)
+    """Of each synchronisation event, scaled to full size."""
+    sync_fraction: float = 1.0
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Comparison:
+    """Runs the arms of `settings` on `backend`; results in `results`, by arm name."""
+
+    def __init__(self, settings: Settings, backend: Backend, report: Report) -> None:
+        self.settings = settings
+        self.report = report
+        self.links = Links(settings, backend)
+        self.ranks: Ranks
+        self.results: dict[str, ArmResult] = {}
+        self.warm: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Everything, in order; raises what makes the run worthless."""
+        settings = self.settings
+        self.report(self.links.preflight())
+        with Ranks(self.links.backend, settings.folder / "logs") as ranks:
+            self.ranks = ranks
+            ranks.progress = lambda done, total: self.report(f"  {self._doing} {done}/{total}")
+            self._doing = "data"
+            data = ranks.order("prepare", preset=asdict(settings.preset), seed=settings.seed)
+            self._warm_up(data[0]["corpus_sha256"])
+            learned = self._learn() if settings.mode == "composed" else {}
+            for kind in ("fast", "bw"):
+                arms = [arm for arm in settings.arms if arm.link == kind]
+                if not arms:
+                    continue
+                if kind == "bw":
+                    self.report(self.links.shape_and_verify("before"))
+                for arm in arms:
+                    self._take(arm, learned.get(arm.name))
+            self._verify_after()
+
+    def _warm_up(self, corpus: str) -> None:
+        self._doing = "warm start: step"
+        self.report("warm start, once for all arms")
+        answer = self.ranks.order("warm_up", folder=str(self.settings.folder / "checkpoints"))[0]
+        self.warm = {"seconds": answer["seconds"], "sha256": answer["sha256"], "corpus_sha256": corpus}
+
+    def _learn(self) -> dict[str, Learned]:
+        learned = {}
+        for arm in self.settings.arms:
+            self.report(f"learn {arm.name}: {self.settings.preset.steps} steps, unpaced")
+            self._doing = f"{arm.name}: step"
+            self._begin(arm, None, "learned")
+            answers = self.ranks.order("learn")
+            validations = zip(*(answer["validations"] for answer in answers), strict=True)
+            learned[arm.name] = Learned(
+                losses=[answer["losses"] for answer in answers],
+                validations=[combine_validations(list(sums)) for sums in validations],
+            )
+        self.ranks.order("finish")
+        return learned
+
+    def _begin(self, arm: Arm, plan: Plan | None, phase: str) -> None:
+        folder = str(self.settings.folder / arm.name)
+        self.ranks.order("begin", arm=asdict(arm), plan=plan and asdict(plan), folder=folder, phase=phase)
+
+    def _take(self, arm: Arm, learned: Learned | None) -> None:
+        plan = self._plan(arm)
+        result = ArmResult(arm=arm, link=self.links.kind(arm, paced=plan is not None), plan=plan, learned=learned)
+        self.results[arm.name] = result
+        if self.settings.mode == "composed":
+            self._time(result)
+        else:
+            self._train(result)
+        result.ledger = [answer["ledger"] for answer in self.ranks.order("finish")]
+
+    # -- composed
+
+    def _time(self, result: ArmResult) -> None:
+        """Paced steps until their mean is known, each held against the learned one; then the sync event."""
+        plan, learned, name = result.plan, result.learned, result.arm.name
+        assert plan is not None
+        assert learned is not None
+        layers = f"{plan.timed_layers} of {plan.layers} layers" if plan.timed_layers < plan.layers else "all layers"
+        expected = self.links.closed_form_seconds(result.arm, plan)
+        self.report(f"time {name}: {layers}, about {expected * plan.timed_layers / plan.layers:.1f} s a step")
+        self._begin(result.arm, plan, "timed")
+        scale = plan.layers / plan.timed_layers
+        spent = 0.0
+        while not self._enough(result, spent):
+            answers = self.ranks.order("step")
+            index = len(result.steps)
+            for rank, answer in enumerate(answers):
+                was = learned.losses[rank][index][0]
+                if answer["loss_sum"] != was:
+                    raise RunFailed(
+                        f"{name}, step {index}, rank {rank}: the loss on this link is {answer['loss_sum']!r}, off it "
+                        f"{was!r}: a network must change time and never arithmetic"
+                    )
+            step = combine_steps(answers, scale)
+            result.steps.append(step)
+            spent += step.step_seconds / scale
+            note = "" if step.valid else "  INVALID: " + step.why[0]
+            self.report(f"  {name}: timed step {index + 1}: {step.step_seconds:.2f} s{note}")
+        self._time_sync(result)
+        result.validations = learned.validations
+
+    def _enough(self, result: ArmResult, spent: float) -> bool:
+        valid = [step.step_seconds for step in result.steps if step.valid]
+        most = min(_MOST_STEPS, self.settings.preset.steps)
+        if len(result.steps) >= most:
+            return True
+        if len(valid) < min(_LEAST_STEPS, most):
+            return False
+        return known_within(valid, _PRECISION) or spent > self.settings.seconds_per_arm
+
+    def _time_sync(self, result: ArmResult) -> None:
+        """The synchronisation, as its own event, at full size or at the fraction that fits the time."""
+        plan = result.plan
+        assert plan is not None
+        if result.arm.sync == "gradients":
+            result.sync_seconds = [step.sync_seconds for step in result.steps if step.valid]
+            return
+        seconds = plan.sync_seconds(self.links.pair_goodput_bps(result.arm))
+        fraction = 1.0 if plan.modelled_goodput_bps else min(1.0, _SYNC_EVENT_SECONDS / seconds)
+        for _ in range(_SYNC_EVENTS):
+            took = self.ranks.order("average", fraction=fraction)
+            result.sync_seconds.append(max(answer["seconds"] for answer in took) / fraction)
+        result.sync_fraction = fraction
+        self.report(f"  {result.arm.name}: synchronisation {result.sync_seconds[-1]:.2f} s each (timed at {fraction:.0%})")
+
+    # -- live and unpaced
+
+    def _train(self, result: ArmResult) -> None:
+        """Train for real on the link: for the given time if live, else all steps."""
+        settings, name = self.settings, result.arm.name
+        self.report(f"train {name}: " + (f"{settings.live_seconds:.0f} s" if settings.live_seconds else "all steps"))
+        self._begin(result.arm, result.plan, settings.mode)
+        clock = 0.0
+        while len(result.steps) < settings.preset.steps:
+            step = combine_steps(self.ranks.order("step"), 1.0)
+            clock += step.step_seconds + step.sync_seconds
+            result.steps.append(step)
+            if result.arm.sync == "gradients":
+                result.sync_seconds.append(step.sync_seconds)
+            elif len(result.steps) % settings.preset.sync_every == 0:
+                took = max(answer["seconds"] for answer in self.ranks.order("average", fraction=1.0))
+                result.sync_seconds.append(took)
+                clock += took
+            step.time_seconds = clock
+            self._validate_if_due(result)
+            if len(result.steps) % 10 == 0 or settings.mode == "live":
+                self.report(f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}")
+            if settings.live_seconds and clock >= settings.live_seconds:
+                break
+        self._validate_last(result)
+
+    def _validate_if_due(self, result: ArmResult) -> None:
+        if len(result.steps) % self.settings.preset.validation_every == 0:
+            result.validations.append(combine_validations(self.ranks.order("validate")))
+
+    def _validate_last(self, result: ArmResult) -> None:
+        """The end is judged at equal weights: averaged once more, off the clock, if they differ."""
+        if result.validations and result.validations[-1]["step"] == len(result.steps):
+            return
+        if result.arm.sync == "average":
+            self.ranks.order("average", fraction=0.0)
+        result.validations.append(combine_validations(self.ranks.order("validate")))
+
+    # -- links
+
+    def _plan(self, arm: Arm) -> Plan | None:
+        target = self.settings.target
+        if target is None:
+            return None
+        whole = plan_for(arm, target, timed_layers=target.layers, **self.links.modelled(arm))
+        if self.settings.mode == "live":
+            return whole
+        seconds = self.links.closed_form_seconds(arm, whole) * _LEAST_STEPS
+        model_layers = self.settings.preset.model.layers
+        fitting = [k for k in range(model_layers, target.layers + 1, model_layers) if target.layers % k == 0]
+        within = [k for k in fitting if seconds * k / target.layers <= self.settings.seconds_per_arm]
+        return plan_for(arm, target, timed_layers=max(within or fitting[:1]), **self.links.modelled(arm))
+
+    def _verify_after(self) -> None:
+        try:
+            self.report(self.links.verify_again())
+        except LinkError as error:
+            for result in self.results.values():
+                if result.link == "shaped":
+                    result.problems.append(f"the link was not what was asked after the timed steps: {error}")

@@ -1,0 +1,224 @@
+"""A rank that stays alive across the arms of a comparison and takes orders: `python -m testbed.runs.rank`.
+
+Orders come as JSON lines on standard input, answers leave as JSON lines on the descriptor named by
+TESTBED_REPLIES; neither touches the emulated network. What the rank prints goes to its log.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emulation.counters import WireCounter
+from testbed.collector.ledger import balance, settle, socket_bytes
+from testbed.collector.metrics import MetricsFile, system_sample
+from testbed.collector.trace import current as trace
+from testbed.config import Arm, Preset, parse
+from testbed.data.corpus import standard_library
+from testbed.data.recall import RecallMix
+from testbed.errors import TestbedError
+from testbed.pace import Pace, Plan
+from testbed.parallel.transport import Sockets
+from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
+
+__all__ = ["main"]
+
+_PROGRESS_EVERY = 10
+
+
+class Rank:
+    """The state between orders."""
+
+    def __init__(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        self.reply = reply
+        self.rank = int(os.environ["RANK"])
+        addresses = os.environ["NODE_ADDRS"].split(",")
+        port = int(os.environ["MASTER_PORT"])
+        self.transport = Sockets.connect(self.rank, [(address, port) for address in addresses])
+        self.wire = WireCounter(json.loads(os.environ["TESTBED_COUNTER"]))
+        self.preset: Preset
+        self.mix: RecallMix
+        self.seed = 0
+        self.warm: WarmStart | None = None
+        self.trainer: Trainer
+        self.metrics: MetricsFile | None = None
+        self.folder = Path()
+        self.phase = ""
+        self.clock_seconds = 0.0
+        self.ledger: list[dict[str, Any]] = []
+
+    # -- orders, one method each
+
+    def prepare(self, preset: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Read the data."""
+        self.preset, self.seed = parse(Preset, preset, "preset"), seed
+        corpus = standard_library()
+        self.mix = RecallMix(corpus.train, corpus.validation, seed=seed, chunks=self.preset.task_chunks)
+        return {"corpus_sha256": corpus.sha256}
+
+    def warm_up(self, folder: str) -> dict[str, Any]:
+        """The warm start that all arms share; rank 0 keeps its weights on disk."""
+        started = time.perf_counter()
+        self.warm = warm_start(
+            self.preset, self.mix, self.transport, seed=self.seed, progress=self._progress
+        )
+        if self.rank == 0:
+            from safetensors.torch import save_file
+
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            save_file(self.warm.weights, Path(folder) / "warm_start.safetensors")
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "sha256": self.warm.sha256, "losses": self.warm.losses}
+
+    def begin(self, arm: dict[str, Any], plan: dict[str, Any] | None, folder: str, phase: str) -> dict[str, Any]:
+        """A fresh trainer of this arm at the warm start."""
+        self.finish()
+        self.folder, self.phase = Path(folder), phase
+        self.trainer = Trainer(
+            self.preset, parse(Arm, arm, "arm"), self.mix, self.transport, seed=self.seed, warm=self.warm
+        )
+        if plan is not None:
+            paced = Pace(parse(Plan, plan, "plan"), self.transport, model_layers=self.preset.model.layers)
+            self.trainer.set_pace(paced)
+        self.metrics = MetricsFile(self.folder, self.rank)
+        self.clock_seconds, self.ledger = 0.0, []
+        return {"parameters": sum(parameter.numel() for parameter in self.trainer.parameters)}
+
+    def learn(self) -> dict[str, Any]:
+        """All steps, at this machine's own speed; the loss is what is kept."""
+        losses, validations = [], []
+        while self.trainer.index < self.preset.steps:
+            before = Counter(self.transport.sent)
+            result = self.trainer.step()
+            self._check_payload(before, result)
+            losses.append([result.loss_sum, result.tokens])
+            self._write(result, self._payload_since(before), {}, [])
+            if self.trainer.sync_due:
+                self.trainer.average_weights()
+            if self.trainer.index % self.preset.validation_every == 0 or self.trainer.index == self.preset.steps:
+                validations.append(self.validate())
+            self._progress(self.trainer.index, self.preset.steps)
+        return {"losses": losses, "validations": validations}
+
+    def step(self) -> dict[str, Any]:
+        """One step whose time counts: settled, balanced, written down."""
+        settle(self.transport.peers.values())
+        sent, sockets, wire = Counter(self.transport.sent), self._sockets(), self.wire.read()
+        result = self.trainer.step()
+        settle(self.transport.peers.values())
+        sockets_now, wire_now = self._sockets(), self.wire.read()
+        payload = self._check_payload(sent, result)
+        moved = {
+            "wire_tx_bytes": _difference(wire_now.tx_bytes, wire.tx_bytes),
+            "wire_rx_bytes": _difference(wire_now.rx_bytes, wire.rx_bytes),
+        }
+        spent = sockets_now.since(sockets)
+        why = [*result.overruns, *balance(sum(payload.values()), spent, moved["wire_tx_bytes"])]
+        entry = {"step": self.trainer.index - 1, "payload_bytes": payload, **asdict(spent), **moved, "problems": why}
+        self.ledger.append(entry)
+        line = self._write(result, payload, moved, why)
+        return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens}
+
+    def average(self, fraction: float) -> dict[str, Any]:
+        """Average the weights, with `fraction` of the target's bytes on the wire; the seconds it took."""
+        seconds = self.trainer.average_weights(fraction=fraction)
+        self.clock_seconds += seconds
+        return {"seconds": seconds}
+
+    def validate(self) -> dict[str, Any]:
+        """Sums over this rank's share of the validation sequences."""
+        sums = {"step": self.trainer.index, **asdict(self.trainer.validate())}
+        if self.metrics is not None and sums["tokens"]:
+            self.metrics.write({"phase": self.phase, "val_loss": sums["loss"] / sums["tokens"], **sums})
+        return sums
+
+    def finish(self) -> dict[str, Any]:
+        """Write what is still in memory of the arm under way."""
+        if self.metrics is not None:
+            self.metrics.close()
+            self.metrics = None
+            trace.write(self.folder / "trace" / f"rank{self.rank}.json")
+            trace.events.clear()
+        return {"ledger": self.ledger}
+
+    # -- what they share
+
+    def _write(
+        self, result: StepResult, payload: dict[str, int], moved: dict[str, int | None], why: list[str]
+    ) -> dict[str, Any]:
+        self.clock_seconds += result.step_seconds + result.sync_seconds
+        line = {
+            "step": self.trainer.index - 1,
+            "phase": self.phase,
+            "time_seconds": self.clock_seconds,
+            "loss": result.loss_sum / max(1, result.tokens),
+            "tokens": result.tokens,
+            "step_seconds": result.step_seconds,
+            "compute_seconds": result.step_seconds - result.exchange_seconds,
+            "compute_cpu_seconds": result.compute_cpu_seconds,
+            "exchange_seconds": result.exchange_seconds,
+            "sync_seconds": result.sync_seconds,
+            "payload_bytes": payload,
+            **moved,
+            "valid": not why,
+        }
+        if why:
+            line["why"] = why
+        if moved or self.trainer.index % _PROGRESS_EVERY == 0:
+            line |= system_sample()
+        assert self.metrics is not None
+        self.metrics.write(line)
+        return line
+
+    def _check_payload(self, before: Counter[str], result: StepResult) -> dict[str, int]:
+        """Payload by channel since `before`; it must be the closed form, to the byte."""
+        payload = self._payload_since(before)
+        expected = self.trainer.payload_of_step()
+        counted = {channel: payload.get(channel, 0) for channel in expected}
+        assert counted == expected, f"step {result}: payload {counted} is not the closed form {expected}"
+        return payload
+
+    def _payload_since(self, before: Counter[str]) -> dict[str, int]:
+        return {channel: count - before[channel] for channel, count in self.transport.sent.items()}
+
+    def _sockets(self) -> Any:
+        return socket_bytes(self.transport.peers.values())
+
+    def _progress(self, done: int, total: int) -> None:
+        if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):
+            self.reply({"progress": [done, total]})
+
+
+def _difference(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else now - before
+
+
+def main() -> None:
+    """Serve orders until standard input ends."""
+    torch.set_num_threads(1)
+    with os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1) as replies:
+
+        def reply(message: dict[str, Any]) -> None:
+            replies.write(json.dumps(message) + "\n")
+
+        try:
+            rank = Rank(reply)
+            reply({"done": "start"})
+            for line in sys.stdin:
+                order = json.loads(line)
+                name = order.pop("do")
+                reply({"done": name, **getattr(rank, name)(**order)})
+        except TestbedError as error:
+            reply({"failed": str(error)})
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

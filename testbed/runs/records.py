@@ -1,0 +1,63 @@
+"""From what ranks answer to what a table says: sums and means over ranks, keys with units."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+__all__ = ["Step", "combine_steps", "combine_validations"]
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One step over all ranks. Times are means over ranks, scaled to all of the target's layers."""
+
+    step_seconds: float
+    compute_seconds: float
+    exchange_seconds: float
+    compute_cpu_seconds: float
+    sync_seconds: float
+    loss: float
+    payload_bytes: dict[str, float]
+    """By channel, a node's mean."""
+    wire_tx_bytes: float | None
+    valid: bool
+    why: list[str] = field(default_factory=list)
+    time_seconds: float | None = None
+    """Since the first step, where steps are trained one after the other."""
+
+
+def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
+    """One step from the ranks' answers. `scale`: the target's layers / the layers timed."""
+    payload: Counter[str] = Counter()
+    for answer in answers:
+        for channel, count in answer["payload_bytes"].items():
+            payload[channel] += count / len(answers)
+    wire = [answer["wire_tx_bytes"] for answer in answers]
+    return Step(
+        step_seconds=scale * fmean(answer["step_seconds"] for answer in answers),
+        compute_seconds=scale * fmean(answer["compute_seconds"] for answer in answers),
+        exchange_seconds=scale * fmean(answer["exchange_seconds"] for answer in answers),
+        compute_cpu_seconds=fmean(answer["compute_cpu_seconds"] for answer in answers),
+        sync_seconds=fmean(answer["sync_seconds"] for answer in answers),
+        loss=sum(answer["loss_sum"] for answer in answers) / max(1, sum(answer["tokens"] for answer in answers)),
+        payload_bytes={channel: scale * count for channel, count in payload.items()},
+        wire_tx_bytes=None if None in wire else scale * fmean(wire),
+        valid=all(answer["valid"] for answer in answers),
+        why=[f"rank {rank}: {why}" for rank, answer in enumerate(answers) for why in answer.get("why", [])],
+    )
+
+
+def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean losses in nats per token, and the share of remote facts recalled, from the ranks' sums."""
+
+    def total(key: str) -> float:
+        return sum(part[key] for part in sums)
+
+    return {
+        "step": sums[0]["step"],
+        "val_loss": total("loss") / total("tokens"),
+        "val_loss_text": total("text_loss") / total("text_tokens"),
+        "val_loss_remote": total("remote_loss") / total("remote_tokens"),
+        "recall_accuracy_remote": total("remote_right") / total("remote_tokens"),
+    }

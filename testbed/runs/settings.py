@@ -1,0 +1,172 @@
+"""What a user asks of `testbed emulate`, checked and resolved before anything is created."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from emulation.network import Link, Network, goodput_bps, star
+from emulation.units import parse_delay, parse_duration, parse_percent, parse_rate
+from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, names_in
+from testbed.errors import UsageError
+from testbed.runs.directory import check_name
+from testbed.targets import Target
+
+__all__ = ["Settings", "resolve", "standard_arms"]
+
+SUB_CHUNKS = 4
+"""A node's chunk must divide by it (`testbed.codecs.subspace`)."""
+_DEFAULT_NODES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A comparison, resolved. Rates in bit/s, times in seconds."""
+
+    folder: Path
+    command: str
+    link: Link
+    network: Network
+    """With the links unshaped: they are shaped for the arms that need it."""
+    accounting: Literal["pair", "nic"]
+    backend: Literal["netns", "host"]
+    preset_name: str
+    preset: Preset
+    target: Target | None
+    """Whom the nodes stand for; None: no pace."""
+    live_seconds: float | None
+    arms: tuple[Arm, ...]
+    seed: int
+    share: bool
+    seconds_per_arm: float
+    """Time budget for the timed steps of one arm; fewer of the target's like layers are timed to keep it."""
+
+    @property
+    def mode(self) -> Literal["composed", "live", "unpaced"]:
+        """Learn, time and compose; or train paced for a given time; or train as this machine does."""
+        if self.target is None:
+            return "unpaced"
+        return "live" if self.live_seconds is not None else "composed"
+
+    @property
+    def nodes(self) -> int:
+        return len(self.network.nodes)
+
+    @property
+    def goodput_bps(self) -> float | None:
+        """What a TCP payload gets of the asked rate."""
+        return goodput_bps(self.link.rate_bps) if self.link.rate_bps else None
+
+
+def standard_arms(preset: Preset) -> tuple[Arm, ...]:
+    """The five trainers of a comparison; the last four share link, sync interval, seed, data and warm start."""
+    subspace = CodecConfig(name="subspace", ranks=preset.subspace_ranks)
+    latent = CodecConfig(name="latent", ranks=(preset.latent_rank,), wire="int4", own_chunk="exact")
+    return (
+        Arm(name="centralised", exchange="all-gather", sync="gradients", link="fast"),
+        Arm(name="decentralised", exchange="all-gather", sync="average", link="bw"),
+        Arm(name="subspace", exchange="all-gather", codec=subspace, sync="average", link="bw"),
+        Arm(name="latent", exchange="all-gather", codec=latent, sync="average", link="bw"),
+        Arm(name="control", exchange="local", sync="average", link="bw"),
+    )
+
+
+def resolve(
+    *,
+    bw: str,
+    delay: str,
+    loss: str,
+    nodes: int | None,
+    preset: str,
+    target: str,
+    pace: str | None,
+    live: str | None,
+    accounting: Literal["pair", "nic"],
+    backend: Literal["netns", "host"],
+    seed: int,
+    steps: int | None,
+    arms: str | None,
+    name: str | None,
+    share: bool,
+    budget: str,
+    command: str,
+) -> Settings:
+    """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
+    link = Link(rate_bps=parse_rate(bw), delay_us=parse_delay(delay), loss=parse_percent(loss))
+    chosen = load_toml(Preset, "presets", preset)
+    if steps is not None:
+        if steps < 1:
+            raise UsageError(f"{steps} steps were asked for; at least 1 is needed")
+        chosen = replace(chosen, steps=steps)
+    target_name = _target_name(target, pace, live)
+    stood_for = load_toml(Target, "targets", target_name) if target_name else None
+    nodes = _check_nodes(nodes, accounting, chosen, stood_for, whole=accounting == "nic")
+    if seed < 0:
+        raise UsageError(f"a seed of {seed} was given; seeds are whole numbers from 0")
+    return Settings(
+        folder=check_name(name, f"emulate-{bw}-{accounting}"),
+        command=command,
+        link=link,
+        network=star(nodes, Link(), accounting),
+        accounting=accounting,
+        backend=backend,
+        preset_name=preset,
+        preset=chosen,
+        target=stood_for,
+        live_seconds=None if live is None else _positive(parse_duration(live), live),
+        arms=_choose_arms(standard_arms(chosen), arms),
+        seed=seed,
+        share=share,
+        seconds_per_arm=_positive(parse_duration(budget), budget),
+    )
+
+
+def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
+    """The target's name, or None where there is no pace; refuses names that are not there."""
+    known = names_in("targets")
+    if pace == "none":
+        if live is not None:
+            raise UsageError("LIVE is a paced run; with PACE=none give STEPS instead")
+        return None
+    for given in (target, pace):
+        if given is not None and given not in known and not given.endswith(".toml"):
+            raise UsageError(f"'{given}' is no target; known are {', '.join(known)}, or 'none' for PACE")
+    return pace or target
+
+
+def _check_nodes(
+    nodes: int | None, accounting: str, preset: Preset, target: Target | None, *, whole: bool
+) -> int:
+    """The number of nodes, by default 4, or all of the target's where its whole access link is what counts."""
+    if nodes is None:
+        nodes = target.nodes if target is not None and whole else _DEFAULT_NODES
+    most = preset.batch * preset.task_chunks
+    if target is not None:
+        most = min(most, target.nodes)
+    fitting = [n for n in range(2, most + 1) if preset.context % (n * SUB_CHUNKS) == 0]
+    if nodes not in fitting:
+        raise UsageError(
+            f"{nodes} nodes cannot share sequences of {preset.context} tokens evenly: "
+            f"type NODES={fitting[0]}" + "".join(f" or {n}" for n in fitting[1:])
+        )
+    if target is not None and whole and nodes != target.nodes:
+        raise UsageError(
+            f"with ACCOUNTING=nic a node's access link carries what it sends to all {target.nodes} nodes of "
+            f"{target.name}: type NODES={target.nodes}, or PACE=none for the small model's own traffic"
+        )
+    return nodes
+
+
+def _choose_arms(arms: tuple[Arm, ...], wanted: str | None) -> tuple[Arm, ...]:
+    if wanted is None:
+        return arms
+    names = [part.strip() for part in wanted.split(",")]
+    for given in names:
+        if given not in STANDARD_ARMS:
+            raise UsageError(f"'{given}' is no arm; known are {', '.join(STANDARD_ARMS)}")
+    return tuple(arm for arm in arms if arm.name in names)
+
+
+def _positive(seconds: float, given: str) -> float:
+    if seconds <= 0:
+        raise UsageError(f"a time of {given} was given; it must be above 0, such as 10min")
+    return seconds
