@@ -281,18 +281,20 @@ def warm_start(
     transport: Transport,
     *,
     seed: int,
+    device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WarmStart:
     """Uncompressed steps on short contexts, each rank on sequences of its own, gradients all-reduced every step."""
     arm = Arm(name="warm start", exchange="local", sync="gradients", link="fast")
-    trainer = Trainer(preset, arm, mix, transport, seed=seed, warm=None)
+    trainer = Trainer(preset, arm, mix, transport, seed=seed, warm=None, device=device)
     trainer.exchange = Local(preset.model)  # every sequence starts at position 0, whichever rank reads it
     context, sequences = preset.context // preset.task_chunks, preset.batch * preset.task_chunks
     losses = []
     for step in range(preset.warm_steps):
         batch = mix.batch("train", step, sequences, context)
         rows = slice(trainer.rank * sequences // trainer.world, (trainer.rank + 1) * sequences // trainer.world)
-        own = (torch.from_numpy(x[rows].copy()) for x in (batch.tokens, batch.labels, batch.counted))
+        arrays = (batch.tokens, batch.labels, batch.counted)
+        own = (torch.from_numpy(x[rows].copy()).to(trainer.device) for x in arrays)
         loss, tokens = trainer._backward(*own, counted=int(batch.counted.sum()))
         trainer._sync_gradients()
         trainer._update(step)
@@ -321,7 +323,7 @@ def _activations(trainer: Trainer, mix: RecallMix, context: int, sequences: int)
     recorder.record = True
     for number in range(_RECORDED_BATCHES):
         batch = mix.batch("train", trainer.preset.warm_steps + number, sequences, context)
-        trainer.model(torch.from_numpy(batch.tokens.copy()), recorder)
+        trainer.model(torch.from_numpy(batch.tokens.copy()).to(trainer.device), recorder)
     layers = trainer.preset.model.layers
     return [torch.cat(recorder.seen[layer::layers]) for layer in range(layers)]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.analysis.compose import compose
+from testbed.errors import UsageError
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "Comparison", "load_comparison", "results_table", "write_results"]
 
@@ -65,16 +66,16 @@ class Comparison:
 
 
 def load_comparison(path: Path | str) -> Comparison:
-    """The comparison in the folder `path`; raises `ValueError` with one sentence if it cannot be read."""
+    """The comparison in the folder `path`; raises `UsageError` with one sentence if it cannot be read."""
     folder = Path(path)
     source, results = folder / "comparison.json", folder / "results.parquet"
     for file in (source, results):
         if not file.is_file():
-            raise ValueError(f"{folder} holds no {file.name}: it is no finished comparison")
+            raise UsageError(f"{folder} holds no {file.name}: it is no finished comparison")
     try:
         comparison = json.loads(source.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not valid JSON ({error}): the run did not end as it should") from None
+        raise UsageError(f"{source} is not valid JSON ({error}): the run did not end as it should") from None
     _check_version(comparison.get("schema_version"), source)
     table = pd.read_parquet(results)
     _check_version(table.attrs.get("schema_version"), results)
@@ -83,7 +84,9 @@ def load_comparison(path: Path | str) -> Comparison:
 
 def _check_version(found: Any, file: Path) -> None:
     if found != SCHEMA_VERSION:
-        raise ValueError(f"{file} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only")
+        raise UsageError(
+            f"{file} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only"
+        )
 
 
 def write_results(
@@ -98,7 +101,11 @@ def write_results(
 
 def results_table(comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """The tidy table: an arm without summary (it failed) has no rows, one without valid timed steps no times."""
-    parts = [_arm_table(comparison, arm, summaries[arm["arm"]]) for arm in comparison["arms"] if arm["arm"] in summaries]
+    parts = [
+        _arm_table(comparison, arm, summaries[arm["arm"]])
+        for arm in comparison["arms"]
+        if arm["arm"] in summaries
+    ]
     parts = [part for part in parts if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
     table.attrs["schema_version"] = SCHEMA_VERSION
@@ -155,5 +162,7 @@ def _measured_clock(timed: dict[str, Any], learned: list[float]) -> tuple[pd.Dat
     if not steps or any(loss is None for loss in losses):
         losses = learned
     times = [step.get("time_seconds") for step in steps]
-    clock = pd.DataFrame({"step": [step["step"] + 1 for step in steps], "time_seconds": pd.Series(times, dtype=float)})
+    clock = pd.DataFrame(
+        {"step": [step["step"] + 1 for step in steps], "time_seconds": pd.Series(times, dtype=float)}
+    )
     return clock.assign(time_low=clock["time_seconds"], time_high=clock["time_seconds"]), losses

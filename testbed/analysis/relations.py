@@ -49,7 +49,9 @@ def void_reason(arms: list[Record]) -> str | None:
             f"(at least {CONTROL_ABOVE:+.0%} is needed)"
         )
     if recall is not None and recall > RECALL_AT_MOST:
-        found.append(f"without exchange {recall:.0%} of the remote recall is right (at most {RECALL_AT_MOST:.0%} may be)")
+        found.append(
+            f"without exchange {recall:.0%} of the remote recall is right (at most {RECALL_AT_MOST:.0%} may be)"
+        )
     if not found:
         return None
     return f"On this task the comparison shows nothing about exchange: {' and '.join(found)}."

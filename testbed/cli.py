@@ -1,0 +1,318 @@
+"""The command `testbed`: parse, call, print. Exit status 0 done, 1 failed or invalid, 2 bad usage, 130 interrupted.
+
+Nothing heavy is imported before a command runs: a world can only be entered by a process with one thread, and
+numpy and torch start theirs when they are imported.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from emulation.capability import require_tools
+from emulation.errors import CapabilityError, EmulationError
+from emulation.errors import UsageError as NetworkUsageError
+from emulation.world import run_in_world
+from testbed.errors import TestbedError, UsageError
+
+__all__ = ["main"]
+
+Accounting = Literal["pair", "nic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulate:
+    """Train five arms over an emulated network and compare them: loss against hours, bytes on the wire."""
+
+    bw: str
+    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
+    delay: str = "0ms"
+    """One-way delay. Needs netem in the kernel or a delay line, which this version does not have."""
+    loss: str = "0%"
+    """Packets lost. As for delay."""
+    nodes: int | None = None
+    """Nodes to build (default 4; with --accounting nic and a target, all of the target's)."""
+    preset: str = "quick"
+    """What is trained: a name in experiments/presets, or a .toml file."""
+    target: str = "paper-800m"
+    """Whom a node stands for: a name in experiments/targets, or a .toml file."""
+    pace: str | None = None
+    """'none': no target; the machine's own speed and message sizes."""
+    live: str | None = None
+    """Train every arm paced for this long (10min) instead of learning, timing and composing."""
+    accounting: Accounting = "pair"
+    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
+    backend: Literal["netns", "host"] = "netns"
+    """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
+    seed: int = 0
+    steps: int | None = None
+    """Context-parallel steps (default: the preset's)."""
+    arms: str | None = None
+    """Only these, comma separated: centralised,decentralised,subspace,latent,control."""
+    name: str | None = None
+    """The run's folder in runs/ (default: date, time and rate)."""
+    budget: str = "100s"
+    """Time for one arm's timed steps; fewer of the target's like layers are timed to keep to it."""
+    share: bool = False
+    """Run although another run uses this machine."""
+    dry_run: bool = False
+    """Print the resolved configuration and every command, and do nothing."""
+    json: bool = False
+    """Print comparison.json at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Build links, measure every one of them, and compare with what was asked."""
+
+    bw: str
+    """Rate of a link: 300mbit."""
+    delay: str = "0ms"
+    nodes: int = 4
+    accounting: Accounting = "pair"
+    share: bool = False
+    dry_run: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exec:
+    """Run any command on every node of an emulated network: testbed exec --nodes 4 --bw 300mbit -- CMD…
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and NODE_ADDRS
+    are set; output is prefixed with the node; the exit status is the worst one.
+    """
+
+    bw: str
+    """Rate of a link: 300mbit."""
+    delay: str = "0ms"
+    nodes: int = 4
+    accounting: Accounting = "pair"
+    share: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one arm as a rank of torchrun, on real machines or on one: torchrun --nproc-per-node 4 -m testbed train"""
+
+    arm: str = "latent"
+    """centralised, decentralised, subspace, latent or control."""
+    preset: str = "quick"
+    seed: int = 0
+    steps: int | None = None
+    transport: Literal["sockets", "distributed"] = "sockets"
+    """Plain TCP between ranks, or torch.distributed (NCCL on GPUs, else gloo)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What this machine can do, and what to change where it cannot."""
+
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs of this checkout, newest last."""
+
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """End what is left of crashed runs of ours, if anything is; runs/ stays."""
+
+    dry_run: bool = False
+
+
+Command = Union[
+    Annotated[Emulate, tyro.conf.subcommand("emulate")],
+    Annotated[Verify, tyro.conf.subcommand("verify")],
+    Annotated[Exec, tyro.conf.subcommand("exec")],
+    Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[Doctor, tyro.conf.subcommand("doctor")],
+    Annotated[Runs, tyro.conf.subcommand("runs")],
+    Annotated[Clean, tyro.conf.subcommand("clean")],
+]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status of `testbed ARGV…`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    arguments, program = _split(arguments)
+    command = tyro.cli(
+        Command,  # pyrefly: ignore
+        args=arguments,
+        prog="testbed",
+        description="A testbed for training over slow links.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        return _HANDLERS[type(command)](command, program)
+    except (UsageError, NetworkUsageError, CapabilityError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2
+    except (TestbedError, EmulationError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("testbed: interrupted; everything is taken down", file=sys.stderr)
+        return 130
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and the program behind `--`."""
+    if "--" in arguments:
+        where = arguments.index("--")
+        return arguments[:where], arguments[where + 1 :]
+    return arguments, []
+
+
+def _in_world(main: Callable[[], int]) -> int:
+    """`main` in a private world; what it raises on purpose becomes a sentence and a status there."""
+
+    def guarded() -> int:
+        try:
+            return main()
+        except (UsageError, NetworkUsageError, CapabilityError) as error:
+            print(f"testbed: {error}", file=sys.stderr)
+            return 2
+        except (TestbedError, EmulationError) as error:
+            print(f"testbed: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("testbed: interrupted; everything is taken down", file=sys.stderr)
+            return 130
+
+    return run_in_world(guarded)
+
+
+def _emulate(command: Emulate, _: list[str]) -> int:
+    from testbed.runs.directory import machine_lock
+    from testbed.runs.settings import resolve
+
+    options = {key: value for key, value in asdict(command).items() if key not in ("dry_run", "json")}
+    settings = resolve(**options, command=shlex.join(["testbed", *sys.argv[1:]]))
+    if command.dry_run:
+        from testbed.runs.dry import dry_run
+
+        print(dry_run(settings))
+        return 0
+
+    def run() -> int:
+        from testbed.runs.emulate import emulate
+        from testbed.runs.progress import Progress
+
+        console = Console(stderr=command.json)
+        with Progress(console) as progress:
+            record = emulate(settings, progress.report)
+        return _conclude(settings.folder, record, console, as_json=command.json)
+
+    with machine_lock(share=settings.share):
+        if settings.backend == "host":
+            return run()
+        require_tools()
+        return _in_world(run)
+
+
+def _conclude(folder: Any, record: dict[str, Any], console: Console, *, as_json: bool) -> int:
+    from testbed.analysis.figures import write_figures
+    from testbed.analysis.load import load_comparison
+    from testbed.analysis.summary import print_summary
+
+    comparison = load_comparison(folder)
+    write_figures(comparison, folder / "figures")
+    print_summary(comparison, console)
+    console.print(f"\neverything is in {escape(str(folder))}, figures in {escape(str(folder / 'figures'))}")
+    if as_json:
+        print(json.dumps(record))
+    return 0 if all(arm["valid"] for arm in record["arms"]) else 1
+
+
+def _verify(command: Verify, _: list[str]) -> int:
+    from testbed.runs.directory import machine_lock
+    from testbed.runs.execute import network_for, verify_links
+
+    network = network_for(command.bw, command.delay, command.nodes, command.accounting)
+    if command.dry_run:
+        return _print_commands(network)
+    require_tools()
+    with machine_lock(share=command.share):
+        return _in_world(lambda: verify_links(network, as_json=command.json))
+
+
+def _exec(command: Exec, program: list[str]) -> int:
+    from testbed.runs.directory import machine_lock
+    from testbed.runs.execute import network_for, run_everywhere
+
+    if not program:
+        raise UsageError("no command was given: type it behind '--', as in: testbed exec --bw 300mbit -- hostname -I")
+    network = network_for(command.bw, command.delay, command.nodes, command.accounting)
+    if command.dry_run:
+        return _print_commands(network, shlex.join(program))
+    require_tools()
+    with machine_lock(share=command.share):
+        return _in_world(lambda: run_everywhere(network, program))
+
+
+def _print_commands(network: Any, program: str | None = None) -> int:
+    from emulation.nodes.netns import NetnsBackend
+
+    print("\n".join(NetnsBackend(network).commands()))
+    if program:
+        print("\n".join(f"on {node.name}: {program}" for node in network.nodes))
+    return 0
+
+
+def _train(command: Train, _: list[str]) -> int:
+    from testbed.runs.torchrun import train
+
+    return train(command.arm, command.preset, command.seed, command.steps, command.transport)
+
+
+def _doctor(command: Doctor, _: list[str]) -> int:
+    from emulation.capability import probe
+    from testbed.runs.tables import capability_table
+
+    capabilities = probe()
+    if command.json:
+        print(json.dumps({"schema_version": 1, "capabilities": [asdict(each) for each in capabilities]}, indent=2))
+    else:
+        Console().print(capability_table(capabilities))
+    return 0
+
+
+def _runs(command: Runs, _: list[str]) -> int:
+    from testbed.runs.tables import list_runs, runs_table
+
+    runs = list_runs()
+    if command.json:
+        print(json.dumps({"schema_version": 1, "runs": runs}, indent=2))
+    else:
+        Console().print(runs_table(runs))
+    return 0
+
+
+def _clean(command: Clean, _: list[str]) -> int:
+    from testbed.runs.clean import clean
+
+    print(clean(dry_run=command.dry_run))
+    return 0
+
+
+_HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
+    Emulate: _emulate,
+    Verify: _verify,
+    Exec: _exec,
+    Train: _train,
+    Doctor: _doctor,
+    Runs: _runs,
+    Clean: _clean,
+}

@@ -1,0 +1,155 @@
+"""The links of a comparison: unshaped for what is learned, shaped and proven for what is timed.
+
+Three kinds of link an arm can have. `shaped`: the kernel holds it to the asked rate, read back and measured.
+`unshaped`: as fast as this machine. `modelled`: unshaped, and the rest of bytes / rate + round trip is waited;
+for the cluster's link, for rates beyond this machine, and on host nodes. Modelled is never called measured.
+"""
+
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from emulation import verify
+from emulation.network import Link, Network, goodput_bps
+from emulation.nodes.base import Backend
+from emulation.units import format_rate, parse_rate
+from testbed.config import Arm
+from testbed.pace import Plan
+from testbed.runs.directory import write_json
+from testbed.runs.settings import Settings
+
+__all__ = ["Links"]
+
+_SHARE_OF_CAPACITY = 0.7
+"""Beyond this share of what the machine carries all to all, a rate counts as one that it does not carry."""
+
+
+class Links:
+    """Shapes and measures, and knows what each arm's link is."""
+
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.shapable = settings.backend == "netns"
+        self.measured: dict[str, dict[str, Any]] = {}
+        """By phase: preflight, before, after."""
+        self.readback: dict[str, Any] = {}
+        self.round_trip_seconds = 0.0
+        self.capacity: dict[str, Any] = {}
+
+    @property
+    def shaped_network(self) -> Network:
+        """The network with the link under test."""
+        return replace(self.settings.network, link=self.settings.link)
+
+    def preflight(self) -> str:
+        """Prove the link before minutes are spent on learning; then take the shapers off. What was found, in words."""
+        self.capacity = verify.capacity(self.backend)
+        unshaped = verify.measure(self.backend, self.settings.network, 0.2)
+        self.round_trip_seconds = fmean(ping["median_us"] or 0.0 for ping in unshaped["round_trips"]) / 1e6
+        carried = f"this machine carries {self.capacity['aggregate_bps'] / 1e9:.1f} Gbit/s between all nodes together"
+        if not self.shapable:
+            return f"host nodes: loopback, unshaped; {carried}"
+        rate, nodes = self.settings.link.rate_bps or 0, self.settings.nodes
+        needed = rate * nodes * (nodes - 1 if self.settings.accounting == "pair" else 1)
+        if needed > _SHARE_OF_CAPACITY * self.capacity["aggregate_bps"]:
+            self.shapable = False
+            return f"{format_rate(rate)} for {nodes} nodes is beyond this machine, so links stay unshaped: {carried}"
+        text = self.shape_and_verify("preflight")
+        self.backend.shape(Link())
+        return text
+
+    def shape_and_verify(self, phase: str) -> str:
+        """Shape, read back, measure; raises LinkError out of tolerance. What was found, in words."""
+        if not self.shapable:
+            return "links stay unshaped"
+        self.backend.shape(self.settings.link)
+        self.readback = self.backend.check_readback()
+        return self._verify(phase)
+
+    def verify_again(self) -> str:
+        """Measure once more, after the timed steps."""
+        return self._verify("after") if self.shapable and "before" in self.measured else "links were unshaped"
+
+    def _verify(self, phase: str) -> str:
+        measured = verify.verify(self.backend, self.shaped_network)
+        self.measured[phase] = measured
+        worst = max(abs(link["ratio"] - 1) for link in measured["links"])
+        return (
+            f"links proven {phase}: {format_rate(self.settings.link.rate_bps or 0)} per "
+            f"{'pair' if self.settings.accounting == 'pair' else 'node'} asked, goodput within {worst:.2%} of the "
+            f"expected {measured['expected_goodput_bps'] / 1e6:.1f} Mbit/s on all {len(measured['links'])} measurements"
+        )
+
+    # -- what an arm's link is
+
+    def kind(self, arm: Arm, *, paced: bool) -> str:
+        """shaped | unshaped | modelled."""
+        if arm.link == "bw" and self.shapable:
+            return "shaped"
+        return "modelled" if paced else "unshaped"
+
+    def modelled(self, arm: Arm) -> dict[str, Any]:
+        """What `plan_for` needs to know of a link that is waited for; nothing for a real one."""
+        target = self.settings.target
+        if target is None or (arm.link == "bw" and self.shapable):
+            return {}
+        rate = parse_rate(target.fast_rate) if arm.link == "fast" else self.settings.link.rate_bps
+        goodput = goodput_bps(rate or 0)
+        if self.settings.accounting == "nic":
+            goodput /= self.settings.nodes - 1
+        return {"modelled_goodput_bps": goodput, "round_trip_seconds": self.round_trip_seconds}
+
+    def goodput_bps(self) -> float:
+        """Measured under full load: of a pair, or of a node where the rate is a node's."""
+        measured = self.measured.get("before") or self.measured["preflight"]
+        together = [link["goodput_bps"] for link in measured["links"] if link["phase"] == "together"]
+        return fmean(together)
+
+    def pair_goodput_bps(self, arm: Arm) -> float:
+        """What one of a node's peers gets while all exchange."""
+        modelled = self.modelled(arm)
+        if modelled:
+            return modelled["modelled_goodput_bps"]
+        return self.goodput_bps() / (self.settings.nodes - 1 if self.settings.accounting == "nic" else 1)
+
+    def closed_form_seconds(self, arm: Arm, plan: Plan) -> float:
+        """Compute plus bytes / measured goodput, of a whole step."""
+        return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm))
+
+    def other_accounting_seconds(self, plan: Plan) -> float:
+        """The same step if the rate were counted the other way, at all of the target's nodes. Closed form."""
+        target, rate = self.settings.target, self.settings.link.rate_bps
+        assert target is not None
+        peers = target.nodes - 1 if self.settings.accounting == "pair" else 1
+        return plan.compute_seconds + peers * plan.exchange_seconds(goodput_bps(rate or 0))
+
+    def write(self, arm: Arm, kind: str) -> None:
+        """`link/` of an arm: what was asked, what the kernel has, what was measured."""
+        folder = self.settings.folder / arm.name / "link"
+        rate = self.settings.link.rate_bps if arm.link == "bw" else None
+        asked = {
+            "kind": kind,
+            "rate_bps": rate,
+            "delay_us": self.settings.link.delay_us if arm.link == "bw" else 0,
+            "loss": self.settings.link.loss if arm.link == "bw" else 0.0,
+            "network": self.backend.describe(),
+        }
+        write_json(folder / "requested.json", asked)
+        write_json(folder / "readback.json", self.readback if kind == "shaped" else {})
+        write_json(folder / "measured.json", self.measured if kind == "shaped" else {"capacity": self.capacity})
+
+    def evidence(self) -> list[dict[str, Any]]:
+        """Every measured link, flat, for tables and figures."""
+        lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for phase, measured in self.measured.items():
+            for link in measured["links"]:
+                name = f"{link['node']}→{link['peer']}" if link["peer"] else link["node"]
+                key = (phase, name, link["direction"])
+                line = lines.setdefault(
+                    key,
+                    {"phase": phase, "name": name, "direction": link["direction"], "expected_bps": link["expected_bps"]},
+                )
+                line[f"{link['phase']}_bps"] = link["goodput_bps"]
+                line[f"{link['phase']}_ratio"] = link["ratio"]
+        return list(lines.values())

@@ -1,0 +1,56 @@
+"""Tables for `testbed doctor` and `testbed runs`."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from emulation.capability import Capability
+from testbed.runs.directory import RUNS, read_json
+
+__all__ = ["capability_table", "list_runs", "runs_table"]
+
+
+def capability_table(capabilities: list[Capability]) -> Table:
+    """What was tried, whether it works, and what to do where it does not."""
+    table = Table(title="this machine")
+    for name in ("what", "works", "detail", "remedy"):
+        table.add_column(name, overflow="fold")
+    for each in capabilities:
+        works = "[green]yes[/green]" if each.ok else "[yellow]no[/yellow]"
+        table.add_row(escape(each.name), works, escape(each.detail), "" if each.ok else escape(each.remedy or ""))
+    return table
+
+
+def list_runs() -> list[dict[str, Any]]:
+    """Every run in runs/: name, state, and what it found."""
+    runs = []
+    for folder in sorted(RUNS.iterdir()) if RUNS.is_dir() else []:
+        if not folder.is_dir():
+            continue
+        run: dict[str, Any] = {"name": folder.name, "state": "unfinished"}
+        if (folder / "FAILED").exists():
+            run |= {"state": "failed", "reason": (folder / "FAILED").read_text().strip().splitlines()[0]}
+        if (folder / "comparison.json").exists():
+            comparison = read_json(folder / "comparison.json")
+            run |= {
+                "state": "done" if all(arm["valid"] for arm in comparison["arms"]) else "invalid",
+                "bandwidth_bps": comparison["bandwidth_bps"],
+                "accounting": comparison["accounting"],
+                "mode": comparison["mode"],
+                "arms": {arm["arm"]: arm["step_seconds_mean"] for arm in comparison["arms"]},
+            }
+        runs.append(run)
+    return runs
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    """The same for people."""
+    table = Table(title=f"{len(runs)} runs")
+    for name in ("run", "state", "rate", "mode", "seconds per step"):
+        table.add_column(name, overflow="fold")
+    for run in runs:
+        rate = f"{run['bandwidth_bps'] / 1e6:g} Mbit/s {run['accounting']}" if "bandwidth_bps" in run else ""
+        steps = ", ".join(f"{name} {seconds:.3g}" for name, seconds in run.get("arms", {}).items())
+        table.add_row(escape(run["name"]), run["state"], rate, run.get("mode", ""), steps or escape(run.get("reason", "")))
+    return table
