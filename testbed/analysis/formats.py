@@ -1,20 +1,21 @@
-"""Numbers as people read them: three significant digits, never "0.00", never an exponent where it can be avoided."""
+"""Numbers as people read them: three significant digits, never "0.00", hardly ever an exponent."""
 
 import math
+from typing import TypeGuard
 
 __all__ = ["MISSING", "duration", "percent", "rate", "significant", "size", "usable"]
 
 MISSING = "–"
 
 
-def usable(value: float | None) -> bool:
+def usable(value: object) -> TypeGuard[float]:
     """Whether there is a finite number."""
-    return value is not None and math.isfinite(value)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def significant(value: float | None, digits: int = 3) -> str:
     """`value` to `digits` significant digits, thousands in full."""
-    if value is None or not math.isfinite(value):
+    if not usable(value):
         return MISSING
     if value == 0:
         return "0"
@@ -28,7 +29,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:
     """A fraction in per cent: 0.0351 is "3.51 %", a difference of 0.12 "+12.0 %"."""
-    if fraction is None or not math.isfinite(fraction):
+    if not usable(fraction):
         return MISSING
     text = significant(100 * fraction) if abs(fraction) >= 0.001 else f"{100 * fraction:.2g}"
     return f"{'+' if signed and fraction > 0 else ''}{text} %".replace("-", "−")
@@ -45,7 +46,7 @@ def size(count: float | None) -> str:
 
 
 def _scaled(value: float | None, unit: str, digits: int) -> str:
-    if value is None or not math.isfinite(value):
+    if not usable(value):
         return MISSING
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor * 0.9995:
@@ -60,7 +61,7 @@ def _trimmed(value: float, digits: int) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds in the unit that reads best: "4.31 h", "12.5 min", "62 s"."""
-    if seconds is None or not math.isfinite(seconds):
+    if not usable(seconds):
         return MISSING
     for factor, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * factor:
