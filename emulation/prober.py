@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["main"]
@@ -26,60 +27,66 @@ PING_BYTES = 64
 PING_TIMEOUT_SECONDS = 2.0
 
 _TCP_NOTSENT_LOWAT = 25
-_TCP_INFO_BYTES, _SEGS_OUT_OFFSET, _BYTES_RETRANS_OFFSET = 232, 136, 208  # linux/tcp.h, struct tcp_info
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close at once, drop what was not sent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """What the kernel has counted on an incoming flow at one moment."""
+
+    at_seconds: float
+    payload_bytes: int
+    """In order, ready for the program."""
+    data_segments: int
+    """With those that wait for a lost one before them."""
+    acks: int
+    """Segments sent: this side sends no data, so these are acknowledgements."""
+
+
+def arrival(sock: socket.socket) -> Arrival:
+    """Read an incoming flow's counters (linux/tcp.h, struct tcp_info)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    now = time.monotonic()
+    (payload,) = struct.unpack_from("=Q", info, 128)
+    (acks,) = struct.unpack_from("=I", info, 136)
+    (segments,) = struct.unpack_from("=I", info, 152)
+    return Arrival(at_seconds=now, payload_bytes=payload, data_segments=segments, acks=acks)
+
+
+def retransmitted_bytes(sock: socket.socket) -> int:
+    """What an outgoing flow had to send again; 0 where the kernel is too old to say."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    return struct.unpack_from("=Q", info, 208)[0] if len(info) >= 216 else 0
+
+
 class Receiver:
-    """One incoming flow: how many bytes had arrived when, at both ends of the window."""
+    """One incoming flow."""
 
     def __init__(self, sock: socket.socket, source: str) -> None:
         self.sock, self.source = sock, source
-        self.total = 0
-        self.first: tuple[float, int, int] | None = None
-        self.last: tuple[float, int, int] | None = None
+        self.marks: list[Arrival] = []
 
-    def read(self, waste: mmap.mmap, begin: float, end: float) -> bool:
-        """Take what has arrived; False when the flow has ended."""
+    def discard(self, waste: mmap.mmap) -> bool:
+        """Throw away what has arrived; False when the flow has ended."""
         try:
-            count = self.sock.recv_into(waste, DISCARD_BYTES, socket.MSG_TRUNC)
+            return self.sock.recv_into(waste, DISCARD_BYTES, socket.MSG_TRUNC) > 0
         except BlockingIOError:
             return True
         except OSError:
             return False
-        now = time.monotonic()
-        self.total += count
-        if now >= begin and self.first is None:
-            self.first = (now, self.total, self._segments_out())
-        elif now <= end or (self.last is None or self.last[0] < end):
-            if self.first is not None:
-                self.last = (now, self.total, self._segments_out() if now > end else 0)
-        return count > 0
 
     def report(self) -> dict[str, float]:
-        """Payload and acknowledgements of the window, per second."""
-        if self.first is None or self.last is None or self.last[0] <= self.first[0]:
-            return {"goodput_bps": 0.0, "acks_per_second": 0.0, "seconds": 0.0}
-        seconds = self.last[0] - self.first[0]
-        acks = (self.last[2] or self._segments_out()) - self.first[2]
+        """Payload, data segments and acknowledgements per second between the two marks."""
+        if len(self.marks) < 2:
+            return {"goodput_bps": 0.0, "segments_per_second": 0.0, "acks_per_second": 0.0, "seconds": 0.0}
+        first, last = self.marks[0], self.marks[-1]
+        seconds = last.at_seconds - first.at_seconds
         return {
-            "goodput_bps": (self.last[1] - self.first[1]) * 8 / seconds,
-            "acks_per_second": acks / seconds,
+            "goodput_bps": (last.payload_bytes - first.payload_bytes) * 8 / seconds,
+            "segments_per_second": (last.data_segments - first.data_segments) / seconds,
+            "acks_per_second": (last.acks - first.acks) / seconds,
             "seconds": seconds,
         }
-
-    def _segments_out(self) -> int:
-        """Segments sent so far: this side sends no data, so these are acknowledgements."""
-        return _tcp_info(self.sock, "=I", _SEGS_OUT_OFFSET)
-
-
-def _tcp_info(sock: socket.socket, kind: str, offset: int) -> int:
-    """One field of the kernel's struct tcp_info; 0 where the kernel is too old to have it or the flow is gone."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        return struct.unpack_from(kind, info, offset)[0]
-    except (OSError, struct.error):
-        return 0
 
 
 class Prober:
@@ -95,8 +102,7 @@ class Prober:
         self.receivers: dict[int, Receiver] = {}
         self.senders: dict[int, socket.socket] = {}
         self.retransmitted_bytes = 0
-        self.window = (float("inf"), float("inf"))
-        self.stop_at: float | None = None
+        self.alarms: list[tuple[float, Callable[[], None]]] = []
         self.unread = b""
         self.running = True
         self._listen()
@@ -105,13 +111,13 @@ class Prober:
         """Until stdin ends."""
         self._answer({"ready": self.address})
         while self.running:
-            timeout = -1.0 if self.stop_at is None else max(0.0, self.stop_at - time.monotonic())
+            timeout = max(0.0, self.alarms[0][0] - time.monotonic()) if self.alarms else -1.0
             for descriptor, event in self.epoll.poll(timeout):
                 handler = self.handlers.get(descriptor)
                 if handler is not None:
                     handler(event)
-            if self.stop_at is not None and time.monotonic() >= self.stop_at:
-                self._finish_flows()
+            while self.alarms and time.monotonic() >= self.alarms[0][0]:
+                self.alarms.pop(0)[1]()
 
     # -- sockets
 
@@ -146,7 +152,7 @@ class Prober:
         self._watch(sock.fileno(), select.EPOLLIN, lambda _event: self._on_data(receiver))
 
     def _on_data(self, receiver: Receiver) -> None:
-        if not receiver.read(self.waste, *self.window):
+        if not receiver.discard(self.waste):
             self.epoll.modify(receiver.sock.fileno(), 0)
             self.handlers.pop(receiver.sock.fileno(), None)
 
@@ -179,10 +185,13 @@ class Prober:
         sys.stdout.flush()
 
     def _start_flows(self, command: dict[str, Any]) -> None:
-        self.window = (command["begin"], command["end"])
-        self.stop_at = command["stop"]
+        self.alarms = [
+            (command["start"], self._send),
+            (command["begin"], self._mark),
+            (command["end"], self._mark),
+            (command["stop"], self._finish_flows),
+        ]
         self.retransmitted_bytes = 0
-        time.sleep(max(0.0, command["start"] - time.monotonic()))
         for address in command["to"]:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -191,6 +200,10 @@ class Prober:
             sock.bind((self.address, 0))
             sock.connect_ex((address, TCP_PORT))
             self.senders[sock.fileno()] = sock
+
+    def _send(self) -> None:
+        """Everyone is connected by now: a handshake lost among bulk data would cost its flow a second."""
+        for sock in self.senders.values():
             self._watch(
                 sock.fileno(), select.EPOLLOUT, lambda event, sock=sock: self._on_writable(sock, event)
             )
@@ -206,11 +219,14 @@ class Prober:
             self.senders.pop(sock.fileno(), None)
             self._forget(sock)
 
+    def _mark(self) -> None:
+        for receiver in self.receivers.values():
+            receiver.marks.append(arrival(receiver.sock))
+
     def _finish_flows(self) -> None:
         """Abort every flow of the round, then say what arrived here."""
-        self.stop_at = None
         for sock in self.senders.values():
-            self.retransmitted_bytes += _tcp_info(sock, "=Q", _BYTES_RETRANS_OFFSET)
+            self.retransmitted_bytes += retransmitted_bytes(sock)
             self._forget(sock)
         self.senders.clear()
         received = {each.source: each.report() for each in self.receivers.values()}

@@ -36,7 +36,8 @@ SLOW_BPS = 50_000_000
 """Below it a window holds too few packets in a second, and queues take longer to settle."""
 DRAIN_SECONDS = 0.06
 """Between rounds: the shapers' queues (40 ms) run empty."""
-ANSWER_SECONDS = 20.0
+CONNECT_SECONDS = 0.05
+"""Every connection of a round is made before its first flow starts."""
 
 Flow = tuple[Node, Node]
 
@@ -98,14 +99,14 @@ class Probers:
         self, flows: Sequence[Flow], warm_seconds: float, seconds: float
     ) -> dict[Flow, dict[str, float]]:
         """Run flows at once; each one's goodput and acknowledgements over the steady window."""
-        start = time.monotonic() + 0.01
+        start = time.monotonic() + CONNECT_SECONDS
         begin, end = start + warm_seconds, start + warm_seconds + seconds
         for node in self.nodes:
             to = [target.address for source, target in flows if source == node]
             self.tell(node, do="flows", to=to, start=start, begin=begin, end=end, stop=end + 0.03)
         answers = [self._read(node) for node in self.nodes]
         time.sleep(DRAIN_SECONDS)
-        nothing = {"goodput_bps": 0.0, "acks_per_second": 0.0, "seconds": 0.0}
+        nothing = dict.fromkeys(("goodput_bps", "segments_per_second", "acks_per_second", "seconds"), 0.0)
         return {
             (source, target): answers[target.index]["received"].get(source.address, nothing)
             for source, target in flows
@@ -158,6 +159,7 @@ def _shaper_lines(network: Network, phase: str, flows: dict[Flow, dict[str, floa
     lines = []
     for (node, peer, direction), (carried, acknowledged) in groups.items():
         goodput = sum(flows[flow]["goodput_bps"] for flow in carried)
+        segs = sum(flows[flow]["segments_per_second"] for flow in carried) * (network.mtu - 52) * 8
         acks = sum(flows[flow]["acks_per_second"] for flow in acknowledged if flow in flows)
         rate = network.link.rate_bps
         expected = goodput_bps(rate - acks * ACK_BYTES * 8, network.mtu) if rate else None
@@ -168,6 +170,8 @@ def _shaper_lines(network: Network, phase: str, flows: dict[Flow, dict[str, floa
                 "node": node.name,
                 "peer": peer.name if peer else None,
                 "goodput_bps": round(goodput),
+                "arrived_bps": round(segs),
+                "arrived_ratio": round(segs / expected, 5) if expected else None,
                 "expected_bps": round(expected) if expected else None,
                 "ratio": round(goodput / expected, 5) if expected else None,
                 "ack_share": round(acks * ACK_BYTES * 8 / rate, 5) if rate else None,
