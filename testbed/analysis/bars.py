@@ -1,5 +1,6 @@
 """Figures of what a step costs: its time by part, its bytes by kind; and of how true the links were."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from testbed.analysis.captions import caption
+from testbed.analysis.captions import caption, kinds_sentence, modelled_links
 from testbed.analysis.formats import MISSING, significant, size, usable
 from testbed.analysis.load import Comparison
 from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, shown, styled
@@ -32,8 +33,7 @@ def data_step_time(comparison: Comparison) -> pd.DataFrame:
         }
         mean = arm.get("step_seconds_mean")
         if usable(mean):
-            known = sum(parts[name] or 0.0 for name in ("compute", "exchange"))
-            parts["other"] = max(0.0, mean - known)
+            parts["other"] = max(0.0, mean - sum(parts[name] or 0.0 for name in ("compute", "exchange")))
         link = "modelled" if arm.get("link") == "modelled" else "measured"
         kinds = {"compute": "modelled" if comparison.paced else "measured"}
         for part, seconds in parts.items():
@@ -43,7 +43,7 @@ def data_step_time(comparison: Comparison) -> pd.DataFrame:
 
 
 def figure_step_time(comparison: Comparison) -> Figure:
-    """Where the time of a step goes; hatched is modelled compute, dotted outlines stand on a modelled link."""
+    """Where the time of a step goes: hatched compute is modelled, dotted outlines a modelled link."""
     table = data_step_time(comparison)
     totals = table.groupby("arm", sort=False)["seconds"].sum(min_count=1)
     known = totals[totals > 0]
@@ -51,7 +51,7 @@ def figure_step_time(comparison: Comparison) -> Figure:
     with styled():
         figure, axes = canvas(
             "Time of a step",
-            caption(comparison),
+            caption(comparison, kinds_sentence(comparison)),
             height=1.5 + 0.5 * len(totals),
             columns=2 if zoom else 1,
             wspace=0.06,
@@ -74,11 +74,11 @@ def figure_step_time(comparison: Comparison) -> Figure:
 def _stack(axes: Axes, table: pd.DataFrame) -> None:
     for row, (_, parts) in enumerate(table.groupby("arm", sort=False)):
         left = 0.0
-        for part in parts.itertuples():
-            if not usable(part.seconds) or part.seconds <= 0:
+        for part in parts.to_dict("records"):
+            if not usable(part["seconds"]) or part["seconds"] <= 0:
                 continue
-            axes.barh(row, part.seconds, left=left, height=0.62, **_fill(str(part.part), str(part.kind)))
-            left += part.seconds
+            axes.barh(row, part["seconds"], left=left, height=0.62, **_fill(part["part"], part["kind"]))
+            left += part["seconds"]
 
 
 def _fill(part: str, kind: str) -> dict[str, Any]:
@@ -132,21 +132,40 @@ def _part_legend(table: pd.DataFrame) -> list[Patch]:
     words = {
         "compute": "compute",
         "exchange": "exchange",
-        "sync": "synchronisation, per step",
+        "sync": "synchronisation, spread over steps",
         "other": "other",
     }
-    total = table["seconds"].sum()
     handles = []
     for part, word in words.items():
         rows = table[(table["part"] == part) & (table["seconds"] > 0)]
-        if part == "other" and rows["seconds"].sum() < 0.002 * total:
+        if part == "other" and rows["seconds"].sum() < 0.002 * table["seconds"].sum():
             continue
-        handles += [Patch(label=f"{word}, {kind}", **_fill(part, kind)) for kind in sorted(set(rows["kind"]))]
+        if len(rows):
+            kind = min(rows["kind"])  # measured, wherever some arm's is
+            handles.append(
+                Patch(
+                    label=f"{word}, modelled" if part == "compute" and kind == "modelled" else word,
+                    **_fill(part, kind),
+                )
+            )
+    if "modelled" in set(table["kind"][table["part"] != "compute"]):
+        handles.append(
+            Patch(label="over a modelled link", **(_fill("exchange", "modelled") | {"edgecolor": GREY}))
+        )
     return handles
 
 
+def _bytes_note(comparison: Comparison) -> str:
+    filled = ", ballast up to the target's sizes included" if comparison.paced else ""
+    links = modelled_links(comparison)
+    modelled = f" Modelled: {links}." if links else ""
+    return (
+        f"Measured: payload as handed to the sockets{filled}; on the wire as counted by the queues.{modelled}"
+    )
+
+
 def data_bytes(comparison: Comparison) -> pd.DataFrame:
-    """What `figure_bytes` shows, bytes that a node sends per step: a row per arm and what (kv, other, wire)."""
+    """What `figure_bytes` shows, bytes a node sends per step: a row per arm and what (kv, other, wire)."""
     rows = []
     for arm in comparison.arms:
         kv, payload = arm.get("kv_payload_bytes_per_step"), arm.get("payload_bytes_per_step")
@@ -166,13 +185,17 @@ def figure_bytes(comparison: Comparison) -> Figure:
     low, high = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
     with styled():
         figure, axes = canvas(
-            "Bytes sent per step", caption(comparison, times=False), height=1.6 + 0.62 * len(names)
+            "Bytes sent per step",
+            caption(comparison, _bytes_note(comparison)),
+            height=1.6 + 0.62 * len(names),
         )
         axes[0].set_xscale("log")
         floor = 10 ** np.floor(np.log10(low) - 0.3)
         axes[0].set_xlim(floor, high * (high / floor) ** 0.16)
         for row, name in enumerate(names):
-            for shift, part in zip((-0.25, 0.0, 0.25), table[table["arm"] == name].itertuples(), strict=True):
+            for shift, part in zip(
+                (-0.25, 0.0, 0.25), table[table["arm"] == name].to_dict("records"), strict=True
+            ):
                 _lollipop(axes[0], row + shift, floor, part)
             if row:
                 axes[0].axhline(row - 0.5, color="#E4E4E4", linewidth=0.7)
@@ -183,18 +206,18 @@ def figure_bytes(comparison: Comparison) -> Figure:
     return figure
 
 
-def _lollipop(axes: Axes, y: float, floor: float, part: Any) -> None:
-    tone, shape = _BYTES[part.what]
-    some = usable(part.bytes) and part.bytes > 0
+def _lollipop(axes: Axes, y: float, floor: float, part: dict[Hashable, Any]) -> None:
+    tone, shape = _BYTES[part["what"]]
+    some = usable(part["bytes"]) and part["bytes"] > 0
     if some:
-        style = KINDS[part.kind]
-        axes.plot([floor, part.bytes], [y, y], color=tone, linewidth=1.3, linestyle=style, alpha=0.75)
-        face = tone if part.kind == "measured" else "white"
-        axes.plot(part.bytes, y, shape, markerfacecolor=face, markeredgecolor=tone, markersize=6)
-    nothing = "none" if usable(part.bytes) else "not counted" if part.what == "wire" else MISSING
+        style = KINDS[part["kind"]]
+        axes.plot([floor, part["bytes"]], [y, y], color=tone, linewidth=1.3, linestyle=style, alpha=0.75)
+        face = tone if part["kind"] == "measured" else "white"
+        axes.plot(part["bytes"], y, shape, markerfacecolor=face, markeredgecolor=tone, markersize=6)
+    nothing = "none" if usable(part["bytes"]) else "not counted" if part["what"] == "wire" else MISSING
     axes.annotate(
-        size(part.bytes) if some else nothing,
-        (part.bytes if some else floor, y),
+        size(part["bytes"]) if some else nothing,
+        (part["bytes"] if some else floor, y),
         xytext=(8, 0),
         textcoords="offset points",
         va="center",

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from testbed.analysis.formats import MISSING, rate, significant
+from testbed.analysis.formats import MISSING, rate, significant, trimmed
 from testbed.analysis.load import Comparison
 
-__all__ = ["caption", "kinds_sentence", "layers_words", "link_words", "span"]
+__all__ = ["caption", "kinds_sentence", "layers_words", "link_words", "modelled_links", "span"]
 
 
-def caption(comparison: Comparison, *, times: bool = True) -> str:
-    """The conditions, then, where a figure shows `times`, how they came about."""
+def caption(comparison: Comparison, note: str) -> str:
+    """The conditions, then a note on what is shown."""
     facts = comparison.comparison
     of = facts.get("nodes_of_target")
     nodes = f"{facts['nodes']} of {of} nodes" if of and of != facts["nodes"] else f"{facts['nodes']} nodes"
@@ -22,53 +22,68 @@ def caption(comparison: Comparison, *, times: bool = True) -> str:
         f"seed {facts.get('seed')} (n = 1)",
         f"{facts.get('congestion_control')}",
     ]
-    return " · ".join(parts) + ". " + kinds_sentence(comparison, times=times)
+    return f"{' · '.join(parts)}. {note}"
 
 
 def link_words(facts: dict[str, Any]) -> str:
     """The link under test: "300 Mbit/s between each pair of nodes (pair, layer2)"."""
     whose = {"pair": "between each pair of nodes", "nic": "for all of a node's traffic"}
-    words = f"{rate(facts.get('bandwidth_bps'))} {whose.get(facts['accounting'], '')} ({facts['accounting']}, {facts.get('framing')})"
+    counted = f"({facts['accounting']}, {facts.get('framing')})"
     delay = facts.get("delay_seconds")
-    return words + (f", {significant(1000 * delay)} ms one way" if delay else "")
+    late = f", {significant(1000 * delay)} ms one way" if delay else ""
+    return f"{rate(facts.get('bandwidth_bps'))} {whose.get(facts['accounting'], '')} {counted}{late}"
 
 
-def kinds_sentence(comparison: Comparison, *, times: bool = True) -> str:
+def kinds_sentence(comparison: Comparison) -> str:
     """What is measured, modelled and composed, in words."""
-    modelled = [arm["arm"] for arm in comparison.arms if arm.get("link") == "modelled"]
-    measured = "Measured: loss of the small model" + (
-        ", bytes, exchange and synchronisation" if comparison.paced else ", time, bytes"
-    )
-    sentences = [
-        measured
-        + (
-            f", {span(comparison, 'steps_timed')} steps per arm ({layers_words(comparison)})."
-            if times
-            else "."
+    timed = f"{span(comparison, 'steps_timed')} steps per arm{layers_words(comparison)}"
+    if comparison.paced:
+        measured = (
+            f"loss of the small model, bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"
         )
-    ]
-    links = f"the link of {', '.join(modelled)}" if modelled else ""
-    compute = "compute time (the target's)" if comparison.paced else ""
-    if compute or links:
-        sentences.append(f"Modelled: {' and '.join(part for part in (compute, links) if part)}.")
-    if times and comparison.comparison.get("mode") == "composed":
+    else:
+        measured = f"loss, bytes and all times, {timed}"
+    sentences = [f"Measured: {measured}."]
+    modelled = ["compute time (the target's)"] if comparison.paced else []
+    if links := modelled_links(comparison):
+        modelled.append(links)
+    if modelled:
+        sentences.append(f"Modelled: {' and '.join(modelled)}.")
+    if comparison.comparison.get("mode") == "composed":
         sentences.append("Composed: time over a whole run, by resampling measured steps.")
     return " ".join(sentences)
 
 
+def modelled_links(comparison: Comparison) -> str:
+    """The arms whose link was waited for, not carried: "the link of centralised", or nothing."""
+    arms = [arm["arm"] for arm in comparison.arms if arm.get("link") == "modelled"]
+    return f"the link of {', '.join(arms)}" if arms else ""
+
+
 def span(comparison: Comparison, key: str) -> str:
-    """Smallest and largest of a count over the arms: "3–5"."""
+    """Smallest and largest of a number over the arms: "3–5"."""
     values = [arm[key] for arm in comparison.arms if arm.get(key) is not None]
     if not values:
         return MISSING
-    low, high = min(values), max(values)
-    return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
+    low, high = trimmed(min(values)), trimmed(max(values))
+    return (
+        f"{low}".removesuffix(".000")
+        if low == high
+        else f"{low.removesuffix('.000')}–{high.removesuffix('.000')}"
+    )
 
 
 def layers_words(comparison: Comparison) -> str:
-    """How many of the target's layers the timed steps went through."""
-    timed = [(arm.get("layers_timed"), arm.get("layers_of_target")) for arm in comparison.arms]
-    known = {(some, all_) for some, all_ in timed if some and all_}
-    if not known or all(some == all_ for some, all_ in known):
-        return "all layers"
-    return f"{span(comparison, 'layers_timed')} of {span(comparison, 'layers_of_target')} like layers"
+    """Where steps were timed on some of the target's like layers: on how many."""
+    pairs = [(arm.get("layers_timed"), arm.get("layers_of_target")) for arm in comparison.arms]
+    if all(some == every for some, every in pairs if some and every):
+        return ""
+    timed, every = span(comparison, "layers_timed"), span(comparison, "layers_of_target")
+    return f" (on {timed} of {every} like layers, scaled to all)"
+
+
+def _sync_words(comparison: Comparison) -> str:
+    fractions = [arm.get("sync_fraction_timed") for arm in comparison.arms]
+    if all(fraction is None or fraction >= 1 for fraction in fractions):
+        return ""
+    return f" (at {span(comparison, 'sync_fraction_timed')} of its size, scaled)"

@@ -1,8 +1,8 @@
 """Time after each step of a whole run, from a few measured steps.
 
 Loss per step does not depend on the link, so an arm is trained once and timed for a few steps only. Here its
-measured step times and synchronisation events become the clock of the whole run, with a band that says how well
-it is known. All times are in seconds.
+measured step times and synchronisation events become the clock of the whole run, with a band that says how
+well it is known. All times are in seconds.
 """
 
 import math
@@ -26,9 +26,9 @@ def compose(
 ) -> pd.DataFrame:
     """Seconds passed after each of `steps` steps: columns step, time_seconds, time_low, time_high.
 
-    `step_seconds` are measured, valid and without synchronisation; `sync_seconds` are measured events, one of which
-    follows every `sync_every`-th step (None: every step); without any, none is added. The clock starts at
-    `warm_seconds`. `time_seconds` is the expectation; the band holds 95 % of `draws` resampled runs.
+    `step_seconds` are measured, valid and without synchronisation; `sync_seconds` are measured events, one of
+    which follows every `sync_every`-th step (None: every step); without any, none is added. The clock starts
+    at `warm_seconds`. `time_seconds` is the expectation; the band holds 95 % of `draws` resampled runs.
     """
     if not len(step_seconds):
         raise ValueError("no measured step to compose a run from")
@@ -53,8 +53,9 @@ def compose(
 def _walks(values: Sequence[float], draws: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """[draws, count + 1] cumulative sums, from 0, of `count` values resampled from `values`.
 
-    Resampling alone shows how steps scatter, not how little a few of them say about their mean. So each draw is
-    also moved as a whole by s/√n · t(n−1), and the band agrees with `mean_interval`. One value alone has no spread.
+    Resampling alone shows how steps scatter, not how little a few of them say about their mean. So each draw
+    is also moved as a whole by s/√n · t(n−1), and the band agrees with `mean_interval`. One value alone has
+    no spread.
     """
     sums = np.zeros((draws, count + 1))
     if len(values) and count:
@@ -68,7 +69,7 @@ def _walks(values: Sequence[float], draws: int, count: int, rng: np.random.Gener
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval by Student's t, in the unit of `values`; infinite for one value."""
+    """Mean and half its 95 % interval by Student's t, in the unit of `values`; infinite for one value."""
     if not len(values):
         raise ValueError("no values to take a mean of")
     known = np.asarray(values, dtype=float)

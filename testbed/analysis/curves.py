@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
-from testbed.analysis.captions import caption
+from testbed.analysis.captions import caption, kinds_sentence
 from testbed.analysis.formats import duration, significant
 from testbed.analysis.labels import EndLabel, place
 from testbed.analysis.load import Comparison
@@ -60,7 +61,7 @@ def data_loss_against_step(comparison: Comparison) -> pd.DataFrame:
 
 
 def figure_loss_against_hours(comparison: Comparison) -> Figure:
-    """Loss against time, the warm start's included: lines with markers are validation loss, faint ones training loss."""
+    """Loss against time, warm start included: markers are validation loss, faint lines training loss."""
     table = data_loss_against_hours(comparison)
     longest = float(table["hours"].max()) if table["hours"].notna().any() else 1.0
     factor, unit = (1.0, "hours") if longest > 0.15 else (60.0, "minutes")
@@ -68,7 +69,9 @@ def figure_loss_against_hours(comparison: Comparison) -> Figure:
         x=table["hours"] * factor, low=table["hours_low"] * factor, high=table["hours_high"] * factor
     )
     with styled():
-        figure, axes = canvas("Loss against time", caption(comparison), height=5.6)
+        figure, axes = canvas(
+            "Loss against time", caption(comparison, kinds_sentence(comparison)), height=5.6
+        )
         ends = _curves(axes[0], comparison, table, style=lambda kind: KINDS[kind], key="time_kind")
         _time_axis(axes[0], comparison, table, factor, unit)
         _finish(
@@ -82,11 +85,16 @@ def figure_loss_against_step(comparison: Comparison) -> Figure:
     table = data_loss_against_step(comparison)
     table = table.assign(x=table["step"].astype(float), low=np.nan, high=np.nan)
     with styled():
-        figure, axes = canvas("Loss against step", caption(comparison, times=False), height=5.6)
+        figure, axes = canvas(
+            "Loss against step",
+            caption(comparison, "Measured: loss of the small model, the same on any link."),
+            height=5.6,
+        )
         ends = _curves(axes[0], comparison, table, style=lambda kind: KINDS[kind], key="loss_kind")
         axes[0].set_xlabel("steps after the warm start")
         if len(table):
-            axes[0].set_xlim(0, float(table["step"].max()) * 1.24 + 1)
+            axes[0].set_xlim(0, float(table["step"].max()) * 1.26 + 1)
+            axes[0].set_xticks([tick for tick in axes[0].get_xticks() if tick <= table["step"].max()])
         _finish(
             figure, axes[0], ends, [*kind_legend(["measured"], {"measured": "loss measured"}), *_line_kinds()]
         )
@@ -111,7 +119,7 @@ def _curves(
             continue
         look: dict[str, Any] = {"color": colour(name, names), "linestyle": style(rows[key].iloc[0])}
         smooth = rows["loss"].rolling(_SMOOTH_STEPS, min_periods=_SMOOTH_STEPS, center=True).mean()
-        axes.plot(rows["x"], smooth, **{**look, "linestyle": "-"}, alpha=0.28, linewidth=1, zorder=1.5)
+        axes.plot(rows["x"], smooth, color=look["color"], alpha=0.28, linewidth=1, zorder=1.5)
         valid = rows[rows["val_loss"].notna()]
         if valid.empty:
             continue
@@ -120,7 +128,7 @@ def _curves(
             valid["val_loss"], valid["low"], valid["high"], color=look["color"], alpha=0.18, linewidth=0
         )
         x, y = valid["x"].to_numpy(float), valid["val_loss"].to_numpy(float)
-        text = f"{shown(name)} {significant(y[-1])}"
+        text = f"{shown(name)} {significant(y[-1], 4)}"
         ends.append((EndLabel(text=text, x=x[-1], y=y[-1], colour=look["color"]), (x, y)))
     return ends
 
@@ -134,8 +142,8 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         first = warm or float(table["x"][table["x"] > 0].min())
         ratio = last.max() / first
         axes.set_xscale("log")
-        axes.set_xlim(first / ratio**0.07, last.max() * ratio**0.2)
-        axes.xaxis.set_major_locator(_ticks())
+        axes.set_xlim(first / ratio**0.07, last.max() * ratio**0.26)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(
             lambda value, _: significant(value, 2).rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
         )
@@ -149,7 +157,6 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         axes.axvspan(axes.get_xlim()[0], warm, color="#EDEDED", zorder=0.5, linewidth=0)
         axes.axvline(warm, color=GREY, linestyle=KINDS.get(kind, "-"), linewidth=1, zorder=0.6)
         text = f"warm start, {kind}, {duration(comparison.warm_seconds)}"
-        where = {"transform": axes.get_xaxis_transform(), "fontsize": 9, "color": "#555555", "va": "top"}
         axes.annotate(
             text,
             (warm, 0.985),
@@ -162,12 +169,6 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
             color="#555555",
             va="top",
         )
-
-
-def _ticks() -> Any:
-    from matplotlib.ticker import LogLocator
-
-    return LogLocator(base=10, subs=(1.0, 2.0, 5.0))
 
 
 def _finish(

@@ -1,4 +1,4 @@
-"""Every figure of a comparison, by name: a function of the comparison each, with a function for the data it shows."""
+"""Every figure of a comparison, by name: a function that draws it, and one for the data it shows."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -3,7 +3,7 @@
 import math
 from typing import TypeGuard
 
-__all__ = ["MISSING", "duration", "percent", "rate", "significant", "size", "usable"]
+__all__ = ["MISSING", "duration", "percent", "rate", "significant", "size", "trimmed", "usable"]
 
 MISSING = "–"
 
@@ -28,10 +28,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:
-    """A fraction in per cent: 0.0351 is "3.51 %", a difference of 0.12 "+12.0 %"."""
+    """A fraction in per cent: 0.0351 is "3.51 %", a difference of 0.12 "+12 %"."""
     if not usable(fraction):
         return MISSING
-    text = significant(100 * fraction) if abs(fraction) >= 0.001 else f"{100 * fraction:.2g}"
+    text = trimmed(100 * fraction, 3 if abs(fraction) >= 0.01 else 2)
     return f"{'+' if signed and fraction > 0 else ''}{text} %".replace("-", "−")
 
 
@@ -50,11 +50,12 @@ def _scaled(value: float | None, unit: str, digits: int) -> str:
         return MISSING
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor * 0.9995:
-            return f"{_trimmed(value / factor, digits)} {prefix}{unit}"
-    return f"{_trimmed(value, digits)} {unit}"
+            return f"{trimmed(value / factor, digits)} {prefix}{unit}"
+    return f"{trimmed(value, digits)} {unit}"
 
 
-def _trimmed(value: float, digits: int) -> str:
+def trimmed(value: float, digits: int = 3) -> str:
+    """`value` without trailing zeros: "1.5", "20"."""
     text = significant(value, digits)
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -65,5 +66,5 @@ def duration(seconds: float | None) -> str:
         return MISSING
     for factor, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * factor:
-            return f"{_trimmed(seconds / factor, 3)} {unit}"
-    return f"{_trimmed(seconds, 3)} s"
+            return f"{trimmed(seconds / factor, 3)} {unit}"
+    return f"{trimmed(seconds, 3)} s"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ __all__ = ["EndLabel", "place"]
 
 _GAP = 9.0  # pixels between a line's end and its name
 _SHIFTS = (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)  # heights of a name that it may be moved by
+_END = 30  # how many points of a line its end, with its marker, weighs
 _SAMPLE = 4.0  # pixels between two points of a line that names avoid
 
 
@@ -31,7 +32,9 @@ def place(axes: Axes, labels: Sequence[EndLabel], lines: Sequence[tuple[np.ndarr
 
     Call it last: limits, scales and margins must stand.
     """
-    obstacles = np.concatenate([np.empty((0, 2)), *(_pixels(axes, *line) for line in lines)])
+    drawn = [_pixels(axes, *line) for line in lines]
+    ends = [np.tile(line[-1], (_END, 1)) for line in drawn if len(line)]
+    obstacles = np.concatenate([np.empty((0, 2)), *drawn, *ends])
     taken: list[Bbox] = []
     for label in sorted(labels, key=lambda one: one.y):
         point = axes.transData.transform((label.x, label.y))
@@ -62,14 +65,15 @@ def _extent(axes: Axes, label: EndLabel) -> tuple[float, float]:
 
 
 def _box(point: np.ndarray, width: float, height: float, side: int, shift: float) -> Bbox:
-    left = point[0] + _GAP if side > 0 else point[0] - _GAP - width
+    gap = _GAP * (2 if shift else 1)
+    left = point[0] + gap if side > 0 else point[0] - gap - width
     return Bbox.from_bounds(left, point[1] + (shift - 0.5) * height, width, height)
 
 
 def _cost(box: Bbox, taken: list[Bbox], obstacles: np.ndarray, inside: Bbox) -> float:
-    hidden = np.all((obstacles > box.min) & (obstacles < box.max), axis=1).sum() if len(obstacles) else 0
+    hidden = np.all((obstacles > np.array(box.min) - 4) & (obstacles < np.array(box.max) + 4), axis=1).sum()
     outside = box.x1 > inside.x1 + 12 or box.x0 < inside.x0 or box.y0 < inside.y0 or box.y1 > inside.y1
-    return 100.0 * sum(box.overlaps(other) for other in taken) + 0.35 * float(hidden) + 40.0 * outside
+    return 100.0 * sum(box.overlaps(other) for other in taken) + 0.6 * float(hidden) + 40.0 * outside
 
 
 def _pixels(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -89,7 +93,7 @@ def _write(axes: Axes, label: EndLabel, offset: tuple[float, float]) -> None:
     axes.annotate(
         label.text,
         (label.x, label.y),
-        xytext=(offset[0] * scale, offset[1] * scale),
+        xytext=(offset[0] * scale * (2 if moved else 1), offset[1] * scale),
         textcoords="offset points",
         color=label.colour,
         fontsize=10,
@@ -97,7 +101,11 @@ def _write(axes: Axes, label: EndLabel, offset: tuple[float, float]) -> None:
         ha="left" if offset[0] > 0 else "right",
         va="center",
         annotation_clip=False,
-        arrowprops={"arrowstyle": "-", "color": label.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-        if moved
-        else None,
+        arrowprops=_leader(label, from_left=offset[0] > 0) if moved else None,
     )
+
+
+def _leader(label: EndLabel, *, from_left: bool) -> dict[str, Any]:
+    """A thin line from the name's near edge to its point."""
+    look = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4}
+    return look | {"relpos": (0.0 if from_left else 1.0, 0.5)}

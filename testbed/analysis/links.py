@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from testbed.analysis.captions import caption
-from testbed.analysis.formats import percent
 from testbed.analysis.load import Comparison
 from testbed.analysis.style import GREY, INK, bottom, canvas, shown, styled
 
@@ -20,7 +19,7 @@ _NAMED = 24  # more links than this share a height, and are not named
 
 
 def data_links(comparison: Comparison) -> pd.DataFrame:
-    """What `figure_links` shows: a row per link, phase and load, with the goodput's deviation from the expected one."""
+    """What `figure_links` shows: a row per link, phase and load, and how far its goodput is off."""
     rows = [
         {
             "link": link["name"],
@@ -39,15 +38,15 @@ def data_links(comparison: Comparison) -> pd.DataFrame:
 
 
 def figure_links(comparison: Comparison) -> Figure:
-    """Each link's measured goodput against the expected one, alone and all at once, before and after the steps."""
+    """Each link's measured goodput against the expected, alone and all at once, before and after."""
     table = data_links(comparison)
     table = table[np.isfinite(table["deviation"])]
     names = list(dict.fromkeys(zip(table["link"], table["direction"], strict=True)))
-    note = "Goodput expected at the asked rate: its share left for payload by headers. All measured. "
+    note = "Measured: goodput of every link. Expected: what headers leave of the asked rate."
     with styled():
         height = 1.9 + (0.21 * len(names) if len(names) <= _NAMED else 0.07 * len(names))
         figure, axes = canvas(
-            "Links: asked against measured", note + caption(comparison, times=False), height=max(2.6, height)
+            "Links: asked against measured", caption(comparison, note), height=max(2.6, height)
         )
         _bands(axes[0], table)
         if len(names) <= _NAMED:
@@ -69,6 +68,7 @@ def figure_links(comparison: Comparison) -> Figure:
 
 
 def _link_label(name: str, direction: str | None) -> str:
+    name = name.replace("->", " → ")
     return shown(name) if direction in (None, "pair") else f"{shown(name)} {direction}"
 
 
@@ -78,7 +78,7 @@ def _bands(axes: Axes, table: pd.DataFrame) -> None:
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=0.6)
     widest = 100 * float(table["deviation"].abs().max()) if len(table) else 0.0
     axes.set_xlim(-max(2.4, 1.1 * widest), max(2.4, 1.1 * widest))
-    axes.xaxis.set_major_formatter(lambda value, _: percent(value / 100, signed=True) if value else "0 %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
 
 
 def _dots(axes: Axes, table: pd.DataFrame, names: list[tuple[str, str]]) -> None:
@@ -88,7 +88,7 @@ def _dots(axes: Axes, table: pd.DataFrame, names: list[tuple[str, str]]) -> None
         y = np.array([rows[name] for name in zip(part["link"], part["direction"], strict=True)], dtype=float)
         axes.plot(
             100 * part["deviation"],
-            y + shift,
+            y + shift + (0.07 if phase == "after" else -0.07),
             _PHASES.get(str(phase), "s"),
             color=tone,
             markersize=5,

@@ -1,4 +1,4 @@
-"""A comparison on disk: its tidy table is written at the end of a run, and read for everything that follows."""
+"""A comparison on disk: its tidy table is written at the end of a run, and read by all that follows."""
 
 import json
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ COLUMNS = (
     "time_kind",
     "loss_kind",
 )
-"""Of the table: a row per arm and step. Losses in nats per token; times in seconds since the first step after the warm
-start (which is a figure of its own), synchronisation included, evaluation excluded."""
+"""Of the table: a row per arm and step. Losses in nats per token; times in seconds since the first step after
+the warm start (which is a figure of its own), synchronisation included, evaluation excluded."""
 
 _VALIDATED = ("val_loss", "val_loss_text", "val_loss_remote", "recall_accuracy_remote")
 _TIMES = ("time_seconds", "time_low", "time_high")
@@ -92,7 +92,7 @@ def _check_version(found: Any, file: Path) -> None:
 def write_results(
     folder: Path | str, comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]
 ) -> Comparison:
-    """Write `results.parquet` and `results.csv` into `folder`, from the arms' `summary.json` by name of arm."""
+    """Write `results.parquet` and `results.csv` into `folder`, from each arm's `summary.json` by its name."""
     table = results_table(comparison, summaries)
     table.to_parquet(Path(folder) / "results.parquet", index=False)
     table.to_csv(Path(folder) / "results.csv", index=False)
@@ -100,7 +100,7 @@ def write_results(
 
 
 def results_table(comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """The tidy table: an arm without summary (it failed) has no rows, one without valid timed steps no times."""
+    """The tidy table: an arm without summary (it failed) has no rows, one without timed steps no times."""
     parts = [
         _arm_table(comparison, arm, summaries[arm["arm"]])
         for arm in comparison["arms"]
@@ -124,13 +124,9 @@ def _arm_table(comparison: dict[str, Any], arm: dict[str, Any], summary: dict[st
     start = pd.DataFrame({"step": [0], "time_seconds": [0.0], "time_low": [0.0], "time_high": [0.0]})
     clock = pd.concat([start, clock], ignore_index=True)
     table = curve.merge(validations, on="step", how="outer").merge(clock, on="step", how="left")
-    measured = table[["loss", *_VALIDATED, *_TIMES]].astype(float)
-    return table[["step"]].assign(
-        **{name: measured[name] for name in measured},
-        arm=arm["arm"],
-        time_kind=_time_kind(comparison, arm),
-        loss_kind="measured",
-    )[list(COLUMNS)]
+    table = table.astype(dict.fromkeys(("loss", *_VALIDATED, *_TIMES), float))
+    table = table.assign(arm=arm["arm"], time_kind=_time_kind(comparison, arm), loss_kind="measured")
+    return table[list(COLUMNS)]
 
 
 def _time_kind(comparison: dict[str, Any], arm: dict[str, Any]) -> str:
@@ -156,7 +152,7 @@ def _composed_clock(
 
 
 def _measured_clock(timed: dict[str, Any], learned: list[float]) -> tuple[pd.DataFrame, list[float]]:
-    """Time after each step as it was read, and the losses of those very steps (the learned ones where not noted)."""
+    """Time after each step as it was read, and the losses of those very steps (else the learned ones)."""
     steps = timed.get("steps") or []
     losses = [step.get("loss") for step in steps]
     if not steps or any(loss is None for loss in losses):

@@ -16,8 +16,8 @@ Record = dict[str, Any]
 def relate(arms: list[Record]) -> list[Record]:
     """Copies of `arms` with their relations filled in; None where a partner or a number is missing.
 
-    Ratios are plain (1 = the same), differences of losses relative (+0.12 = 12 % worse). Losses are compared only
-    between arms that trained for equally many steps.
+    Ratios are plain (1 = the same), differences of losses relative (+0.12 = 12 % worse). Losses are compared
+    only between arms that trained for equally many steps.
     """
     by_name = {arm["arm"]: arm for arm in arms}
     return [arm | _relations(arm, by_name) for arm in arms]
@@ -50,7 +50,8 @@ def void_reason(arms: list[Record]) -> str | None:
         )
     if recall is not None and recall > RECALL_AT_MOST:
         found.append(
-            f"without exchange {recall:.0%} of the remote recall is right (at most {RECALL_AT_MOST:.0%} may be)"
+            f"without exchange {recall:.0%} of the remote recall is right "
+            f"(at most {RECALL_AT_MOST:.0%} may be)"
         )
     if not found:
         return None

@@ -1,6 +1,6 @@
 """How every figure looks: colours of the arms, lines by what is measured, the caption.
 
-Measured is solid, composed dashed, modelled dotted, and no figure uses a line style for anything else. Colours are
+Measured is solid, composed dashed, modelled dotted, and no line style means anything else. Colours are
 those of Okabe and Ito (2008), told apart with any colour vision; each arm also has its own marker.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 
 INK, GREY = "#222222", "#777777"
 
-KINDS = {"measured": "-", "composed": (0, (5, 2)), "modelled": (0, (1, 1.6))}
+KINDS: dict[str, Any] = {"measured": "-", "composed": (0, (5, 2)), "modelled": (0, (1, 1.6))}
 """Line style of each kind of number."""
 
 _ARMS = {
@@ -69,7 +69,7 @@ _RC: dict[str, Any] = {
     "svg.hashsalt": "testbed",  # the same data give the same file
 }
 _WIDTH = 9.0  # inches; 900 pixels at 100 dots per inch
-_CAPTION_COLUMNS, _CAPTION_LINE = 138, 0.155  # characters per line, inches per line
+_CAPTION_COLUMNS, _CAPTION_LINE = 152, 0.155  # characters per line, inches per line
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def styled() -> Iterator[None]:
 def canvas(
     title: str, caption: str, *, height: float, columns: int = 1, **grid: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `height` inches without its caption, with its title, its caption and `columns` axes side by side."""
+    """A figure with its title, its caption below `height` inches, and `columns` axes side by side."""
     lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
     below = _CAPTION_LINE * len(lines) + 0.12
     figure = Figure(figsize=(_WIDTH, height + below), dpi=100)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from testbed.analysis.captions import kinds_sentence, layers_words
+from testbed.analysis.captions import kinds_sentence
 from testbed.analysis.formats import duration, percent, rate, significant, usable
 from testbed.analysis.load import Comparison
 
@@ -115,14 +115,13 @@ def _closed_forms(comparison: Comparison) -> Iterator[str]:
         yield f"Step times lie within {percent(max(apart))} of compute + bytes / measured goodput."
     if other:
         names = {"pair": "all of a node's traffic together (nic)", "nic": "each pair of nodes (pair)"}
+        whose = names.get(facts["accounting"], "the other accounting")
         yield (
-            f"Were {rate(facts.get('bandwidth_bps'))} the rate of {names.get(facts['accounting'], 'the other accounting')}, "
+            f"Were {rate(facts.get('bandwidth_bps'))} the rate of {whose}, "
             f"a step would take, by closed form: {', '.join(other)}."
         )
 
 
 def _evidence(comparison: Comparison) -> str:
     modelled = any(arm.get("link") == "modelled" for arm in comparison.arms)
-    layers = layers_words(comparison)
-    scaled = f" Steps timed on {layers} are scaled to all of them." if layers != "all layers" else ""
-    return kinds_sentence(comparison) + scaled + (" * over a modelled link." if modelled else "")
+    return kinds_sentence(comparison) + (" * over a modelled link." if modelled else "")
