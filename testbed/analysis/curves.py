@@ -142,7 +142,7 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         first = warm or float(table["x"][table["x"] > 0].min())
         ratio = last.max() / first
         axes.set_xscale("log")
-        axes.set_xlim(first / ratio**0.07, last.max() * ratio**0.26)
+        axes.set_xlim(first / ratio**0.07, last.max() * ratio**0.25)
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(
             lambda value, _: significant(value, 2).rstrip("0").rstrip(".") if value < 1 else f"{value:g}"

@@ -73,7 +73,7 @@ def _box(point: np.ndarray, width: float, height: float, side: int, shift: float
 def _cost(box: Bbox, taken: list[Bbox], obstacles: np.ndarray, inside: Bbox) -> float:
     hidden = np.all((obstacles > np.array(box.min) - 4) & (obstacles < np.array(box.max) + 4), axis=1).sum()
     outside = box.x1 > inside.x1 + 12 or box.x0 < inside.x0 or box.y0 < inside.y0 or box.y1 > inside.y1
-    return 100.0 * sum(box.overlaps(other) for other in taken) + 0.6 * float(hidden) + 40.0 * outside
+    return 100.0 * sum(box.overlaps(other) for other in taken) + float(hidden) + 40.0 * outside
 
 
 def _pixels(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:

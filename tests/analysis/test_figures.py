@@ -1,0 +1,117 @@
+"""Every figure draws: whatever the mode, whatever is missing, whatever users call their arms."""
+
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation, Text
+from synthetic import made_up
+
+from testbed.analysis.figures import (
+    FIGURES,
+    figure_loss_against_hours,
+    figure_loss_against_step,
+    write_figures,
+)
+from testbed.analysis.load import Comparison, results_table
+from testbed.analysis.style import KINDS, styled
+
+NASTY = r"$\alpha_{ <b>&amp;--> [red]%s {x} " + "ünï " * 10
+
+
+def _comparison(mode: str = "composed", **changes) -> Comparison:
+    comparison, summaries = made_up(mode=mode, **changes)
+    return Comparison(comparison=comparison, table=results_table(comparison, summaries))
+
+
+def _with_nulls() -> Comparison:
+    comparison, _ = made_up()
+    words = ("arm", "exchange", "codec", "sync", "link", "valid", "why")
+    arms = [
+        {key: value if key in words else None for key, value in arm.items()} for arm in comparison["arms"]
+    ]
+    comparison |= {
+        "arms": arms,
+        "links": [],
+        "nodes_of_target": None,
+        "delay_seconds": None,
+        "warm_start_seconds": None,
+    }
+    return Comparison(comparison=comparison, table=results_table(comparison, {}))
+
+
+def _renamed() -> Comparison:
+    comparison, summaries = made_up()
+    comparison["arms"][3]["arm"] = NASTY
+    summaries[NASTY] = summaries.pop("latent")
+    comparison["links"][0]["name"] = NASTY
+    return Comparison(comparison=comparison, table=results_table(comparison, summaries))
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        pytest.param(_comparison, id="composed"),
+        pytest.param(lambda: _comparison("live", nodes=8), id="live"),
+        pytest.param(lambda: _comparison("unpaced"), id="unpaced"),
+        pytest.param(_with_nulls, id="nulls"),
+        pytest.param(_renamed, id="names"),
+    ],
+)
+def test_every_figure_is_written_with_its_data(tmp_path: Path, comparison) -> None:
+    """A well-formed svg, a png and a csv for each; our style does not outlast the writing."""
+    before = dict(matplotlib.rcParams)
+    files = write_figures(comparison(), tmp_path)
+    assert dict(matplotlib.rcParams) == before
+    assert {file.name for file in files} == {
+        f"{name}.{end}" for name in FIGURES for end in ("svg", "png", "csv")
+    }
+    for file in files:
+        assert file.stat().st_size > 0
+        if file.suffix == ".svg":
+            ElementTree.parse(file)
+
+
+@pytest.mark.parametrize("figure", [figure_loss_against_hours, figure_loss_against_step])
+@pytest.mark.parametrize("mode", ["composed", "live", "unpaced"])
+def test_names_at_line_ends_do_not_overlap(figure, mode: str) -> None:
+    """Five names, three of them on nearly the same loss: all can be read."""
+    drawn = figure(_comparison(mode))
+    with styled():
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()  # settles where annotations lie
+        labels = [
+            text
+            for text in drawn.axes[0].texts
+            if isinstance(text, Annotation) and text.get_weight() == "bold"
+        ]
+        extents = [Text.get_window_extent(text, canvas.get_renderer()) for text in labels]
+    assert len(extents) == 5
+    assert not any(one.overlaps(other) for one, other in combinations(extents, 2))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("composed", "composed"), ("live", "measured")])
+def test_line_style_says_what_is_measured(mode: str, kind: str) -> None:
+    """Measured solid, composed dashed, modelled dotted: read back from the drawn lines."""
+    drawn = figure_loss_against_hours(_comparison(mode))
+    style = {
+        line.get_color(): line._unscaled_dash_pattern
+        for line in drawn.axes[0].lines
+        if line.get_marker() != "None"
+    }
+    expected = {"#000000": "modelled", "#009E73": kind}
+    for colour, wanted in expected.items():
+        pattern = None if KINDS[wanted] == "-" else KINDS[wanted][1]
+        assert (style[colour][1] and tuple(style[colour][1])) == pattern
+
+
+def test_same_data_same_file(tmp_path: Path) -> None:
+    """Figures can be committed: nothing in them but the data."""
+    for name in ("one", "other"):
+        write_figures(_comparison(), tmp_path / name)
+    for figure in FIGURES:
+        one, other = ((tmp_path / name / f"{figure}.svg").read_bytes() for name in ("one", "other"))
+        assert one == other

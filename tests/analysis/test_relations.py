@@ -1,0 +1,71 @@
+"""Relations between arms, and when a comparison shows nothing."""
+
+import pytest
+from synthetic import made_up
+
+from testbed.analysis.relations import relate, void_reason
+
+
+def _arms() -> dict[str, dict]:
+    return {arm["arm"]: arm for arm in made_up()[0]["arms"]}
+
+
+def test_relations_are_those_of_the_definitions() -> None:
+    """Ratios, relative differences and the recovered fraction, by hand."""
+    arms = {arm["arm"]: arm for arm in relate(list(_arms().values()))}
+    assert arms["decentralised"]["step_time_vs_centralised"] == pytest.approx(62 / 2.6)
+    assert arms["latent"]["kv_bytes_vs_decentralised"] == pytest.approx(0.2262 / 6.44)
+    assert arms["subspace"]["val_loss_vs_decentralised"] == pytest.approx(2.25 / 1.83 - 1)
+    assert arms["control"]["recovered_fraction"] == 0
+    assert arms["decentralised"]["recovered_fraction"] == 1
+    assert arms["centralised"]["wire_bytes_vs_decentralised"] is None
+
+
+@pytest.mark.parametrize("gone", ["centralised", "decentralised", "control"])
+def test_a_missing_partner_gives_null(gone: str) -> None:
+    """No partner, no relation; and no exception."""
+    arms = [arm for name, arm in _arms().items() if name != gone]
+    latent = next(arm for arm in relate(arms) if arm["arm"] == "latent")
+    keys = {"centralised": "val_loss_vs_centralised", "decentralised": "val_loss_vs_decentralised"}
+    assert latent[keys.get(gone, "recovered_fraction")] is None
+
+
+def test_nulls_give_nulls() -> None:
+    """An arm of which nothing is known relates to nothing, and spoils no other arm."""
+    arms = _arms()
+    empty = dict.fromkeys(arms["latent"]) | {"arm": "latent"}
+    related = {arm["arm"]: arm for arm in relate([*(arms | {"latent": empty}).values()])}
+    assert all(related["latent"][key] is None for key in related["latent"] if key != "arm")
+    assert related["subspace"]["recovered_fraction"] is not None
+
+
+def test_losses_are_compared_at_equal_steps_only() -> None:
+    """An arm that trained longer is not called better for it; its step time still compares."""
+    arms = _arms()
+    arms["latent"] |= {"learned_steps": 300}
+    latent = next(arm for arm in relate(list(arms.values())) if arm["arm"] == "latent")
+    assert latent["val_loss_vs_decentralised"] is None
+    assert latent["recovered_fraction"] is None
+    assert latent["step_time_vs_centralised"] is not None
+
+
+def test_a_telling_comparison_is_not_void() -> None:
+    """Control 11 % above exact, recall at chance: something can be shown."""
+    assert void_reason(list(_arms().values())) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"final_val_loss": 1.9}, "validation loss"),
+        ({"recall_accuracy_remote": 0.5}, "50% of the remote recall"),
+    ],
+)
+def test_void_when_control_does_as_well(changed: dict, said: str) -> None:
+    """Negative control: a task that needs no exchange is called void, with the reason."""
+    arms = _arms()
+    arms["control"] |= changed
+    reason = void_reason(list(arms.values()))
+    assert reason is not None
+    assert said in reason
+    assert "shows nothing about exchange" in reason

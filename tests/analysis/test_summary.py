@@ -1,0 +1,91 @@
+"""The summary: fits a terminal, says what is true, keeps quiet about what is not known."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+from synthetic import made_up
+
+from testbed.analysis.formats import duration, percent, rate, significant, size
+from testbed.analysis.load import Comparison, results_table
+from testbed.analysis.summary import print_summary
+
+
+def _printed(comparison: dict, summaries: dict) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(Comparison(comparison=comparison, table=results_table(comparison, summaries)), console)
+    return console.file.getvalue()  # pyrefly: ignore
+
+
+def test_everything_is_readable_at_100_columns() -> None:
+    """No cell is cut, no line is too long, no number reads 0.00."""
+    text = _printed(*made_up())
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert not re.search(r"\b0\.00?\b", text)
+
+
+def test_sentences_say_what_was_won_and_paid() -> None:
+    """Codec, sparse sync and what is modelled each have their sentence."""
+    text = " ".join(_printed(*made_up()).split())
+    assert "latent, against exact exchange on the same link: 3.51 % of the K and V bytes" in text
+    assert "Sparse synchronisation alone" in text
+    assert "+1.1 %" in text
+    assert "Modelled: compute time (the target's) and the link of centralised." in text
+    assert "decentralised 420 s" in text
+    assert "A whole run takes" in text
+
+
+def test_void_and_invalid_come_first() -> None:
+    """What breaks the comparison is said before what it found."""
+    comparison, summaries = made_up()
+    comparison["void"] = "On this task the comparison shows nothing."
+    comparison["arms"][2] |= {"valid": False, "why": ["link out of tolerance"]}
+    text = _printed(comparison, summaries)
+    assert (
+        text.index("shows nothing")
+        < text.index("subspace is not valid: link out of")
+        < text.index("latent, against")
+    )
+
+
+def test_unknown_numbers_and_odd_names_do_no_harm() -> None:
+    """Nulls become dashes, mark-up in a name is text, a modelled link has no wire bytes."""
+    comparison, _ = made_up()
+    words = ("exchange", "codec", "sync", "link")
+    comparison["arms"] = [
+        {key: value if key in words else None for key, value in arm.items()} | {"arm": f"[red]{at}[/x]"}
+        for at, arm in enumerate(comparison["arms"])
+    ]
+    text = _printed(comparison, {})
+    assert "[red]0[/x]" in text
+    assert "–" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0001234, "0.000123"),
+        (9.996, "10.0"),
+        (62.04, "62.0"),
+        (15032.0, "15,000"),
+        (0, "0"),
+        (None, "–"),
+        (-2.5, "-2.50"),
+    ],
+)
+def test_three_significant_digits(value: float | None, text: str) -> None:
+    """Small numbers keep their digits, large ones gain none."""
+    assert significant(value) == text
+
+
+def test_units() -> None:
+    """The unit that reads best."""
+    assert (rate(3e8), rate(1e11), size(6.44e9), size(0)) == ("300 Mbit/s", "100 Gbit/s", "6.44 GB", "0 B")
+    assert (duration(62), duration(900), duration(16000)) == ("62 s", "15 min", "4.44 h")
+    assert (percent(0.0351), percent(-0.0109, signed=True), percent(0.00109, signed=True)) == (
+        "3.51 %",
+        "−1.09 %",
+        "+0.11 %",
+    )
