@@ -1,6 +1,8 @@
 """Run `ip`, `bridge` and `tc` in batches, one process for many lines; any line that fails raises."""
 
 import errno
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +11,16 @@ from typing import Literal
 from emulation import syscalls
 from emulation.errors import CapabilityError, EmulationError
 
-__all__ = ["Batch", "run_all"]
+__all__ = ["Batch", "run_all", "tool_path", "write_sysctl"]
 
 Tool = Literal["ip", "bridge", "tc", "sysctl"]
 
 _UNSUPPORTED = ("Unknown device type", "qdisc kind is unknown", "Operation not supported", "not permitted")
+
+
+def tool_path(name: str) -> str | None:
+    """Where a tool is; an ordinary user's PATH often lacks the sbin folders."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class Batch:
         if self.tool == "sysctl":
             self._write_sysctls()
             return
-        argv = [self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
+        argv = [tool_path(self.tool) or self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
         text = "\n".join(self.lines) + "\n"
         done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
         if done.returncode != 0 or done.stderr.strip():

@@ -1,8 +1,8 @@
 """Bytes on the wire, per node and direction, cheap enough to read at every training step.
 
-Interface counters count a super-packet's headers once; a qdisc's own 64-bit counters (TCA_STATS2) count every segment's,
-as a real wire would carry them. What a node sends is counted by the root qdisc of its eth0, what it receives by that
-of its port on the switch.
+Interface counters count a super-packet's headers once; a qdisc's own 64-bit counters (TCA_STATS2) count
+every segment's, as a real wire would carry them. What a node sends is counted by the root qdisc of its
+eth0, what it receives by that of its port on the switch.
 """
 
 import socket
@@ -17,7 +17,8 @@ __all__ = ["WireBytes", "WireCounter"]
 
 @dataclass(frozen=True, kw_only=True)
 class WireBytes:
-    """Counted since the present shapers were put in place; None throughout where nothing is counted (host nodes)."""
+    """Counted since the present shapers were put in place; None throughout where nothing is counted (host
+    nodes)."""
 
     tx_bytes: int | None
     """Sent, layer 2: every packet's payload and headers from Ethernet up."""
@@ -35,9 +36,10 @@ class WireBytes:
 class WireCounter:
     """One node's counters, from any process of the world.
 
-    `description` is what `backend.counter(node)` gave (JSON-able). Opening enters the node's and the switch's namespaces
-    for a moment; reading does not. The root qdisc is looked up at each read, so counting survives re-shaping; but a new
-    shaper starts at zero, so read before and after on one side of it.
+    `description` is what `backend.counter(node)` gave (JSON-able). Opening enters the node's and the
+    switch's namespaces for a moment; reading does not. The root qdisc is looked up at each read, so
+    counting survives re-shaping; but a new shaper starts at zero, so read before and after on one side of
+    it.
     """
 
     def __init__(self, description: dict[str, Any]) -> None:

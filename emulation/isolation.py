@@ -4,6 +4,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from emulation.commands import tool_path
 from emulation.errors import EmulationError, LinkError
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ _FALLBACK_DEVICES = (
     "ip6tnl0",
     "ip6gre0",
 )
-"""What some kernels put into every new namespace (net.core.fb_tunnels_only_for_init_net=0); harmless while down."""
+"""What some kernels put into every new namespace (net.core.fb_tunnels_only_for_init_net=0); harmless while
+down."""
 
 
 def check_isolation(backend: "NetnsBackend") -> None:
-    """Raise LinkError unless each node has `lo`, `eth0` and the subnet's route only, and the switch only its ports."""
+    """Raise LinkError unless each node has `lo`, `eth0` and the subnet's route only, and the switch only
+    its ports."""
     network = backend.network
     problems: list[str] = []
     ports = {f"sw{node.index}" for node in network.nodes}
@@ -55,7 +58,9 @@ def _extra_links(netns: str, allowed: set[str]) -> list[str]:
 
 
 def _ip(netns: str, *words: str) -> list[dict[str, Any]]:
-    done = subprocess.run(["ip", "-n", netns, "-j", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool_path("ip") or "ip", "-n", netns, "-j", *words], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise EmulationError(f"'ip -n {netns} -j {' '.join(words)}' failed: {done.stderr.strip()}")
     return json.loads(done.stdout or "[]")

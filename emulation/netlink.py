@@ -1,8 +1,8 @@
 """Just enough raw rtnetlink(7) to read queueing disciplines exactly and in microseconds.
 
-`tc -j` rounds rates and times, prints no JSON for classes before iproute2 6.3, and takes milliseconds to start; the
-kernel's own message has the integers. Layouts: linux/netlink.h, linux/rtnetlink.h, linux/pkt_sched.h,
-linux/gen_stats.h.
+`tc -j` rounds rates and times, prints no JSON for classes before iproute2 6.3, and takes milliseconds to
+start; the kernel's own message has the integers. Layouts: linux/netlink.h, linux/rtnetlink.h,
+linux/pkt_sched.h, linux/gen_stats.h.
 """
 
 import os

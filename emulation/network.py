@@ -23,7 +23,8 @@ __all__ = [
 Accounting = Literal["nic", "pair"]
 
 FRAMING = "layer2"
-"""What a rate counts: Ethernet header and payload of every packet (MTU + 14), no preamble, checksum or gap."""
+"""What a rate counts: Ethernet header and payload of every packet (MTU + 14), no preamble, checksum or
+gap."""
 
 ETHERNET_HEADER_BYTES = 14
 TCP_IP_HEADER_BYTES = 52
@@ -81,10 +82,12 @@ class Network:
     nodes: tuple[Node, ...]
     link: Link
     accounting: Accounting
-    """"nic": the rate is a node's access link, shared by all its peers. "pair": each ordered pair has its own."""
+    """"nic": the rate is a node's access link, shared by all its peers. "pair": each ordered pair has its
+    own."""
     mtu: int = 1500
     congestion_control: str | None = None
-    """TCP's, per namespace; None: reno, the one that every kernel allows and that restarts well after idle gaps."""
+    """TCP's, per namespace; None: reno, the one that every kernel allows and that restarts well after idle
+    gaps."""
 
     def __post_init__(self) -> None:
         if self.accounting not in ("nic", "pair"):
@@ -112,17 +115,19 @@ def star(n: int, link: Link, accounting: Accounting) -> Network:
 def goodput_bps(rate_bps: float, mtu: int = 1500) -> float:
     """The payload in bit/s that one TCP stream carries when full segments fill `rate_bps` of layer 2.
 
-    Each packet of MTU + 14 bytes on the wire (IEEE 802.3 header) holds MTU - 52 bytes of payload: IPv4 (RFC 791) 20,
-    TCP (RFC 9293) 20, timestamps (RFC 7323) 12. At MTU 1500 that is 1448/1514 = 95.6 %.
+    Each packet of MTU + 14 bytes on the wire (IEEE 802.3 header) holds MTU - 52 bytes of payload: IPv4 (RFC
+    791) 20, TCP (RFC 9293) 20, timestamps (RFC 7323) 12. At MTU 1500 that is 1448/1514 = 95.6 %.
     """
     return rate_bps * (mtu - TCP_IP_HEADER_BYTES) / (mtu + ETHERNET_HEADER_BYTES)
 
 
 def burst_bytes(rate_bps: int, mtu: int = 1500) -> int:
-    """A token bucket's depth in bytes: 3.5 ms at the rate, from 5 frames up to 128 KiB, then 1 ms at the rate.
+    """A token bucket's depth in bytes: 3.5 ms at the rate, from 5 frames up to 128 KiB, then 1 ms at the
+    rate.
 
-    128 KiB holds two of the 64 KiB super-packets that TCP sends, without which fast links segment in software; on a slow
-    link it would be a hole (105 ms of 10 Mbit/s pass unshaped after each pause), and so would megabytes on a fast one.
+    128 KiB holds two of the 64 KiB super-packets that TCP sends, without which fast links segment in
+    software; on a slow link it would be a hole (105 ms of 10 Mbit/s pass unshaped after each pause), and so
+    would megabytes on a fast one.
     """
     frame = mtu + ETHERNET_HEADER_BYTES
     return max(5 * frame, min(128 * 1024, int(rate_bps * 0.0035 / 8)), int(rate_bps * 0.001 / 8))
@@ -131,18 +136,19 @@ def burst_bytes(rate_bps: int, mtu: int = 1500) -> int:
 def queue_bytes(rate_bps: int, mtu: int = 1500) -> int:
     """A shaper's queue in bytes: 40 ms at the rate, at least 20 frames, at most 4 MB, beside the burst.
 
-    A deeper queue only makes small messages wait behind bulk data; a shallower one drops whole bursts when several
-    peers send to one node at once.
+    A deeper queue only makes small messages wait behind bulk data; a shallower one drops whole bursts when
+    several peers send to one node at once.
     """
     frame = mtu + ETHERNET_HEADER_BYTES
     return max(20 * frame, min(4_000_000, int(rate_bps * 0.040 / 8)))
 
 
 def gso_bytes(rate_bps: int | None, mtu: int = 1500) -> int:
-    """The largest super-packet in bytes that TCP may hand to a shaper: 2 ms at the rate, two packets to 64 KiB.
+    """The largest super-packet in bytes that TCP may hand to a shaper: 2 ms at the rate, two packets to 64
+    KiB.
 
-    A token bucket passes a super-packet whole, and small messages wait behind it: 64 KiB is 52 ms of 10 Mbit/s.
-    Open connections keep the size that they began with.
+    A token bucket passes a super-packet whole, and small messages wait behind it: 64 KiB is 52 ms of 10
+    Mbit/s. Open connections keep the size that they began with.
     """
     if rate_bps is None:
         return 65536

@@ -1,8 +1,8 @@
 """The agent that measures links, one per node: `python -m emulation.prober 10.77.0.1`.
 
-Commands come as JSON lines on stdin, one answer each on stdout. TCP senders push random bytes with sendfile, receivers
-throw them away in the kernel (MSG_TRUNC), so that two cores carry a dozen flows of 1 Gbit/s; UDP echoes round trips.
-One epoll loop, no threads, standard library only: it starts in 50 ms.
+Commands come as JSON lines on stdin, one answer each on stdout. TCP senders push random bytes with
+sendfile, receivers throw them away in the kernel (MSG_TRUNC), so that two cores carry a dozen flows of 1
+Gbit/s; UDP echoes round trips. One epoll loop, no threads, standard library only: it starts in 50 ms.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Text with units to SI integers and back: the one place where either is parsed or written.
 
-Inside the code there are only bit/s, microseconds, bytes, fractions and seconds. Rates follow tc(8), whose `mbps` means
-mega*bytes* per second while most people mean mega*bits*: what can be read two ways is refused, naming both.
+Inside the code there are only bit/s, microseconds, bytes, fractions and seconds. Rates follow tc(8), whose
+`mbps` means mega*bytes* per second while most people mean mega*bits*: what can be read two ways is refused,
+naming both.
 """
 
 import re
@@ -85,7 +86,8 @@ def _format(value: int, table: Mapping[str, int]) -> str:
 
 
 def parse_rate(text: str) -> int:
-    """A link's rate in bit/s: "300mbit" is 300_000_000. Zero is refused: no rate at all is "unshaped", not 0."""
+    """A link's rate in bit/s: "300mbit" is 300_000_000. Zero is refused: no rate at all is "unshaped", not
+    0."""
     number, unit = _split(text, "rate", "300mbit")
     folded = unit.lower()
     for letter, word in (("k", "kilo"), ("m", "mega"), ("g", "giga"), ("", "")):
@@ -122,7 +124,8 @@ def format_delay(delay_us: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """A size in bytes: "64KiB" is 65_536, "64kB" is 64_000; "64kb" could be either, or bits, and is refused."""
+    """A size in bytes: "64KiB" is 65_536, "64kB" is 64_000; "64kb" could be either, or bits, and is
+    refused."""
     number, unit = _split(text, "size", "64KiB")
     if unit in ("kb", "Kb", "KB", "mb", "Mb", "gb", "Gb", "k", "K", "m", "M", "g", "G", "b"):
         letter = unit[0].upper() if unit != "b" else ""

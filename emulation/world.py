@@ -1,9 +1,11 @@
-"""The private world that a run lives in: namespaces of its own, which the kernel removes with its first process.
+"""The private world that a run lives in: namespaces of its own, which the kernel removes with its first
+process.
 
     caller ── A (unshares) ── process 1 of the world: main()  ── nodes' processes
 
-Nothing in a world has a name on the host. Each process of the chain is killed by the kernel when the one before it dies
-(PR_SET_PDEATHSIG), and the death of process 1 kills its whole pid namespace: `kill -9` anywhere leaves nothing behind.
+Nothing in a world has a name on the host. Each process of the chain is killed by the kernel when the one
+before it dies (PR_SET_PDEATHSIG), and the death of process 1 kills its whole pid namespace: `kill -9`
+anywhere leaves nothing behind.
 """
 
 import os
@@ -43,11 +45,12 @@ _NAMESPACES = (
 def run_in_world(main: Callable[[], int]) -> int:
     """Run `main` as the first process of a new world and return its exit status.
 
-    Call it while the process still has one thread (before torch). `main` runs in a forked copy of this process, in a
-    session of its own, and that copy ends with `os._exit` after flushing stdout and stderr: exit handlers do not run.
-    SIGINT and SIGTERM are passed on once, as KeyboardInterrupt in `main`; a second one, a second later, kills the
-    world. The status is 128 + n if signal n ended `main`, 130 if it was interrupted. If the machine refuses the
-    namespaces, CapabilityError is raised here and `main` never starts.
+    Call it while the process still has one thread (before torch). `main` runs in a forked copy of this
+    process, in a session of its own, and that copy ends with `os._exit` after flushing stdout and stderr:
+    exit handlers do not run. SIGINT and SIGTERM are passed on once, as KeyboardInterrupt in `main`; a
+    second one, a second later, kills the world. The status is 128 + n if signal n ended `main`, 130 if it
+    was interrupted. If the machine refuses the namespaces, CapabilityError is raised here and `main` never
+    starts.
     """
     if len(os.listdir("/proc/self/task")) != 1:
         raise UsageError(
@@ -79,7 +82,8 @@ def run_in_world(main: Callable[[], int]) -> int:
 
 
 class _Forwarder:
-    """Passes SIGINT and SIGTERM on to the next process of the chain: the first gently, a later one as SIGKILL."""
+    """Passes SIGINT and SIGTERM on to the next process of the chain: the first gently, a later one as
+    SIGKILL."""
 
     def __init__(self, child: int) -> None:
         self.child = child
@@ -119,13 +123,12 @@ def _live(body: Callable[[], int]) -> NoReturn:
         status = 130
     except BaseException:
         traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                status = status or 1
-        os._exit(status & 0xFF)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 1
+    os._exit(status & 0xFF)
 
 
 def _enter(caller: int, refusal_pipe: int, main: Callable[[], int]) -> int:
@@ -154,7 +157,8 @@ def _enter(caller: int, refusal_pipe: int, main: Callable[[], int]) -> int:
 
 
 def _new_namespaces() -> None:
-    """Unshare; without CAP_SYS_ADMIN a user namespace comes first, in which we are root and own the others."""
+    """Unshare; without CAP_SYS_ADMIN a user namespace comes first, in which we are root and own the
+    others."""
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
         try:
@@ -191,7 +195,8 @@ def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int]) 
 
 
 def _furnish() -> None:
-    """Private mounts, a /proc of this pid namespace, an empty /run for `ip netns`, an empty /dev/shm, `lo` up."""
+    """Private mounts, a /proc of this pid namespace, an empty /run for `ip netns`, an empty /dev/shm, `lo`
+    up."""
     guarded = syscalls.MS_NOSUID | syscalls.MS_NODEV
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("proc", "/proc", "proc", guarded | syscalls.MS_NOEXEC)

@@ -53,7 +53,8 @@ class Backend(ABC):
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
-        """Start a program on a node; the process's pid is the program's own. `env` is its whole environment."""
+        """Start a program on a node; the process's pid is the program's own. `env` is its whole
+        environment."""
 
     @abstractmethod
     def counter(self, node: Node) -> dict[str, Any]:

@@ -17,8 +17,8 @@ __all__ = ["HostBackend"]
 class HostBackend(Backend):
     """Nodes at 127.0.0.1, 127.0.0.2 … of the namespace in which this process is.
 
-    No link is shaped and nothing is counted: asking for a rate is an error, so that nothing trains unshaped by accident.
-    Programs die with the thread that started them where setpriv(1) is present.
+    No link is shaped and nothing is counted: asking for a rate is an error, so that nothing trains unshaped
+    by accident. Programs die with the thread that started them where setpriv(1) is present.
     """
 
     interface = "lo"

@@ -4,16 +4,16 @@
     n1: eth0 ──veth── sw1 ┤ br0   (namespace "switch")
     n2: eth0 ──veth── sw2 ┘
 
-Addresses, neighbours and the bridge's forwarding table are static and IPv6 is off, so an idle link carries no byte.
+Addresses, neighbours and the bridge's forwarding table are static and IPv6 is off, so an idle link carries
+no byte.
 """
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emulation.commands import Batch, run_all, write_sysctl
+from emulation.commands import Batch, run_all, tool_path, write_sysctl
 from emulation.errors import CapabilityError, LinkError
 from emulation.isolation import check_isolation
 from emulation.netlink import TcSocket
@@ -136,8 +136,8 @@ class NetnsBackend(Backend):
     def shape(self, link: Link) -> None:
         """Make every link be `link`, now; counters restart at zero with the new shapers.
 
-        Each shaper is grafted in one step; with accounting "pair" its classes follow within microseconds, during which
-        packets pass unshaped: shape between steps, not during one.
+        Each shaper is grafted in one step; with accounting "pair" its classes follow within microseconds,
+        during which packets pass unshaped: shape between steps, not during one.
         """
         netem.refuse(link)
         self._handle = self._handle % LAST_HANDLE + 1
@@ -184,7 +184,7 @@ class NetnsBackend(Backend):
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
-        nsenter = shutil.which("nsenter") or "nsenter"
+        nsenter = tool_path("nsenter") or "nsenter"
         command = [nsenter, f"--net={netns_path(node.name)}", "--", *argv]
         return subprocess.Popen(command, env=env, **popen_kwargs)
 

@@ -7,7 +7,8 @@ __all__ = ["refuse"]
 
 
 def refuse(link: Link) -> None:
-    """Raise if `link` asks for what this version cannot make, so that no run goes on with a link it did not ask for."""
+    """Raise if `link` asks for what this version cannot make, so that no run goes on with a link it did not
+    ask for."""
     if link.delay_us or link.loss:
         what = "a delay" if link.delay_us else "a loss"
         raise UsageError(

@@ -1,8 +1,9 @@
 """Shapers as data that return their tc(8) lines, and what the kernel should report once they are in place.
 
-nic:  token bucket (tbf) on the node's eth0 for what it sends, another on the switch's port for what it receives.
-pair: htb on eth0 with one class per destination; the switch's port only queues, so that received bytes are counted.
-A shaper replaces the one before it in a single graft: `handle` has to differ from the present one.
+nic:  token bucket (tbf) on the node's eth0 for what it sends, another on the switch's port for what it
+receives. pair: htb on eth0 with one class per destination; the switch's port only queues, so that received
+bytes are counted. A shaper replaces the one before it in a single graft: `handle` has to differ from the
+present one.
 """
 
 from dataclasses import dataclass, field
