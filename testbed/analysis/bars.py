@@ -200,6 +200,7 @@ def figure_bytes(comparison: Comparison) -> Figure:
             if row:
                 axes[0].axhline(row - 0.5, color="#E4E4E4", linewidth=0.7)
         axes[0].xaxis.set_major_formatter(lambda value, _: size(value))
+        axes[0].xaxis.set_minor_formatter(lambda *_: "")
         axes[0].set_xlabel("bytes that a node sends per step (logarithmic), mean over nodes")
         _arm_axis(figure, axes, names)
         bottom(figure, _byte_legend(table))

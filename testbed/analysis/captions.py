@@ -36,7 +36,8 @@ def link_words(facts: dict[str, Any]) -> str:
 
 def kinds_sentence(comparison: Comparison) -> str:
     """What is measured, modelled and composed, in words."""
-    timed = f"{span(comparison, 'steps_timed')} steps per arm{layers_words(comparison)}"
+    count = span(comparison, "steps_timed")
+    timed = "no steps" if count == MISSING else f"{count} steps per arm{layers_words(comparison)}"
     if comparison.paced:
         measured = (
             f"loss of the small model, bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"

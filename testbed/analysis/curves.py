@@ -182,5 +182,6 @@ def _finish(
         axes.text(0.5, 0.5, "no validation loss to show", transform=axes.transAxes, ha="center", color=GREY)
     bottom(figure, handles)
     axes.set_xlim(axes.get_xlim())
-    axes.set_ylim(axes.get_ylim())
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.06 * (high - low), high)  # room for a name below the lowest line
     place(axes, [label for label, _ in ends], [line for _, line in ends])

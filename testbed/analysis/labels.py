@@ -41,7 +41,7 @@ def place(axes: Axes, labels: Sequence[EndLabel], lines: Sequence[tuple[np.ndarr
         width, height = _extent(axes, label)
         candidates = [
             (
-                _cost(box, taken, obstacles, axes.bbox) + abs(shift) + (2.5 if side < 0 else 0),
+                _cost(box, taken, obstacles, axes.bbox) + 2 * abs(shift) + (3 if side < 0 else 0),
                 index,
                 side,
                 shift,
@@ -73,7 +73,7 @@ def _box(point: np.ndarray, width: float, height: float, side: int, shift: float
 def _cost(box: Bbox, taken: list[Bbox], obstacles: np.ndarray, inside: Bbox) -> float:
     hidden = np.all((obstacles > np.array(box.min) - 4) & (obstacles < np.array(box.max) + 4), axis=1).sum()
     outside = box.x1 > inside.x1 + 12 or box.x0 < inside.x0 or box.y0 < inside.y0 or box.y1 > inside.y1
-    return 100.0 * sum(box.overlaps(other) for other in taken) + float(hidden) + 40.0 * outside
+    return 100.0 * sum(box.overlaps(other) for other in taken) + 2.0 * float(hidden) + 40.0 * outside
 
 
 def _pixels(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
