@@ -55,16 +55,19 @@ class Rotated(nn.Module):
         previous_BSE = nn.functional.pad(z_BSTE.mean(2)[:, :-1], (0, 0, 1, 0))
         return _CLIP * torch.tanh(self.angle(previous_BSE).squeeze(-1) / _CLIP)
 
+    def basis(self, theta_BS: Tensor) -> Tensor:
+        """U(θ) of each sub-chunk: (B, S, E, R)."""
+        plain_ER, first_ER, second_ER = self.bases.chunk(3, dim=-1)
+        theta = theta_BS[:, :, None, None]
+        return plain_ER + theta * first_ER + 0.5 * theta**2 * second_ER
+
     def project(self, z_BSTE: Tensor, theta_BS: Tensor) -> Tensor:
         """Z U(θ): (B, S, t, R)."""
-        plain, first, second = (z_BSTE @ self.bases).chunk(3, dim=-1)
-        theta = theta_BS[:, :, None, None]
-        return plain + theta * first + 0.5 * theta**2 * second
+        return z_BSTE @ self.basis(theta_BS)
 
     def expand(self, c_BSTR: Tensor, theta_BS: Tensor) -> Tensor:
         """c U(θ)ᵀ: (B, S, t, E)."""
-        theta = theta_BS[:, :, None, None]
-        return torch.cat((c_BSTR, theta * c_BSTR, 0.5 * theta**2 * c_BSTR), dim=-1) @ self.bases.T
+        return c_BSTR @ self.basis(theta_BS).transpose(-1, -2)
 
 
 class Subspace(Codec):
@@ -115,7 +118,7 @@ class Subspace(Codec):
         )
 
     def encode_flops(self, tokens: int) -> float:
-        return 3 * 2.0 * tokens * self.kv_width * (self.key.rank + self.value.rank)
+        return 2.0 * tokens * self.kv_width * (self.key.rank + self.value.rank)
 
     def decode_flops(self, tokens: int) -> float:
         return self.encode_flops(tokens)

@@ -94,7 +94,7 @@ class Sockets:
         others = [message for message in outgoing if message is not None]
         size = others[0].numel() if others else 0
         assert all(message.numel() == size for message in others), "messages of one exchange have one size"
-        assert sum(channels.values()) == size, (channels, size)
+        assert not others or sum(channels.values()) == size, (channels, size)
         for channel, nbytes in channels.items():
             self.sent[channel] += nbytes * len(self.peers)
         self.sent["ballast"] += ballast * len(self.peers)
@@ -110,10 +110,12 @@ class Sockets:
         return _SocketTicket(self.rank, self.world, flows)
 
     def close(self) -> None:
-        """End every connection; the peers see it as a rank that has gone."""
+        """End every connection; the peers see it as a rank that has gone. A second time does nothing."""
         for connection in self.peers.values():
             connection.close()
-        os.close(self._ballast)
+        if self._ballast >= 0:
+            os.close(self._ballast)
+            self._ballast = -1
 
 
 class _Flow:
@@ -148,6 +150,8 @@ class _Flow:
 
     @property
     def message(self) -> Tensor:
+        if len(self._in) == HEAD_BYTES:
+            return torch.empty(0, dtype=torch.uint8)
         return torch.frombuffer(self._in, dtype=torch.uint8, offset=HEAD_BYTES)
 
     def send(self) -> None:

@@ -59,7 +59,7 @@ def _write_all(comparison: Comparison, wall_seconds: float) -> dict[str, Any]:
     for result in comparison.results.values():
         record = arm_record(comparison, result)
         arms.append(record)
-    relate(arms)
+    arms = relate(arms)
     for result, record in zip(comparison.results.values(), arms, strict=True):
         folder = settings.folder / result.arm.name
         comparison.links.write(result.arm, result.link)

@@ -21,6 +21,7 @@ __all__ = ["Ranks"]
 
 _LOG_LINES = 12
 _GRACE_SECONDS = 0.5
+_END_SECONDS = 5.0
 _WHITELIST = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 
 
@@ -124,6 +125,9 @@ class Ranks:
     def _lost(self, suspects: list[int]) -> None:
         """Say whose end was the first: others lose their connections to it and follow."""
         time.sleep(_GRACE_SECONDS)
+        deadline = time.monotonic() + _END_SECONDS
+        while self._processes[suspects[0]].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
         ended = {rank: process.poll() for rank, process in enumerate(self._processes)}
         by_signal = [rank for rank, status in ended.items() if status is not None and status < 0]
         by_error = [rank for rank, status in ended.items() if status not in (None, 0) and not self._follows(rank)]

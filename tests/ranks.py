@@ -1,0 +1,44 @@
+"""Ranks as threads of one process, over real TCP on loopback."""
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from testbed.parallel.transport import Sockets
+
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A port that nothing listened at just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run_ranks(world: int, work: Callable[[Sockets], T]) -> list[T]:
+    """`work` on every rank at once; the answers by rank. Raises what the first failing rank raised."""
+    port = free_port()
+    addresses = [(f"127.0.0.{rank + 1}", port) for rank in range(world)]
+    answers: list[T | None] = [None] * world
+    errors: list[BaseException] = []
+
+    def one(rank: int) -> None:
+        try:
+            transport = Sockets.connect(rank, addresses)
+            try:
+                answers[rank] = work(transport)
+            finally:
+                transport.close()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    if errors:
+        raise errors[0]
+    return answers  # pyrefly: ignore

@@ -1,0 +1,44 @@
+"""Running `testbed` as a user does, on models that take seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PRESET, TARGET = str(HERE / "tiny_preset.toml"), str(HERE / "tiny_target.toml")
+MARK = "TESTBED_TEST_MARK"
+
+
+def command(*arguments: str) -> list[str]:
+    """`testbed` with these arguments, in this interpreter."""
+    return [sys.executable, "-m", "testbed", *arguments]
+
+
+def environment(mark: str = "") -> dict[str, str]:
+    """What a user's shell would have, and a mark by which our processes can be found."""
+    return {**os.environ, "PYTHONPATH": str(HERE.parents[1]), MARK: mark, "COLUMNS": "140"}
+
+
+def testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+testbed.__test__ = False  # pyrefly: ignore
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that carry the mark in their environment, in any namespace."""
+    found = []
+    needle = f"{MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if needle in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
