@@ -52,8 +52,8 @@ class Link:
     def __post_init__(self) -> None:
         if self.rate_bps is not None and not SMALLEST_RATE_BPS <= self.rate_bps <= LARGEST_RATE_BPS:
             raise UsageError(
-                f"a link of {self.rate_bps} bit/s cannot be shaped: allowed are {format_rate(SMALLEST_RATE_BPS)} to "
-                f"{format_rate(LARGEST_RATE_BPS)}; type for example 300mbit."
+                f"a link of {self.rate_bps} bit/s cannot be shaped: allowed are "
+                f"{format_rate(SMALLEST_RATE_BPS)} to {format_rate(LARGEST_RATE_BPS)}; e.g. 300mbit."
             )
         if self.delay_us < 0:
             raise UsageError(f"a delay of {self.delay_us} us is negative; type for example 20ms.")

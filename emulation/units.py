@@ -42,7 +42,7 @@ LARGEST_DELAY_US = 60 * 10**6
 LARGEST_SIZE_BYTES = 2**50
 LARGEST_DURATION_SECONDS = 10**8
 
-_NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15})\s*(\S*)")
+_NUMBER = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})\s*(\S*)")
 
 
 def _split(text: str, what: str, example: str) -> tuple[Fraction, str]:
@@ -94,7 +94,7 @@ def parse_rate(text: str) -> int:
         if folded in (f"{letter}bps", f"{letter}b", f"{letter}b/s") and folded:
             raise UsageError(
                 f"rate {text!r} can mean {word}bits or {word}bytes per second; "
-                f"type {number}{letter}bit for bits, or {number * 8}{letter}bit for bytes."
+                f"type {float(number):g}{letter}bit for bits, or {float(number * 8):g}{letter}bit for bytes."
             )
     rate = _whole(number * _unit(RATES, folded, text, "rate", "300mbit"), "bit/s", text, "rate", "300mbit")
     if not 0 < rate <= LARGEST_RATE_BPS:
@@ -131,7 +131,8 @@ def parse_size(text: str) -> int:
         letter = unit[0].upper() if unit != "b" else ""
         decimal, binary = ("k" if letter == "K" else letter) + "B", f"{letter}iB" if letter else "B"
         raise UsageError(
-            f"size {text!r} can mean bits or bytes, in thousands or in 1024s; type {number}{decimal} or {number}{binary}."
+            f"size {text!r} can mean bits or bytes, in thousands or in 1024s; "
+            f"type {float(number):g}{decimal} or {float(number):g}{binary}."
         )
     size = _whole(number * _unit(SIZES, unit, text, "size", "64KiB"), "byte", text, "size", "64KiB")
     if size > LARGEST_SIZE_BYTES:

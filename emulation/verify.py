@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,8 +27,8 @@ from typing import Any, Self
 from emulation.errors import EmulationError, LinkError
 from emulation.isolation import check_isolation
 from emulation.network import ACK_BYTES, FRAMING, TCP_IP_HEADER_BYTES, Network, Node, goodput_bps
-from emulation.nodes.netns import NetnsBackend
 from emulation.nodes.base import Backend
+from emulation.nodes.netns import NetnsBackend
 from emulation.units import format_rate
 
 __all__ = ["TOLERANCE", "capacity", "check", "measure", "verify"]
@@ -189,6 +190,7 @@ def measure(backend: Backend, network: Network, seconds: float | None = None) ->
     """Measure every link of `network`, which `backend` has built; `seconds` sets the steady window of a
     round."""
     began = time.monotonic()
+    network = replace(network, nodes=backend.network.nodes)
     warm, window = _windows(network, seconds)
     nodes = network.nodes
     links: list[dict[str, Any]] = []
@@ -270,8 +272,9 @@ def verify(backend: Backend, network: Network, tolerance: float = TOLERANCE) -> 
             return measured | {"ok": True, "tolerance": tolerance, "attempts": attempts}
     rate = network.link.rate_bps
     raise LinkError(
-        f"links of {format_rate(rate) if rate else 'any rate'} ({network.accounting}) were asked for; measured twice, "
-        f"found {'; '.join(problems[:3])}{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+        f"links of {format_rate(rate) if rate else 'any rate'} ({network.accounting}) were asked for; "
+        f"measured twice, found {'; '.join(problems[:3])}"
+        f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
         "Try again when the machine is idle, with fewer nodes, or with a lower rate."
     )
 

@@ -23,10 +23,12 @@ from emulation.errors import CapabilityError, UsageError
 __all__ = ["REMEDY", "run_in_world"]
 
 REMEDY = (
-    "run as root, or allow unprivileged user namespaces: 'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' "
-    "(Ubuntu 24.04), 'sudo sysctl -w kernel.unprivileged_userns_clone=1' (Debian), "
+    "run as root, or allow unprivileged user namespaces: "
+    "'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' (Ubuntu 24.04), "
+    "'sudo sysctl -w kernel.unprivileged_userns_clone=1' (Debian), "
     "'sudo sysctl -w user.max_user_namespaces=10000'; in a container: docker run --privileged, or "
-    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined"
 )
 
 _FORWARDED = {signal.SIGINT, signal.SIGTERM}

@@ -56,6 +56,7 @@ class HostBackend(Backend):
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
+        assert 0 <= node.index < len(self.network.nodes)
         leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         return subprocess.Popen([*leash, *argv], env=env, **popen_kwargs)
 

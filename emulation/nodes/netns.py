@@ -104,7 +104,8 @@ class NetnsBackend(Backend):
         for node in self.network.nodes:
             port = _port(node)
             lines += [
-                f"link add {port} mtu {mtu} type veth peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
+                f"link add {port} mtu {mtu} type veth "
+                f"peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
                 f"link set {port} master {BRIDGE} up",
                 f"link set {port} type bridge_slave learning off flood off mcast_flood off",
             ]
@@ -175,7 +176,8 @@ class NetnsBackend(Backend):
             asked = format_rate(self.link.rate_bps) if self.link.rate_bps else "an unshaped link"
             raise LinkError(
                 f"{asked} was asked for ({self.network.accounting}), but " + "; ".join(problems[:4]) + ". "
-                "Something else changed the shapers, or this kernel cannot hold them: try again, then another rate."
+                "Something else changed the shapers, or this kernel cannot hold them: "
+                "try again, then another rate."
             )
         return found
 

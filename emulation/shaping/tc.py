@@ -175,7 +175,7 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
             problems += _class_differences(asked, have or {}, where)
         elif key.endswith("burst_bytes"):
             rate = expected.get("rate_bps", 0)
-            # the kernel rounds the bucket's time down to ticks; tc first rounds it to microseconds' worth of ticks
+            # tc rounds the bucket's time to microseconds, the kernel down to its ticks
             slack = max(2, 2 * rate * TICK_NS / 8e9 + rate / 8e6)
             if not isinstance(have, int) or abs(have - asked) > slack:
                 problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")

@@ -1,0 +1,83 @@
+"""Worlds for tests: each runs in a process of its own, since a world is entered by forking a single thread."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PRELUDE = """
+import json, os, signal, socket, subprocess, sys, time
+from dataclasses import replace
+from emulation import verify
+from emulation.counters import WireCounter
+from emulation.errors import *
+from emulation.isolation import check_isolation
+from emulation.network import *
+from emulation.nodes.host import HostBackend
+from emulation.nodes.netns import NetnsBackend
+from emulation.units import *
+from emulation.world import run_in_world
+
+def net(n=2, rate=None, accounting="nic"):
+    return star(n, Link(rate_bps=parse_rate(rate) if rate else None), accounting)
+
+def sh(text, check=True):
+    return subprocess.run(text, shell=True, check=check, capture_output=True, text=True).stdout
+
+"""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """What a subprocess needs to import the package from this checkout."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return {"PYTHONPATH": str(ROOT), "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **extra}
+
+
+def python(code: str, timeout: float = 60, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(**extra),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@functools.cache
+def refusal() -> str:
+    """Why this machine has no worlds; empty if it has."""
+    done = python(PRELUDE + "sys.exit(run_in_world(lambda: 0))")
+    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_worlds(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("world") and refusal():
+        pytest.skip(f"no private world here: {refusal()}")
+
+
+@pytest.fixture
+def world() -> Callable[[str], Any]:
+    """Run the body of a function inside a world; what it returns comes back through JSON."""
+
+    def run(body: str, timeout: float = 60) -> Any:
+        indented = "\n".join("    " + line for line in body.strip("\n").splitlines())
+        code = (
+            f"{PRELUDE}\ndef body():\n{indented}\n\ndef main():\n    print(json.dumps(body()))\n    return 0\n"
+            "sys.exit(run_in_world(main))"
+        )
+        done = python(code, timeout)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
