@@ -157,7 +157,10 @@ class TcSocket:
 
     def _answers(self, *, dump: bool) -> Iterator[dict[str, Any]]:
         while True:
-            data = self._socket.recv(1 << 16)
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError as error:
+                raise EmulationError("the kernel did not answer about its shapers") from error
             start = 0
             while start < len(data):
                 length, kind, _, sequence, _ = _HEADER.unpack_from(data, start)

@@ -8,7 +8,9 @@ from emulation.units import format_rate
 
 __all__ = [
     "ACK_BYTES",
+    "ETHERNET_HEADER_BYTES",
     "FRAMING",
+    "TCP_IP_HEADER_BYTES",
     "Accounting",
     "Link",
     "Network",

@@ -53,12 +53,6 @@ def arrival(sock: socket.socket) -> Arrival:
     return Arrival(at_seconds=now, payload_bytes=payload, data_segments=segments, acks=acks)
 
 
-def retransmitted_bytes(sock: socket.socket) -> int:
-    """What an outgoing flow had to send again; 0 where the kernel is too old to say."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
-    return struct.unpack_from("=Q", info, 208)[0] if len(info) >= 216 else 0
-
-
 class Receiver:
     """One incoming flow."""
 
@@ -101,7 +95,6 @@ class Prober:
         os.write(self.payload, os.urandom(CHUNK_BYTES))
         self.receivers: dict[int, Receiver] = {}
         self.senders: dict[int, socket.socket] = {}
-        self.retransmitted_bytes = 0
         self.alarms: list[tuple[float, Callable[[], None]]] = []
         self.unread = b""
         self.running = True
@@ -191,7 +184,6 @@ class Prober:
             (command["end"], self._mark),
             (command["stop"], self._finish_flows),
         ]
-        self.retransmitted_bytes = 0
         for address in command["to"]:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -226,14 +218,13 @@ class Prober:
     def _finish_flows(self) -> None:
         """Abort every flow of the round, then say what arrived here."""
         for sock in self.senders.values():
-            self.retransmitted_bytes += retransmitted_bytes(sock)
             self._forget(sock)
         self.senders.clear()
         received = {each.source: each.report() for each in self.receivers.values()}
         for receiver in self.receivers.values():
             self._forget(receiver.sock)
         self.receivers.clear()
-        self._answer({"received": received, "retransmitted_bytes": self.retransmitted_bytes})
+        self._answer({"received": received})
 
     def _ping(self, address: str) -> float | None:
         """One UDP round trip in microseconds; None if it got lost."""

@@ -26,7 +26,17 @@ from typing import Any, Self
 
 from emulation.errors import EmulationError, LinkError
 from emulation.isolation import check_isolation
-from emulation.network import ACK_BYTES, FRAMING, TCP_IP_HEADER_BYTES, Network, Node, goodput_bps
+from emulation.network import (
+    ACK_BYTES,
+    ETHERNET_HEADER_BYTES,
+    FRAMING,
+    TCP_IP_HEADER_BYTES,
+    Network,
+    Node,
+    burst_bytes,
+    goodput_bps,
+    queue_bytes,
+)
 from emulation.nodes.base import Backend
 from emulation.nodes.netns import NetnsBackend
 from emulation.units import format_rate
@@ -41,8 +51,10 @@ CONTENDED_TOLERANCE = 0.05
 """The same for the sum of all links when all nodes send to all over access links."""
 SLOW_BPS = 50_000_000
 """Below it a window holds too few packets in a second, and queues take longer to settle."""
-DRAIN_SECONDS = 0.06
-"""Between rounds: the shapers' queues (40 ms) run empty."""
+FEWEST_PACKETS, LONGEST_WINDOW_SECONDS = 300, 20.0
+"""What a window must hold, so that one more or less is no news."""
+DRAIN_SECONDS = 0.02
+"""Between rounds, beside the time that the shapers' queues take to run empty."""
 CONNECT_SECONDS = 0.05
 """Every connection of a round is made before its first flow starts."""
 
@@ -103,7 +115,7 @@ class Probers:
         return json.loads(line)
 
     def flows(
-        self, flows: Sequence[Flow], warm_seconds: float, seconds: float
+        self, flows: Sequence[Flow], warm_seconds: float, seconds: float, drain_seconds: float = DRAIN_SECONDS
     ) -> dict[Flow, dict[str, float]]:
         """Run flows at once; each one's goodput and acknowledgements over the steady window."""
         start = time.monotonic() + CONNECT_SECONDS
@@ -112,7 +124,7 @@ class Probers:
             to = [target.address for source, target in flows if source == node]
             self.tell(node, do="flows", to=to, start=start, begin=begin, end=end, stop=end + 0.03)
         answers = [self._read(node) for node in self.nodes]
-        time.sleep(DRAIN_SECONDS)
+        time.sleep(drain_seconds)
         nothing = dict.fromkeys(("goodput_bps", "segments_per_second", "acks_per_second", "seconds"), 0.0)
         return {
             (source, target): answers[target.index]["received"].get(source.address, nothing)
@@ -141,6 +153,10 @@ def _windows(network: Network, seconds: float | None) -> tuple[float, float]:
         warm, window = (0.6, 2.0) if slow else (0.35, 1.0)
     else:
         warm, window = (0.4, 0.9) if slow else (0.35, 0.7)
+    if rate is not None:
+        frame_seconds = (network.mtu + ETHERNET_HEADER_BYTES) * 8 / rate
+        warm = max(warm, 3 * burst_bytes(rate, network.mtu) * 8 / rate)
+        window = min(LONGEST_WINDOW_SECONDS, max(window, FEWEST_PACKETS * frame_seconds))
     return warm, window if seconds is None else seconds
 
 
@@ -192,6 +208,8 @@ def measure(backend: Backend, network: Network, seconds: float | None = None) ->
     began = time.monotonic()
     network = replace(network, nodes=backend.network.nodes)
     warm, window = _windows(network, seconds)
+    rate, mtu = network.link.rate_bps, network.mtu
+    drain = DRAIN_SECONDS + (queue_bytes(rate, mtu) * 8 / rate if rate else 0.0)
     nodes = network.nodes
     links: list[dict[str, Any]] = []
     round_trips: list[dict[str, Any]] = []
@@ -199,12 +217,11 @@ def measure(backend: Backend, network: Network, seconds: float | None = None) ->
     with Probers(backend) as probers:
         round_trips = [probers.ping(a, b) for a in nodes for b in nodes if a != b]
         for flows in _rounds(network) if len(nodes) > 1 else []:
-            links += _shaper_lines(network, "alone", probers.flows(flows, warm, window))
+            links += _shaper_lines(network, "alone", probers.flows(flows, warm, window, drain))
         if len(nodes) > 1:
-            results = probers.flows([(a, b) for a in nodes for b in nodes if a != b], warm, window)
+            results = probers.flows([(a, b) for a in nodes for b in nodes if a != b], warm, window, drain)
             links += _shaper_lines(network, "together", results)
             aggregate = sum(each["goodput_bps"] for each in results.values())
-    rate = network.link.rate_bps
     return {
         "schema": SCHEMA,
         "rate_bps": rate,

@@ -1,4 +1,5 @@
-"""Worlds for tests: each runs in a process of its own, since a world is entered by forking a single thread."""
+"""Worlds for tests: each runs in a process of its own, since a world is entered by forking a single
+thread."""
 
 import functools
 import json
@@ -73,7 +74,8 @@ def world() -> Callable[[str], Any]:
     def run(body: str, timeout: float = 60) -> Any:
         indented = "\n".join("    " + line for line in body.strip("\n").splitlines())
         code = (
-            f"{PRELUDE}\ndef body():\n{indented}\n\ndef main():\n    print(json.dumps(body()))\n    return 0\n"
+            f"{PRELUDE}\ndef body():\n{indented}\n\n"
+            "def main():\n    print(json.dumps(body()))\n    return 0\n"
             "sys.exit(run_in_world(main))"
         )
         done = python(code, timeout)

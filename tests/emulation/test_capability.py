@@ -26,7 +26,7 @@ def test_probe_tries_everything_and_leaves_nothing():
 def test_missing_tools_are_named_with_the_remedy(monkeypatch):
     capability.require_tools()
     monkeypatch.setattr(capability, "tool_path", lambda name: None if name == "tc" else f"/bin/{name}")
-    with pytest.raises(CapabilityError, match="tc not found .*sudo apt-get install iproute2"):
+    with pytest.raises(CapabilityError, match=r"tc not found .*sudo apt-get install iproute2"):
         capability.require_tools()
 
 

@@ -1,4 +1,5 @@
-"""Nodes in namespaces: built as asked, counted to the byte, with no second path; each guard with what makes it fail."""
+"""Nodes in namespaces: built as asked, counted to the byte, with no second path; each guard with what makes
+it fail."""
 
 import pytest
 
@@ -181,7 +182,8 @@ def test_a_program_on_a_node_has_its_own_pid_namespace_and_environment(world):
     found = world("""
 with NetnsBackend(net(3, "10mbit")) as backend:
     node = backend.network.nodes[1]
-    code = "import os; print(os.getpid(), os.environ['RANK'], os.environ['NODE_ADDRS'], os.readlink('/proc/self/ns/net'))"
+    code = "import os; e = os.environ; "
+    code += "print(os.getpid(), e['RANK'], e['NODE_ADDRS'], os.readlink('/proc/self/ns/net'))"
     argv = [sys.executable, "-c", code]
     process = backend.popen(node, argv, env=backend.environment(node), stdout=subprocess.PIPE, text=True)
     return [process.pid, process.communicate()[0].split(), os.readlink("/proc/self/ns/net")]
@@ -202,7 +204,8 @@ with NetnsBackend(net(2)) as backend:
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server.stdout.readline()
     def reached():
-        process = backend.popen(a, [sys.executable, "-c", probe, b.address], stdout=subprocess.PIPE, text=True)
+        argv = [sys.executable, "-c", probe, b.address]
+        process = backend.popen(a, argv, stdout=subprocess.PIPE, text=True)
         return process.communicate()[0].strip()
     before = reached()
     sh("ip -n n0 link set eth0 down")

@@ -1,4 +1,5 @@
-"""A world returns its status, and nothing of it survives: not its end, not an interrupt, not kill -9 anywhere."""
+"""A world returns its status, and nothing of it survives: not its end, not an interrupt, not kill -9
+anywhere."""
 
 import os
 import signal
@@ -193,7 +194,8 @@ sys.exit(run_in_world(main))
 
 
 def test_where_namespaces_are_refused_the_caller_hears_the_remedy():
-    """max_user_namespaces and max_net_namespaces are 0 in here, as on a hardened machine; a world within asks for one."""
+    """max_user_namespaces and max_net_namespaces are 0 in here, as on a hardened machine; a world within
+    asks for one."""
     code = """
 def outer():
     for name in ("user", "net"):
