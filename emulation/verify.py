@@ -185,7 +185,7 @@ def _shaper_lines(network: Network, phase: str, flows: dict[Flow, dict[str, floa
         arrived = segments * (network.mtu - TCP_IP_HEADER_BYTES) * 8
         acks = sum(flows[flow]["acks_per_second"] for flow in acknowledged if flow in flows)
         rate = network.link.rate_bps
-        expected = goodput_bps(rate - acks * ACK_BYTES * 8, network.mtu) if rate else None
+        expected = goodput_bps(max(rate - acks * ACK_BYTES * 8, rate / 2), network.mtu) if rate else None
         lines.append(
             {
                 "phase": phase,
