@@ -3,11 +3,13 @@
 Three counts are held against each other, per step and node:
 
     payload   what the exchange was asked to send, by channel, in closed form
-    sockets   tcp_info of every connection: bytes sent, bytes sent again, segments (linux/tcp.h)
+    sockets   tcp_info of every connection: bytes acknowledged, bytes sent, segments (linux/tcp.h)
     wire      the root qdisc of the node's interface: bytes of whole packets, segment by segment
 
-Sockets must have sent exactly the payload (once everything is acknowledged); the wire must carry what the sockets
-sent plus 66 bytes of headers for each of their segments, acknowledgements among them, within 1 % or 4 KB.
+The peers must have acknowledged exactly the payload; the wire must carry what the sockets sent plus 66 bytes of
+headers for each of their segments, acknowledgements among them, within 1 % or 4 KB. Packets that found the node's
+own queue full count as sent though they never reached the wire: then the wire lies between that and the payload
+with its headers alone.
 """
 
 import socket
@@ -22,14 +24,17 @@ HEADER_BYTES = 66
 """Ethernet 14 + IPv4 20 + TCP 20 + timestamps 12."""
 _TOLERANCE, _TOLERANCE_BYTES = 0.01, 4096
 _INFO_BYTES = 216
-_SEGS_OUT, _NOTSENT, _BYTES_SENT = 136, 144, 200  # offsets in struct tcp_info, Linux 5.5 and later
-_UNACKED = 24
+# offsets in struct tcp_info, Linux 5.5 and later
+_UNACKED, _BYTES_ACKED, _SEGS_OUT, _NOTSENT, _BYTES_SENT = 24, 120, 136, 144, 200
+_SEGMENT_BYTES = 1448
 
 
 @dataclass(frozen=True, kw_only=True)
 class SocketBytes:
     """Sums over a rank's connections since they were opened."""
 
+    acked: int
+    """Payload bytes that the peers have acknowledged."""
     sent: int
     """Payload bytes, those sent again included."""
     resent: int
@@ -39,6 +44,7 @@ class SocketBytes:
     def since(self, earlier: "SocketBytes") -> "SocketBytes":
         """The difference of two readings."""
         return SocketBytes(
+            acked=self.acked - earlier.acked,
             sent=self.sent - earlier.sent,
             resent=self.resent - earlier.resent,
             segments=self.segments - earlier.segments,
@@ -47,13 +53,14 @@ class SocketBytes:
 
 def socket_bytes(connections: Iterable[socket.socket]) -> SocketBytes:
     """What the kernel says of these TCP connections."""
-    sent = resent = segments = 0
+    acked = sent = resent = segments = 0
     for connection in connections:
         info = _info(connection)
+        acked += struct.unpack_from("<Q", info, _BYTES_ACKED)[0]
         connection_sent, connection_resent = struct.unpack_from("<QQ", info, _BYTES_SENT)
         sent, resent = sent + connection_sent, resent + connection_resent
         segments += struct.unpack_from("<I", info, _SEGS_OUT)[0]
-    return SocketBytes(sent=sent, resent=resent, segments=segments)
+    return SocketBytes(acked=acked, sent=sent, resent=resent, segments=segments)
 
 
 def settle(connections: Iterable[socket.socket], *, seconds: float = 5.0) -> bool:
@@ -72,18 +79,22 @@ def settle(connections: Iterable[socket.socket], *, seconds: float = 5.0) -> boo
     return True
 
 
-def balance(handed_bytes: int, sockets: SocketBytes, wire_bytes: int | None) -> list[str]:
-    """What does not add up, in sentences; empty if all does. `wire_bytes` None: nothing counts (host nodes)."""
+def balance(handed_bytes: int, sockets: SocketBytes, wire_bytes: int | None, *, drops: int | None = 0) -> list[str]:
+    """What does not add up, in sentences; empty if all does.
+
+    `wire_bytes` None: nothing counts (host nodes). `drops`: packets that found one of the node's queues full.
+    """
     problems = []
-    once = sockets.sent - sockets.resent
-    if once != handed_bytes:
-        problems.append(f"ledger: {handed_bytes} bytes were handed to the sockets, which sent {once}")
+    if sockets.acked != handed_bytes:
+        problems.append(f"ledger: {handed_bytes} bytes were handed to the sockets, whose peers have {sockets.acked}")
     if wire_bytes is not None:
-        predicted = sockets.sent + HEADER_BYTES * sockets.segments
-        allowed = max(_TOLERANCE * predicted, _TOLERANCE_BYTES)
-        if abs(wire_bytes - predicted) > allowed:
+        most = sockets.sent + HEADER_BYTES * sockets.segments
+        least = sockets.acked + HEADER_BYTES * (sockets.acked // _SEGMENT_BYTES) if drops else most
+        allowed = max(_TOLERANCE * most, _TOLERANCE_BYTES)
+        if not least - allowed <= wire_bytes <= most + allowed:
+            expected = f"{most}" if least == most else f"{least} to {most}"
             problems.append(
-                f"ledger: {predicted} bytes are predicted on the wire, the shaper counted {wire_bytes} "
+                f"ledger: {expected} bytes are predicted on the wire, the shaper counted {wire_bytes} "
                 f"(allowed difference {allowed:.0f})"
             )
     return problems

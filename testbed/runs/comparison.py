@@ -92,6 +92,7 @@ class Comparison:
                     continue
                 if kind == "bw":
                     self.report(self.links.shape_and_verify("before"))
+                    ranks.order("reconnect")
                 for arm in arms:
                     self._take(arm, learned.get(arm.name))
             self._verify_after()
@@ -159,6 +160,8 @@ class Comparison:
             spent += step.step_seconds / scale
             note = "" if step.valid else "  INVALID: " + step.why[0]
             self.report(f"  {name}: timed step {index + 1}: {step.step_seconds:.2f} s{note}")
+            if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
+                self._time_average(result)
         self._time_sync(result)
         result.validations = learned.validations
 
@@ -172,19 +175,24 @@ class Comparison:
         return known_within(valid, _PRECISION) or spent > self.settings.seconds_per_arm
 
     def _time_sync(self, result: ArmResult) -> None:
-        """The synchronisation, as its own event, at full size or at the fraction that fits the time."""
-        plan = result.plan
-        assert plan is not None
+        """The synchronisation's own times: of every step, or of a few averagings more."""
         if result.arm.sync == "gradients":
             result.sync_seconds = [step.sync_seconds for step in result.steps if step.valid]
             return
-        seconds = plan.sync_seconds(self.links.pair_goodput_bps(result.arm))
-        fraction = 1.0 if plan.modelled_goodput_bps else min(1.0, _SYNC_EVENT_SECONDS / seconds)
-        for _ in range(_SYNC_EVENTS):
-            took = self.ranks.order("average", fraction=fraction)
-            result.sync_seconds.append(max(answer["seconds"] for answer in took) / fraction)
-        result.sync_fraction = fraction
-        self.report(f"  {result.arm.name}: synchronisation {result.sync_seconds[-1]:.2f} s each (timed at {fraction:.0%})")
+        while len(result.sync_seconds) < _SYNC_EVENTS:
+            self._time_average(result)
+        seconds = f"synchronisation {result.sync_seconds[-1]:.2f} s each"
+        self.report(f"  {result.arm.name}: {seconds} (timed at {result.sync_fraction:.0%} of its size)")
+
+    def _time_average(self, result: ArmResult) -> None:
+        """One averaging of the weights, at full size or at the fraction that fits the time."""
+        plan = result.plan
+        assert plan is not None
+        full_seconds = plan.sync_seconds(self.links.pair_goodput_bps(result.arm))
+        modelled = plan.modelled_goodput_bps is not None
+        result.sync_fraction = 1.0 if modelled else min(1.0, _SYNC_EVENT_SECONDS / full_seconds)
+        took = self.ranks.order("average", fraction=result.sync_fraction)
+        result.sync_seconds.append(max(answer["seconds"] for answer in took) / result.sync_fraction)
 
     # -- live and unpaced
 

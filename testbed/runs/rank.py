@@ -39,9 +39,9 @@ class Rank:
     def __init__(self, reply: Callable[[dict[str, Any]], None]) -> None:
         self.reply = reply
         self.rank = int(os.environ["RANK"])
-        addresses = os.environ["NODE_ADDRS"].split(",")
         port = int(os.environ["MASTER_PORT"])
-        self.transport = Sockets.connect(self.rank, [(address, port) for address in addresses])
+        self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
+        self.transport = Sockets.connect(self.rank, self.addresses)
         self.wire = WireCounter(json.loads(os.environ["TESTBED_COUNTER"]))
         self.preset: Preset
         self.mix: RecallMix
@@ -76,6 +76,12 @@ class Rank:
             save_file(self.warm.weights, Path(folder) / "warm_start.safetensors")
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "sha256": self.warm.sha256, "losses": self.warm.losses}
+
+    def reconnect(self) -> dict[str, Any]:
+        """New connections: the old ones' windows and round trips belong to links that are no more."""
+        self.transport.close()
+        self.transport = Sockets.connect(self.rank, self.addresses)
+        return {}
 
     def begin(self, arm: dict[str, Any], plan: dict[str, Any] | None, folder: str, phase: str) -> dict[str, Any]:
         """A fresh trainer of this arm at the warm start."""
@@ -118,9 +124,11 @@ class Rank:
         moved = {
             "wire_tx_bytes": _difference(wire_now.tx_bytes, wire.tx_bytes),
             "wire_rx_bytes": _difference(wire_now.rx_bytes, wire.rx_bytes),
+            "queue_drops": _difference(wire_now.drops, wire.drops),
         }
         spent = sockets_now.since(sockets)
-        why = [*result.overruns, *balance(sum(payload.values()), spent, moved["wire_tx_bytes"])]
+        drops = moved["queue_drops"]
+        why = [*result.overruns, *balance(sum(payload.values()), spent, moved["wire_tx_bytes"], drops=drops)]
         entry = {"step": self.trainer.index - 1, "payload_bytes": payload, **asdict(spent), **moved, "problems": why}
         self.ledger.append(entry)
         line = self._write(result, payload, moved, why)

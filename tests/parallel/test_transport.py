@@ -55,8 +55,16 @@ def test_the_sockets_sent_what_was_handed_over():
 @pytest.mark.parametrize(("wire", "balanced"), [(1_066_000, True), (1_076_000, True), (1_080_000, False), (1_000_000, False)])
 def test_the_wire_must_carry_what_the_sockets_sent(wire, balanced):
     """Within 1 % of bytes and headers; traffic past the sockets or past the shaper is neither."""
-    sockets = SocketBytes(sent=1_000_000, resent=0, segments=1000)
+    sockets = SocketBytes(acked=1_000_000, sent=1_000_000, resent=0, segments=1000)
     assert (balance(1_000_000, sockets, wire) == []) is balanced
+
+
+def test_what_the_own_queue_dropped_is_not_on_the_wire():
+    """TCP counts it as sent; the wire may lack it, but no more than it."""
+    sockets = SocketBytes(acked=1_000_000, sent=1_300_000, resent=0, segments=1200)
+    assert balance(1_000_000, sockets, 1_100_000, drops=5) == []
+    assert balance(1_000_000, sockets, 1_100_000, drops=0) != []
+    assert balance(1_000_000, sockets, 900_000, drops=5) != []
 
 
 def test_ranks_out_of_step_are_noticed():
