@@ -40,7 +40,7 @@ with NetnsBackend(network) as backend:
         (
             "nic",
             'sh("tc -n switch qdisc replace dev sw1 root tbf rate 90mbit burst 40000b limit 400000b")',
-            "-10",
+            "n1 down, alone",
         ),
         ("pair", 'sh("tc -n n0 filter del dev eth0 parent 1:")', "-99"),
     ],
