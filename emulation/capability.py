@@ -123,26 +123,20 @@ def _try_in_world(trial: _Trial) -> Capability:
 
     said = _in_world(body)
     remedy = _KERNEL.format(trial.module.replace(" ", ", "), trial.module) if said else ""
-    return Capability(
-        name=trial.name, ok=not said, detail=said or "works", remedy=remedy, needed=trial.needed
-    )
+    return Capability(name=trial.name, ok=not said, detail=said or "works", remedy=remedy, needed=trial.needed)
 
 
 def _tools() -> Capability:
     missing = [tool for tool in TOOLS if tool_path(tool) is None]
     if missing:
-        return Capability(
-            name="ip, tc, nsenter", ok=False, detail=f"missing: {', '.join(missing)}", remedy=INSTALL
-        )
+        return Capability(name="ip, tc, nsenter", ok=False, detail=f"missing: {', '.join(missing)}", remedy=INSTALL)
     version = subprocess.run([str(tool_path("ip")), "-V"], capture_output=True, text=True, check=False)
     listed = subprocess.run([str(tool_path("ip")), "-j", "link"], capture_output=True, text=True, check=False)
     try:
         json.loads(listed.stdout)
     except ValueError:
         detail = f"{version.stdout.strip()} prints no JSON"
-        return Capability(
-            name="ip, tc, nsenter", ok=False, detail=detail, remedy=f"newer iproute2: {INSTALL}"
-        )
+        return Capability(name="ip, tc, nsenter", ok=False, detail=detail, remedy=f"newer iproute2: {INSTALL}")
     return Capability(name="ip, tc, nsenter", ok=True, detail=version.stdout.strip(), remedy="")
 
 
@@ -152,9 +146,7 @@ def _world() -> Capability:
     except CapabilityError as error:
         return Capability(name="private world", ok=False, detail=str(error), remedy=REMEDY)
     except UsageError as error:
-        return Capability(
-            name="private world", ok=False, detail=str(error), remedy="ask before any thread starts"
-        )
+        return Capability(name="private world", ok=False, detail=str(error), remedy="ask before any thread starts")
     kind = "as root" if os.getuid() == 0 else "without root, in a user namespace"
     return Capability(name="private world", ok=not said, detail=said or f"works, {kind}", remedy="")
 
@@ -197,9 +189,7 @@ def _memory() -> Capability:
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
     gib = int(fields["MemAvailable"].split()[0]) / 2**20
     remedy = "" if gib >= 4 else "4 GiB or more"
-    return Capability(
-        name="memory", ok=gib >= 4, detail=f"{gib:.1f} GiB available", remedy=remedy, needed=False
-    )
+    return Capability(name="memory", ok=gib >= 4, detail=f"{gib:.1f} GiB available", remedy=remedy, needed=False)
 
 
 def _docker() -> Capability:

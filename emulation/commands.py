@@ -58,9 +58,7 @@ class Batch:
         shown = self.shown()
         line = shown[index] if 0 <= index < len(shown) else shown[0]
         if any(sign in said for sign in _UNSUPPORTED):
-            raise CapabilityError(
-                f"the kernel refused '{line}': {said}. 'testbed doctor' says what is missing."
-            )
+            raise CapabilityError(f"the kernel refused '{line}': {said}. 'testbed doctor' says what is missing.")
         raise EmulationError(f"'{line}' failed: {said}")
 
     def _write_sysctls(self) -> None:
@@ -79,9 +77,7 @@ def write_sysctl(key: str, value: str) -> None:
             file.write(value)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS):
-            raise CapabilityError(
-                f"the kernel refused 'sysctl -w {key}={value}': {error.strerror}."
-            ) from error
+            raise CapabilityError(f"the kernel refused 'sysctl -w {key}={value}': {error.strerror}.") from error
         raise EmulationError(f"'sysctl -w {key}={value}' failed: {error.strerror}.") from error
 
 

@@ -29,9 +29,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _RATESPEC = "BBHhHI"  # tc_ratespec; its last field is bytes/s
 _TBF = struct.Struct("=" + _RATESPEC * 2 + "III")  # tc_tbf_qopt: rate, peak rate, limit, buffer, mtu
-_HTB = struct.Struct(
-    "=" + _RATESPEC * 2 + "IIIII"
-)  # tc_htb_opt: rate, ceil, buffer, cbuffer, quantum, level, prio
+_HTB = struct.Struct("=" + _RATESPEC * 2 + "IIIII")  # tc_htb_opt: rate, ceil, buffer, cbuffer, quantum, level, prio
 _HTB_ROOT = struct.Struct("=IIIII")  # tc_htb_glob: version, rate2quantum, defcls, debug, direct_pkts
 _QUEUE = struct.Struct("=IIIII")  # gnet_stats_queue: qlen, backlog, drops, requeues, overlimits
 
@@ -122,18 +120,14 @@ class TcSocket:
     """A netlink socket, bound for life to the network namespace in which it was opened."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
         self._socket.settimeout(_TIMEOUT_SECONDS)
         self._sequence = 0
 
     def root_qdisc(self, ifindex: int) -> dict[str, Any]:
         """The qdisc that is now the root of an interface: one request, one answer, about 10 us."""
-        self._send(
-            RTM_GETQDISC, _NLM_F_ECHO, ifindex, _ROOT
-        )  # without "echo" the answer goes to listeners only
+        self._send(RTM_GETQDISC, _NLM_F_ECHO, ifindex, _ROOT)  # without "echo" the answer goes to listeners only
         return next(self._answers(dump=False))
 
     def qdiscs(self) -> list[dict[str, Any]]:

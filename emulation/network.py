@@ -60,9 +60,7 @@ class Link:
         if self.delay_us < 0:
             raise UsageError(f"a delay of {self.delay_us} us is negative; type for example 20ms.")
         if not 0.0 <= self.loss < 1.0:
-            raise UsageError(
-                f"a loss of {self.loss} is not a fraction from 0 to below 1; type for example 1%."
-            )
+            raise UsageError(f"a loss of {self.loss} is not a fraction from 0 to below 1; type for example 1%.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,9 +196,7 @@ class Prober:
     def _send(self) -> None:
         """Everyone is connected by now: a handshake lost among bulk data would cost its flow a second."""
         for sock in self.senders.values():
-            self._watch(
-                sock.fileno(), select.EPOLLOUT, lambda event, sock=sock: self._on_writable(sock, event)
-            )
+            self._watch(sock.fileno(), select.EPOLLOUT, lambda event, sock=sock: self._on_writable(sock, event))
 
     def _on_writable(self, sock: socket.socket, event: int) -> None:
         try:

@@ -53,9 +53,7 @@ def unshare(flags: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
     arguments = (source.encode(), target.encode(), kind.encode() if kind else None)
-    _check(
-        _libc.mount(*arguments, ctypes.c_ulong(flags), data.encode()), f"mount {kind or 'flags'} on {target}"
-    )
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode()), f"mount {kind or 'flags'} on {target}")
 
 
 def die_with_parent() -> None:

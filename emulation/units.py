@@ -59,9 +59,7 @@ def _unit(table: Mapping[str, int], unit: str, text: str, what: str, example: st
         raise UsageError(f"{what} {text!r} has no unit; type for example {example}.")
     if unit not in table:
         allowed = ", ".join(table)
-        raise UsageError(
-            f"{what} {text!r} has the unknown unit {unit!r}; allowed: {allowed}; e.g. {example}."
-        )
+        raise UsageError(f"{what} {text!r} has the unknown unit {unit!r}; allowed: {allowed}; e.g. {example}.")
     return table[unit]
 
 
@@ -78,9 +76,7 @@ def _format(value: int, table: Mapping[str, int]) -> str:
         scaled = Fraction(value, factor)
         if value >= factor and (scaled * 1000).denominator == 1:
             return (
-                f"{float(scaled):.3f}".rstrip("0").rstrip(".") + unit
-                if scaled.denominator > 1
-                else f"{scaled}{unit}"
+                f"{float(scaled):.3f}".rstrip("0").rstrip(".") + unit if scaled.denominator > 1 else f"{scaled}{unit}"
             )
     return f"{value}{next(iter(table))}"
 
@@ -98,9 +94,7 @@ def parse_rate(text: str) -> int:
             )
     rate = _whole(number * _unit(RATES, folded, text, "rate", "300mbit"), "bit/s", text, "rate", "300mbit")
     if not 0 < rate <= LARGEST_RATE_BPS:
-        raise UsageError(
-            f"rate {text!r} is outside 1bit to {format_rate(LARGEST_RATE_BPS)}; type for example 300mbit."
-        )
+        raise UsageError(f"rate {text!r} is outside 1bit to {format_rate(LARGEST_RATE_BPS)}; type for example 300mbit.")
     return rate
 
 
@@ -168,9 +162,7 @@ def parse_duration(text: str) -> float:
     number, unit = _split(text, "duration", "10min")
     seconds = number * _unit(DURATIONS, unit, text, "duration", "10min")
     if not 0 < seconds <= LARGEST_DURATION_SECONDS:
-        raise UsageError(
-            f"duration {text!r} must be above 0s and at most {LARGEST_DURATION_SECONDS}s; e.g. 10min."
-        )
+        raise UsageError(f"duration {text!r} must be above 0s and at most {LARGEST_DURATION_SECONDS}s; e.g. 10min.")
     return float(seconds)
 
 

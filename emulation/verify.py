@@ -76,9 +76,7 @@ class Probers:
             for node in self.nodes:
                 argv = [sys.executable, "-S", "-m", "emulation.prober", node.address]
                 environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
-                process = self.backend.popen(
-                    node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                )
+                process = self.backend.popen(node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._processes.append(process)
             for node in self.nodes:
                 self._read(node)
@@ -127,8 +125,7 @@ class Probers:
         time.sleep(drain_seconds)
         nothing = dict.fromkeys(("goodput_bps", "segments_per_second", "acks_per_second", "seconds"), 0.0)
         return {
-            (source, target): answers[target.index]["received"].get(source.address, nothing)
-            for source, target in flows
+            (source, target): answers[target.index]["received"].get(source.address, nothing) for source, target in flows
         }
 
     def ping(self, source: Node, target: Node) -> dict[str, Any]:
@@ -253,9 +250,7 @@ def check(measured: dict[str, Any], tolerance: float = TOLERANCE) -> list[str]:
     problems += [f"no byte arrived: {_where(each)}" for each in measured["links"] if each["ratio"] == 0]
     ratios = [each["ratio"] for each in contended if each["ratio"] is not None]
     if ratios and statistics.mean(ratios) < 1 - max(tolerance, CONTENDED_TOLERANCE):
-        problems.append(
-            f"all links together carried {(statistics.mean(ratios) - 1) * 100:+.1f} % of what they should"
-        )
+        problems.append(f"all links together carried {(statistics.mean(ratios) - 1) * 100:+.1f} % of what they should")
     lost = sum(each["lost"] for each in measured["round_trips"])
     if lost:
         problems.append(f"{lost} echo packets got lost on idle links")

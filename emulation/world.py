@@ -36,11 +36,7 @@ _SAME_SIGNAL_SECONDS = 1.0
 """A second signal within this time is the same one, delivered by two roads (timeout(1) does so)."""
 
 _NAMESPACES = (
-    syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWNET
-    | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
+    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 )
 
 
@@ -179,9 +175,7 @@ def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int]) 
     syscalls.die_with_parent()
     os.set_blocking(alive_pipe, False)
     try:
-        os.read(
-            alive_pipe, 1
-        )  # getppid() is 0 in here whether the parent lives or not; its end of a pipe tells
+        os.read(alive_pipe, 1)  # getppid() is 0 in here whether the parent lives or not; its end of a pipe tells
         os._exit(1)
     except BlockingIOError:
         os.close(alive_pipe)

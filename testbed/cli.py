@@ -20,47 +20,18 @@ from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.world import run_in_world
 from testbed.errors import TestbedError, UsageError
+from testbed.runs.settings import Request, resolve
 
 __all__ = ["main"]
 
 Accounting = Literal["pair", "nic"]
+_PIPE_COLUMNS = 110
 
 
 @dataclass(frozen=True, kw_only=True)
-class Emulate:
+class Emulate(Request):
     """Train five arms over an emulated network and compare them: loss against hours, bytes on the wire."""
 
-    bw: str
-    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
-    delay: str = "0ms"
-    """One-way delay. Needs netem in the kernel or a delay line, which this version does not have."""
-    loss: str = "0%"
-    """Packets lost. As for delay."""
-    nodes: int | None = None
-    """Nodes to build (default 4; with --accounting nic and a target, all of the target's)."""
-    preset: str = "quick"
-    """What is trained: a name in experiments/presets, or a .toml file."""
-    target: str = "paper-800m"
-    """Whom a node stands for: a name in experiments/targets, or a .toml file."""
-    pace: str | None = None
-    """'none': no target; the machine's own speed and message sizes."""
-    live: str | None = None
-    """Train every arm paced for this long (10min) instead of learning, timing and composing."""
-    accounting: Accounting = "pair"
-    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
-    backend: Literal["netns", "host"] = "netns"
-    """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
-    seed: int = 0
-    steps: int | None = None
-    """Context-parallel steps (default: the preset's)."""
-    arms: str | None = None
-    """Only these, comma separated: centralised,decentralised,subspace,latent,control."""
-    name: str | None = None
-    """The run's folder in runs/ (default: date, time and rate)."""
-    budget: str = "100s"
-    """Time for one arm's timed steps; fewer of the target's like layers are timed to keep to it."""
-    share: bool = False
-    """Run although another run uses this machine."""
     dry_run: bool = False
     """Print the resolved configuration and every command, and do nothing."""
     json: bool = False
@@ -132,7 +103,7 @@ class Clean:
     dry_run: bool = False
 
 
-Command = Union[
+Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Emulate, tyro.conf.subcommand("emulate")],
     Annotated[Verify, tyro.conf.subcommand("verify")],
     Annotated[Exec, tyro.conf.subcommand("exec")],
@@ -196,10 +167,8 @@ def _in_world(main: Callable[[], int]) -> int:
 
 def _emulate(command: Emulate, _: list[str]) -> int:
     from testbed.runs.directory import machine_lock
-    from testbed.runs.settings import resolve
 
-    options = {key: value for key, value in asdict(command).items() if key not in ("dry_run", "json")}
-    settings = resolve(**options, command=shlex.join(["testbed", *sys.argv[1:]]))
+    settings = resolve(command, command=shlex.join(["testbed", *sys.argv[1:]]))
     if command.dry_run:
         from testbed.runs.dry import dry_run
 
@@ -211,6 +180,8 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         from testbed.runs.progress import Progress
 
         console = Console(stderr=command.json)
+        if not console.is_terminal:
+            console.width = _PIPE_COLUMNS
         with Progress(console) as progress:
             record = emulate(settings, progress.report)
         return _conclude(settings.folder, record, console, as_json=command.json)

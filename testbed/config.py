@@ -158,11 +158,11 @@ def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, data, first['loc'])}") from None
+            raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, first['loc'])}") from None
         raise UsageError(f"{origin}: {where}: {first['msg']} (given: {first['input']!r})") from None
 
 
-def _nearest(kind: type, data: dict[str, Any], loc: tuple[int | str, ...]) -> str:
+def _nearest(kind: type, loc: tuple[int | str, ...]) -> str:
     fields: dict[str, Any] = getattr(kind, "__dataclass_fields__", {})
     for part in loc[:-1]:
         found = fields.get(str(part))

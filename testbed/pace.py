@@ -67,9 +67,7 @@ class Plan:
 def target_codec(codec: CodecConfig, target: Target) -> CodecConfig:
     """The small model's codec as the target would run it: the same kind and wire, the target's ranks."""
     ranks = {"subspace": target.subspace_ranks, "latent": (target.latent_rank,)}.get(codec.name, codec.ranks)
-    return CodecConfig(
-        name=codec.name, ranks=ranks, wire=codec.wire, own_chunk=codec.own_chunk, group=codec.group
-    )
+    return CodecConfig(name=codec.name, ranks=ranks, wire=codec.wire, own_chunk=codec.own_chunk, group=codec.group)
 
 
 def plan_for(

@@ -111,9 +111,13 @@ class Trainer:
             **dict(self.model.named_parameters()),
             **{f"codecs.{name}": value for name, value in self.codecs.named_parameters()},
         }
-        self.parameters = list(self.named.values())
+        self.parameters: list[Tensor] = list(self.named.values())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=preset.learning_rate, betas=preset.betas, weight_decay=preset.weight_decay, fused=True
+            self.parameters,
+            lr=preset.learning_rate,
+            betas=preset.betas,
+            weight_decay=preset.weight_decay,
+            fused=True,
         )
         if warm is not None:
             self._begin_at(warm)
@@ -129,9 +133,9 @@ class Trainer:
             self.optimizer.state[self.named[name]] = {key: value.clone() for key, value in moments.items()}
         for layer, codec in enumerate(self.codecs):
             block = self.model.layers[layer]
-            codec.start(block.key, block.value, warm.activations[layer])
+            codec.start(block.key, block.value, warm.activations[layer])  # pyrefly: ignore
         if self.codecs and self.world > 1:  # rank 0's start for all: another machine's SVD may differ in a bit
-            state = [tensor for tensor in (*self.codecs.parameters(), *self.codecs.buffers())]
+            state = [*self.codecs.parameters(), *self.codecs.buffers()]
             if state:
                 numbers = flatten(state) if self.rank == 0 else torch.zeros_like(flatten(state))
                 unflatten(all_reduce(numbers, self.transport, channel="other"), state)
@@ -165,7 +169,7 @@ class Trainer:
             step_seconds=seconds - sync_seconds,
             sync_seconds=sync_seconds,
             compute_cpu_seconds=cpu_seconds,
-            exchange_seconds=self.pace.exchange_seconds if self.pace else trace.seconds["exchange"],
+            exchange_seconds=self.pace.exchange_seconds if self.pace else trace.seconds.get("exchange", 0.0),
             overruns=tuple(self.pace.overruns) if self.pace else (),
         )
 
@@ -282,7 +286,7 @@ def warm_start(
     *,
     seed: int,
     device: torch.device | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> WarmStart:
     """Uncompressed steps on short contexts, each rank on sequences of its own, gradients all-reduced every step."""
     arm = Arm(name="warm start", exchange="local", sync="gradients", link="fast")
@@ -350,7 +354,9 @@ def agree(fingerprint: bytes, transport: Transport, what: str) -> None:
     message = torch.frombuffer(bytearray(fingerprint), dtype=torch.uint8)
     outgoing = [message if other != transport.rank else None for other in range(transport.world)]
     received = transport.exchange(outgoing, {"other": len(fingerprint)}).wait()
-    differing = [rank for rank, theirs in enumerate(received) if theirs is not None and not torch.equal(theirs.cpu(), message)]
+    differing = [
+        rank for rank, theirs in enumerate(received) if theirs is not None and not torch.equal(theirs.cpu(), message)
+    ]
     if differing:
         raise RunFailed(f"rank {transport.rank} holds other {what} than rank {differing[0]}")
 

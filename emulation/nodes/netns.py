@@ -59,9 +59,7 @@ class NetnsBackend(Backend):
         try:
             self._is_open = True
             run_all(self._build_batches())
-            self._congestion_control = {
-                node.name: self._choose_congestion_control(node) for node in self.network.nodes
-            }
+            self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network.link)
             self.check_readback()
             check_isolation(self)
@@ -75,9 +73,7 @@ class NetnsBackend(Backend):
             self._is_open = False
             names = [SWITCH, *(node.name for node in self.network.nodes)]
             lines = "".join(f"netns del {name}\n" for name in names)
-            subprocess.run(
-                ["ip", "-force", "-batch", "-"], input=lines, text=True, capture_output=True, check=False
-            )
+            subprocess.run(["ip", "-force", "-batch", "-"], input=lines, text=True, capture_output=True, check=False)
 
     # -- building
 
@@ -104,8 +100,7 @@ class NetnsBackend(Backend):
         for node in self.network.nodes:
             port = _port(node)
             lines += [
-                f"link add {port} mtu {mtu} type veth "
-                f"peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
+                f"link add {port} mtu {mtu} type veth peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
                 f"link set {port} master {BRIDGE} up",
                 f"link set {port} type bridge_slave learning off flood off mcast_flood off",
             ]
@@ -126,9 +121,7 @@ class NetnsBackend(Backend):
             return wanted
         except CapabilityError:
             subnet = node.address.rpartition(".")[0] + f".0/{PREFIX_LENGTH}"
-            line = (
-                f"route replace {subnet} dev eth0 proto kernel scope link src {node.address} congctl {wanted}"
-            )
+            line = f"route replace {subnet} dev eth0 proto kernel scope link src {node.address} congctl {wanted}"
             Batch(tool="ip", netns=node.name, lines=(line,)).run()
             return f"{wanted} (by route)"
 

@@ -11,6 +11,4 @@ def refuse(link: Link) -> None:
     ask for."""
     if link.delay_us or link.loss:
         what = "a delay" if link.delay_us else "a loss"
-        raise UsageError(
-            f"{what} was asked for, and this version shapes rates only; leave DELAY and LOSS out."
-        )
+        raise UsageError(f"{what} was asked for, and this version shapes rates only; leave DELAY and LOSS out.")

@@ -149,9 +149,7 @@ def _part_legend(table: pd.DataFrame) -> list[Patch]:
                 )
             )
     if "modelled" in set(table["kind"][table["part"] != "compute"]):
-        handles.append(
-            Patch(label="over a modelled link", **(_fill("exchange", "modelled") | {"edgecolor": GREY}))
-        )
+        handles.append(Patch(label="over a modelled link", **(_fill("exchange", "modelled") | {"edgecolor": GREY})))
     return handles
 
 
@@ -159,9 +157,7 @@ def _bytes_note(comparison: Comparison) -> str:
     filled = ", ballast up to the target's sizes included" if comparison.paced else ""
     links = modelled_links(comparison)
     modelled = f" Modelled: {links}." if links else ""
-    return (
-        f"Measured: payload as handed to the sockets{filled}; on the wire as counted by the queues.{modelled}"
-    )
+    return f"Measured: payload as handed to the sockets{filled}; on the wire as counted by the queues.{modelled}"
 
 
 def data_bytes(comparison: Comparison) -> pd.DataFrame:
@@ -193,9 +189,7 @@ def figure_bytes(comparison: Comparison) -> Figure:
         floor = 10 ** np.floor(np.log10(low) - 0.3)
         axes[0].set_xlim(floor, high * (high / floor) ** 0.16)
         for row, name in enumerate(names):
-            for shift, part in zip(
-                (-0.25, 0.0, 0.25), table[table["arm"] == name].to_dict("records"), strict=True
-            ):
+            for shift, part in zip((-0.25, 0.0, 0.25), table[table["arm"] == name].to_dict("records"), strict=True):
                 _lollipop(axes[0], row + shift, floor, part)
             if row:
                 axes[0].axhline(row - 0.5, color="#E4E4E4", linewidth=0.7)

@@ -39,9 +39,7 @@ def kinds_sentence(comparison: Comparison) -> str:
     count = span(comparison, "steps_timed")
     timed = "no steps" if count == MISSING else f"{count} steps per arm{layers_words(comparison)}"
     if comparison.paced:
-        measured = (
-            f"loss of the small model, bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"
-        )
+        measured = f"loss of the small model, bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"
     else:
         measured = f"loss, bytes and all times, {timed}"
     sentences = [f"Measured: {measured}."]
@@ -67,11 +65,7 @@ def span(comparison: Comparison, key: str) -> str:
     if not values:
         return MISSING
     low, high = trimmed(min(values)), trimmed(max(values))
-    return (
-        f"{low}".removesuffix(".000")
-        if low == high
-        else f"{low.removesuffix('.000')}–{high.removesuffix('.000')}"
-    )
+    return f"{low}".removesuffix(".000") if low == high else f"{low.removesuffix('.000')}–{high.removesuffix('.000')}"
 
 
 def layers_words(comparison: Comparison) -> str:

@@ -49,9 +49,7 @@ def data_loss_against_hours(comparison: Comparison) -> pd.DataFrame:
     table = comparison.table.assign(warm_start_seconds=comparison.warm_seconds)
     for name in ("time", "low", "high"):
         column = "time_seconds" if name == "time" else f"time_{name}"
-        table["hours" if name == "time" else f"hours_{name}"] = (
-            table[column] + comparison.warm_seconds
-        ) / 3600
+        table["hours" if name == "time" else f"hours_{name}"] = (table[column] + comparison.warm_seconds) / 3600
     return table
 
 
@@ -65,18 +63,12 @@ def figure_loss_against_hours(comparison: Comparison) -> Figure:
     table = data_loss_against_hours(comparison)
     longest = float(table["hours"].max()) if table["hours"].notna().any() else 1.0
     factor, unit = (1.0, "hours") if longest > 0.15 else (60.0, "minutes")
-    table = table.assign(
-        x=table["hours"] * factor, low=table["hours_low"] * factor, high=table["hours_high"] * factor
-    )
+    table = table.assign(x=table["hours"] * factor, low=table["hours_low"] * factor, high=table["hours_high"] * factor)
     with styled():
-        figure, axes = canvas(
-            "Loss against time", caption(comparison, kinds_sentence(comparison)), height=5.6
-        )
+        figure, axes = canvas("Loss against time", caption(comparison, kinds_sentence(comparison)), height=5.6)
         ends = _curves(axes[0], comparison, table, style=lambda kind: KINDS[kind], key="time_kind")
         _time_axis(axes[0], comparison, table, factor, unit)
-        _finish(
-            figure, axes[0], ends, [*kind_legend(sorted(set(table["time_kind"])), _WORDS), *_line_kinds()]
-        )
+        _finish(figure, axes[0], ends, [*kind_legend(sorted(set(table["time_kind"])), _WORDS), *_line_kinds()])
     return figure
 
 
@@ -95,16 +87,14 @@ def figure_loss_against_step(comparison: Comparison) -> Figure:
         if len(table):
             axes[0].set_xlim(0, float(table["step"].max()) * 1.26 + 1)
             axes[0].set_xticks([tick for tick in axes[0].get_xticks() if tick <= table["step"].max()])
-        _finish(
-            figure, axes[0], ends, [*kind_legend(["measured"], {"measured": "loss measured"}), *_line_kinds()]
-        )
+        _finish(figure, axes[0], ends, [*kind_legend(["measured"], {"measured": "loss measured"}), *_line_kinds()])
     return figure
 
 
 def _line_kinds() -> list[Line2D]:
     return [
         Line2D([], [], color=INK, marker="o", markersize=5, linestyle="", label="validation"),
-        Line2D([], [], color=INK, alpha=0.3, linewidth=1, label=f"training, mean of {_SMOOTH_STEPS} steps"),
+        Line2D([], [], color=INK, alpha=0.4, linewidth=1, label=f"thin: training, mean of {_SMOOTH_STEPS} steps"),
     ]
 
 
@@ -119,14 +109,12 @@ def _curves(
             continue
         look: dict[str, Any] = {"color": colour(name, names), "linestyle": style(rows[key].iloc[0])}
         smooth = rows["loss"].rolling(_SMOOTH_STEPS, min_periods=_SMOOTH_STEPS, center=True).mean()
-        axes.plot(rows["x"], smooth, color=look["color"], alpha=0.28, linewidth=1, zorder=1.5)
+        axes.plot(rows["x"], smooth, **look, alpha=0.4, linewidth=1, zorder=1.5)
         valid = rows[rows["val_loss"].notna()]
         if valid.empty:
             continue
         axes.plot(valid["x"], valid["val_loss"], **look, marker=marker(name, names), markersize=5.5, zorder=3)
-        axes.fill_betweenx(
-            valid["val_loss"], valid["low"], valid["high"], color=look["color"], alpha=0.18, linewidth=0
-        )
+        axes.fill_betweenx(valid["val_loss"], valid["low"], valid["high"], color=look["color"], alpha=0.18, linewidth=0)
         x, y = valid["x"].to_numpy(float), valid["val_loss"].to_numpy(float)
         text = f"{shown(name)} {significant(y[-1], 4)}"
         ends.append((EndLabel(text=text, x=x[-1], y=y[-1], colour=look["color"]), (x, y)))

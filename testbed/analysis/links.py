@@ -14,7 +14,8 @@ from testbed.analysis.style import GREY, INK, bottom, canvas, shown, styled
 __all__ = ["data_links", "figure_links"]
 
 _LOADS = {"alone": ("#0072B2", -0.16), "together": ("#D55E00", 0.16)}
-_PHASES = {"before": "o", "after": "^"}
+_PHASES = {"preflight": "s", "before": "o", "after": "^"}
+_PHASE_NAMES = {"preflight": "before learning", "before": "before the timed steps", "after": "after them"}
 _NAMED = 24  # more links than this share a height, and are not named
 
 
@@ -45,9 +46,7 @@ def figure_links(comparison: Comparison) -> Figure:
     note = "Measured: goodput of every link. Expected: what headers leave of the asked rate."
     with styled():
         height = 1.9 + (0.21 * len(names) if len(names) <= _NAMED else 0.07 * len(names))
-        figure, axes = canvas(
-            "Links: asked against measured", caption(comparison, note), height=max(2.6, height)
-        )
+        figure, axes = canvas("Links: asked against measured", caption(comparison, note), height=max(2.6, height))
         _bands(axes[0], table)
         if len(names) <= _NAMED:
             axes[0].set_yticks(range(len(names)), [_link_label(*name) for name in names])
@@ -58,9 +57,7 @@ def figure_links(comparison: Comparison) -> Figure:
         axes[0].set_ylim(max(len(names), 1) - 0.4, -0.6)
         axes[0].set_xlabel("measured goodput against expected (%)")
         if table.empty:
-            axes[0].text(
-                0.5, 0.5, "no shaped link was measured", transform=axes[0].transAxes, ha="center", color=GREY
-            )
+            axes[0].text(0.5, 0.5, "no shaped link was measured", transform=axes[0].transAxes, ha="center", color=GREY)
         longest = max((len(_link_label(*name)) for name in names), default=0) if len(names) <= _NAMED else 0
         figure.subplots_adjust(left=0.045 + 0.0088 * longest)
         bottom(figure, _legend(table))
@@ -99,13 +96,11 @@ def _dots(axes: Axes, table: pd.DataFrame, names: list[tuple[str, str]]) -> None
 
 def _legend(table: pd.DataFrame) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
-        Line2D(
-            [], [], color=tone, marker="o", linestyle="", label="alone" if load == "alone" else "all at once"
-        )
+        Line2D([], [], color=tone, marker="o", linestyle="", label="alone" if load == "alone" else "all at once")
         for load, (tone, _) in _LOADS.items()
     ]
     handles += [
-        Line2D([], [], color=INK, marker=shape, linestyle="", label=f"{phase} the steps")
+        Line2D([], [], color=INK, marker=shape, linestyle="", label=_PHASE_NAMES[phase])
         for phase, shape in _PHASES.items()
         if phase in set(table["phase"])
     ]

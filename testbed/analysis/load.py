@@ -84,14 +84,10 @@ def load_comparison(path: Path | str) -> Comparison:
 
 def _check_version(found: Any, file: Path) -> None:
     if found != SCHEMA_VERSION:
-        raise UsageError(
-            f"{file} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only"
-        )
+        raise UsageError(f"{file} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only")
 
 
-def write_results(
-    folder: Path | str, comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]
-) -> Comparison:
+def write_results(folder: Path | str, comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> Comparison:
     """Write `results.parquet` and `results.csv` into `folder`, from each arm's `summary.json` by its name."""
     table = results_table(comparison, summaries)
     table.to_parquet(Path(folder) / "results.parquet", index=False)
@@ -102,9 +98,7 @@ def write_results(
 def results_table(comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """The tidy table: an arm without summary (it failed) has no rows, one without timed steps no times."""
     parts = [
-        _arm_table(comparison, arm, summaries[arm["arm"]])
-        for arm in comparison["arms"]
-        if arm["arm"] in summaries
+        _arm_table(comparison, arm, summaries[arm["arm"]]) for arm in comparison["arms"] if arm["arm"] in summaries
     ]
     parts = [part for part in parts if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
@@ -158,7 +152,5 @@ def _measured_clock(timed: dict[str, Any], learned: list[float]) -> tuple[pd.Dat
     if not steps or any(loss is None for loss in losses):
         losses = learned
     times = [step.get("time_seconds") for step in steps]
-    clock = pd.DataFrame(
-        {"step": [step["step"] + 1 for step in steps], "time_seconds": pd.Series(times, dtype=float)}
-    )
+    clock = pd.DataFrame({"step": [step["step"] + 1 for step in steps], "time_seconds": pd.Series(times, dtype=float)})
     return clock.assign(time_low=clock["time_seconds"], time_high=clock["time_seconds"]), losses

@@ -50,8 +50,7 @@ def void_reason(arms: list[Record]) -> str | None:
         )
     if recall is not None and recall > RECALL_AT_MOST:
         found.append(
-            f"without exchange {recall:.0%} of the remote recall is right "
-            f"(at most {RECALL_AT_MOST:.0%} may be)"
+            f"without exchange {recall:.0%} of the remote recall is right (at most {RECALL_AT_MOST:.0%} may be)"
         )
     if not found:
         return None

@@ -79,9 +79,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(
-    title: str, caption: str, *, height: float, columns: int = 1, **grid: Any
-) -> tuple[Figure, list[Axes]]:
+def canvas(title: str, caption: str, *, height: float, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
     """A figure with its title, its caption below `height` inches, and `columns` axes side by side."""
     lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
     below = _CAPTION_LINE * len(lines) + 0.12

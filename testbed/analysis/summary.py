@@ -1,4 +1,4 @@
-"""The summary at the end of a comparison: a table of the arms, then what it means in words."""
+"""The summary at the end of a comparison: two tables of the arms, then what it means in words."""
 
 from typing import Any
 
@@ -13,51 +13,56 @@ from testbed.analysis.load import Comparison
 from testbed.analysis.style import shown
 from testbed.analysis.words import sentences
 
-__all__ = ["print_summary", "summary_table"]
+__all__ = ["print_summary", "summary_tables"]
 
-_COLUMNS = (
-    "link\nbit/s\nasked",
-    "\nmeas-\nured",
-    "step\ns\n± 95 %",
-    "timed\nsteps\n×lay.",
-    "times\ncent-\nral.",
-    "K, V\nMB per\nstep",
-    "\n% of\nexact",
-    "wire\nMB/\nstep",
-    "val\nloss\n",
-    "\nvs\nexact",
-    "rem.\nre-\ncall",
-    "reco-\nver-\ned",
-    "va-\nlid\n",
-)
-"""After the arm's name; "exact" is the arm `decentralised`."""
+_COSTS = ("asked", "measured", "step s ±95%", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
+_QUALITY = ("val loss", "against exact", "remote recall", "recovered", "valid")
 
 
-def summary_table(comparison: Comparison) -> Table:
-    """A row per arm, at most 100 columns wide."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("\n\narm", no_wrap=True)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
+def summary_tables(comparison: Comparison) -> list[Table]:
+    """A row per arm: what a step costs, and what is learned. At most 90 columns wide."""
+    costs = _table("link, time and bytes of a step", _COSTS)
+    quality = _table(f"quality after {_steps(comparison)} steps", _QUALITY)
     for arm in comparison.arms:
         name = Text(shown(arm["arm"], 13), style="" if arm.get("valid") else "red")
-        table.add_row(name, *(Text(cell) for cell in _cells(arm)))
+        costs.add_row(name, *(Text(cell) for cell in _costs(arm)))
+        quality.add_row(name, *(Text(cell) for cell in _quality(arm)))
+    return [costs, quality]
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False
+    )
+    table.add_column("arm", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _cells(arm: dict[str, Any]) -> list[str]:
+def _steps(comparison: Comparison) -> str:
+    counts = sorted({arm["steps"] for arm in comparison.arms if arm.get("steps") is not None})
+    return MISSING if not counts else "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+
+
+def _costs(arm: dict[str, Any]) -> list[str]:
     modelled = arm.get("link") == "modelled"
     return [
         _bits(arm.get("rate_bps")) if arm.get("rate_bps") is not None else "none",
-        "model*" if modelled else _bits(arm.get("rate_measured_bps")),
+        "modelled" if modelled else _bits(arm.get("rate_measured_bps")),
         _step(arm),
         _timed(arm),
         significant(arm.get("step_time_vs_centralised")),
         _mega(arm.get("kv_payload_bytes_per_step")),
-        _per_cent(arm.get("kv_bytes_vs_decentralised")),
+        percent(arm.get("kv_bytes_vs_decentralised")),
         _mega(arm.get("wire_bytes_per_step")),
+    ]
+
+
+def _quality(arm: dict[str, Any]) -> list[str]:
+    return [
         significant(arm.get("final_val_loss"), 4),
-        percent(arm.get("val_loss_vs_decentralised"), signed=True).replace(" %", "%"),
+        percent(arm.get("val_loss_vs_decentralised"), signed=True),
         _short(arm.get("recall_accuracy_remote")),
         _short(arm.get("recovered_fraction")),
         "yes" if arm.get("valid") else "NO",
@@ -86,18 +91,19 @@ def _short(value: float | None) -> str:
 
 
 def _mega(count: float | None) -> str:
-    return significant(None if count is None else count / 1e6)
-
-
-def _per_cent(fraction: float | None) -> str:
-    return significant(None if fraction is None else 100 * fraction)
+    return "< 0.001" if count is not None and 0 < count < 1000 else significant(None if count is None else count / 1e6)
 
 
 def print_summary(comparison: Comparison, console: Console) -> None:
     """The table, its legend, then sentences: what was won and paid, and what is measured."""
     facts = comparison.comparison
     console.print(Text(f"{facts['name']}: {link_words(facts)}"), style="bold")
-    console.print(summary_table(comparison))
-    console.print()
+    for table in summary_tables(comparison):
+        console.print()
+        console.print(table)
+    console.print(
+        "timed: steps × of the target's layers; exact: the arm decentralised; MB: sent by a node per step\n",
+        style="dim",
+    )
     for sentence, style in sentences(comparison):
         console.print(Text(f"• {sentence}"), style=style)

@@ -18,9 +18,7 @@ def sentences(comparison: Comparison) -> list[tuple[str, str]]:
     found = [(facts["void"], "bold red")] if facts.get("void") else []
     found += [(text, "red") for text in _invalid(comparison.arms)]
     found += [(text, "") for text in _codecs(comparison.arms, arms)]
-    found += [
-        (text, "") for text in (*_sparse_sync(facts, arms), *_hours(comparison), *_closed_forms(comparison))
-    ]
+    found += [(text, "") for text in (*_sparse_sync(facts, arms), *_hours(comparison), *_closed_forms(comparison))]
     return [*found, (_evidence(comparison), "dim")]
 
 
@@ -54,9 +52,7 @@ def _won(arm: Record, exact: Record) -> Iterator[str]:
     if mine and theirs:
         faster = theirs / mine
         yield (
-            f"steps {significant(faster)} × as fast"
-            if faster >= 1
-            else f"steps {significant(1 / faster)} × as long"
+            f"steps {significant(faster)} × as fast" if faster >= 1 else f"steps {significant(1 / faster)} × as long"
         )
 
 
@@ -92,11 +88,7 @@ def _hours(comparison: Comparison) -> Iterator[str]:
     ]
     if whole:
         kind = comparison.comparison.get("warm_start_kind") or "modelled"
-        warm = (
-            f", {duration(comparison.warm_seconds)} of {kind} warm start included"
-            if comparison.warm_seconds
-            else ""
-        )
+        warm = f", {duration(comparison.warm_seconds)} of {kind} warm start included" if comparison.warm_seconds else ""
         yield f"A whole run takes: {', '.join(whole)}{warm}."
 
 
@@ -104,8 +96,7 @@ def _closed_forms(comparison: Comparison) -> Iterator[str]:
     facts, apart, other = comparison.comparison, [], []
     for arm in comparison.arms:
         mean, closed, elsewhere = (
-            arm.get(key)
-            for key in ("step_seconds_mean", "closed_form_step_seconds", "other_accounting_step_seconds")
+            arm.get(key) for key in ("step_seconds_mean", "closed_form_step_seconds", "other_accounting_step_seconds")
         )
         if usable(mean) and usable(closed) and closed > 0 and arm.get("link") != "modelled":
             apart.append(abs(mean / closed - 1))

@@ -84,11 +84,11 @@ class Codec(nn.Module):
         """Trained tensors that `decode` uses: receivers' losses reach them too."""
         return ()
 
-    def encode_flops(self, tokens: int) -> float:
+    def encode_flops(self, tokens: int) -> float:  # noqa: ARG002
         """Floating point operations that encoding `tokens` adds to a forward pass."""
         return 0.0
 
-    def decode_flops(self, tokens: int) -> float:
+    def decode_flops(self, tokens: int) -> float:  # noqa: ARG002
         """Floating point operations that decoding `tokens` adds to a forward pass."""
         return 0.0
 
@@ -113,6 +113,4 @@ class Codec(nn.Module):
         """The inverse of `pack`, in the dtype of `like`."""
         wires = self.wires(shape)
         pieces = message.split([wire.nbytes for wire in wires])
-        return tuple(
-            wire.format.unpack(piece, wire.shape).to(like) for wire, piece in zip(wires, pieces, strict=True)
-        )
+        return tuple(wire.format.unpack(piece, wire.shape).to(like) for wire, piece in zip(wires, pieces, strict=True))

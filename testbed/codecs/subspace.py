@@ -76,9 +76,7 @@ class Subspace(Codec):
     def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
         super().__init__(config, kv_width, layer=layer, seed=seed)
         if len(config.ranks) != 2 or not all(0 < rank <= kv_width for rank in config.ranks):
-            raise UsageError(
-                f"subspace takes two ranks, of K and of V, between 1 and {kv_width}; given {config.ranks}"
-            )
+            raise UsageError(f"subspace takes two ranks, of K and of V, between 1 and {kv_width}; given {config.ranks}")
         self.key = Rotated(kv_width, config.ranks[0], seed=seed * 1000 + 2 * layer)
         self.value = Rotated(kv_width, config.ranks[1], seed=seed * 1000 + 2 * layer + 1)
 

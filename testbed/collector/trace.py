@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,21 +16,28 @@ class Trace:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         """By name, since the last `take`."""
         self.events: list[dict[str, object]] = []
 
     def add(self, name: str, start: float, end: float) -> None:
         """Record a span from `start` to `end` (time.perf_counter seconds)."""
-        self.seconds[name] += end - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + end - start
         if len(self.events) < _MOST_EVENTS:
             self.events.append(
-                {"name": name, "ph": "X", "pid": self.rank, "tid": 0, "ts": start * 1e6, "dur": (end - start) * 1e6}
+                {
+                    "name": name,
+                    "ph": "X",
+                    "pid": self.rank,
+                    "tid": 0,
+                    "ts": start * 1e6,
+                    "dur": (end - start) * 1e6,
+                }
             )
 
-    def take(self) -> Counter[str]:
+    def take(self) -> dict[str, float]:
         """Seconds by name since the last call."""
-        taken, self.seconds = self.seconds, Counter()
+        taken, self.seconds = self.seconds, {}
         return taken
 
     def write(self, path: Path) -> None:

@@ -59,9 +59,7 @@ class RecallMix:
             for row in range(sequences)
         ]
         tokens, counted, evidence = (np.stack(column) for column in zip(*rows, strict=True))
-        return Batch(
-            tokens=tokens[:, :-1], labels=tokens[:, 1:], counted=counted[:, 1:], evidence=evidence[:, 1:]
-        )
+        return Batch(tokens=tokens[:, :-1], labels=tokens[:, 1:], counted=counted[:, 1:], evidence=evidence[:, 1:])
 
     def _sequence(self, rng: np.random.Generator, split: str, length: int) -> tuple[np.ndarray, ...]:
         text = self._text[split]

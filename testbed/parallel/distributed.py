@@ -34,8 +34,8 @@ class Distributed:
         for other in others:
             message = outgoing[other]
             assert message is not None
-            received[other] = torch.empty_like(message, device=self.device)
-            operations.append(dist.P2POp(dist.irecv, received[other], other))
+            inbox = received[other] = torch.empty_like(message, device=self.device)
+            operations.append(dist.P2POp(dist.irecv, inbox, other))
         for other in others:
             message = outgoing[other]
             assert message is not None

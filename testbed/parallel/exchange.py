@@ -253,9 +253,7 @@ def _backward_far(
     if not ctx.received:
         return 0, [], [None] * len(call.codec.decoder_parameters())
     k_far, v_far = ctx.far
-    dq, dk, dv = block_attention_backward(
-        d_out, q, k_far.detach(), v_far.detach(), out, lse, causal=False
-    )
+    dq, dk, dv = block_attention_backward(d_out, q, k_far.detach(), v_far.detach(), out, lse, causal=False)
     flat = [part for parts in ctx.received for part in parts]
     gradients = torch.autograd.grad([k_far, v_far], [*flat, *ctx.decoder], [dk, dv])
     count = len(ctx.sent)
@@ -298,9 +296,7 @@ class InProcess:
             v = torch.cat([*(value for _, value in before), v_own], dim=1)
             start = (node + 1) * tokens - k.shape[1]
             there = (tables[0][start : here.stop], tables[1][start : here.stop])
-            out.append(
-                _attend_plain(q[:, :, here], rotate(split_heads(k, width), there), split_heads(v, width))
-            )
+            out.append(_attend_plain(q[:, :, here], rotate(split_heads(k, width), there), split_heads(v, width)))
         return torch.cat(out, dim=2).transpose(1, 2).flatten(2)
 
     def _coded(self, layer: int, chunks: list[tuple[Tensor, Tensor]]) -> tuple[list, list]:
@@ -333,7 +329,5 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ/√D) v with the last query at the last key, written out."""
     group = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(group, 1).transpose(-1, -2) / q.shape[-1] ** 0.5
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(
-        1 + k.shape[2] - q.shape[2]
-    )
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + k.shape[2] - q.shape[2])
     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v.repeat_interleave(group, 1)

@@ -15,9 +15,7 @@ from testbed.parallel.transport import Transport
 __all__ = ["all_reduce", "all_reduce_bytes", "average", "flatten", "unflatten"]
 
 
-def all_reduce(
-    numbers: Tensor, transport: Transport, *, channel: str = "weights", ballast: int = 0
-) -> Tensor:
+def all_reduce(numbers: Tensor, transport: Transport, *, channel: str = "weights", ballast: int = 0) -> Tensor:
     """The sum of (n,) `numbers` over ranks. `ballast` bytes ride along with each of the two messages."""
     world, rank = transport.world, transport.rank
     if world == 1:
@@ -29,7 +27,7 @@ def all_reduce(
     outgoing = [_bytes(row) if other != rank else None for other, row in enumerate(mine)]
     received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()
     total = torch.zeros_like(mine[rank])
-    for other, message in enumerate(received):
+    for message in received:
         total += mine[rank] if message is None else message.view(numbers.dtype)
     outgoing = [_bytes(total) if other != rank else None for other in range(world)]
     received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()

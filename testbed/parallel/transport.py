@@ -51,10 +51,12 @@ class Transport(Protocol):
     world: int
     sent: Counter[str]
 
-    def exchange(
-        self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0
-    ) -> Ticket:
+    def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0) -> Ticket:
         """Post one message (uint8, all of one size) to every other rank. `channels` splits its size."""
+        ...
+
+    def close(self) -> None:
+        """Leave the others."""
         ...
 
 
@@ -88,9 +90,7 @@ class Sockets:
                 peers[other] = connection
         return cls(rank, dict(sorted(peers.items())))
 
-    def exchange(
-        self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0
-    ) -> "_SocketTicket":
+    def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0) -> "_SocketTicket":
         others = [message for message in outgoing if message is not None]
         size = others[0].numel() if others else 0
         assert all(message.numel() == size for message in others), "messages of one exchange have one size"
@@ -178,9 +178,7 @@ class _Flow:
                     self._check_head()
             while self._ballast_in:
                 # MSG_TRUNC on a TCP socket discards in the kernel what would have been copied (tcp(7)).
-                count = self.connection.recv_into(
-                    _SCRATCH, min(self._ballast_in, len(_SCRATCH)), socket.MSG_TRUNC
-                )
+                count = self.connection.recv_into(_SCRATCH, min(self._ballast_in, len(_SCRATCH)), socket.MSG_TRUNC)
                 self._arrived(count)
                 self._ballast_in -= count
         except BlockingIOError:
@@ -226,9 +224,7 @@ class _SocketTicket:
                     if events & selectors.EVENT_READ:
                         flow.receive()
                     self._watch(selector, flow, known=True)
-        return [
-            self._flows[other].message if other != self._rank else None for other in range(self._world)
-        ]
+        return [self._flows[other].message if other != self._rank else None for other in range(self._world)]
 
     @staticmethod
     def _watch(selector: selectors.BaseSelector, flow: _Flow, *, known: bool = False) -> None:

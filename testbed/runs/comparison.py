@@ -27,6 +27,8 @@ _PRECISION = 0.02
 _LEAST_STEPS, _MOST_STEPS = 3, 12
 _SYNC_EVENTS = 2
 _SYNC_EVENT_SECONDS = 4.0
+_SECONDS_PER_STEP_AND_NODE = 0.02
+"""Of the `quick` model on two cores; for the estimate only."""
 
 Report = Callable[[str], None]
 
@@ -79,6 +81,7 @@ class Comparison:
         """Everything, in order; raises what makes the run worthless."""
         settings = self.settings
         self.report(self.links.preflight())
+        self.report(self._estimate())
         with Ranks(self.links.backend, settings.folder / "logs") as ranks:
             self.ranks = ranks
             ranks.progress = lambda done, total: self.report(f"  {self._doing} {done}/{total}")
@@ -131,6 +134,23 @@ class Comparison:
         else:
             self._train(result)
         result.ledger = [answer["ledger"] for answer in self.ranks.order("finish")]
+
+    def _estimate(self) -> str:
+        """How long it will take, in words: learning by experience, timed steps by closed form."""
+        settings, count = self.settings, len(self.settings.arms)
+        steps = settings.preset.warm_steps + count * settings.preset.steps
+        learning = steps * settings.nodes * _SECONDS_PER_STEP_AND_NODE / 60
+        if settings.mode == "unpaced":
+            return f"about {learning:.0f} min of this machine's compute, and what the links add"
+        if settings.live_seconds:
+            return f"about {count * settings.live_seconds / 60 + 1:.0f} min: {count} arms live, and the warm start"
+        timed = 0.0
+        for arm in settings.arms:
+            plan = self._plan(arm)
+            assert plan is not None
+            share = plan.timed_layers / plan.layers
+            timed += _LEAST_STEPS * self.links.closed_form_seconds(arm, plan) * share + 2 * _SYNC_EVENT_SECONDS
+        return f"about {learning + timed / 60 + 1:.0f} min: {learning:.0f} to learn, {timed / 60:.0f} of timed steps"
 
     # -- composed
 

@@ -11,12 +11,16 @@ __all__ = ["dry_run"]
 
 def dry_run(settings: Settings) -> str:
     """What `testbed emulate` would do, as text."""
-    config = asdict(settings) | {"folder": str(settings.folder), "mode": settings.mode, "nodes": settings.nodes}
-    network = config.pop("network")
+    config = asdict(settings) | {
+        "folder": str(settings.folder),
+        "mode": settings.mode,
+        "nodes": settings.nodes,
+    }
+    config.pop("network")
     lines = [json.dumps(config, indent=2)]
     if settings.backend == "netns":
         lines += ["", "# the network, with the links under test"]
         lines += NetnsBackend(replace(settings.network, link=settings.link)).commands()
-    for node in network["nodes"]:
-        lines.append(f"on {node['name']} ({node['address']}): python -m testbed.runs.rank   # RANK={node['index']}")
+    for node in settings.network.nodes:
+        lines.append(f"on {node.name} ({node.address}): python -m testbed.runs.rank   # RANK={node.index}")
     return "\n".join(lines)

@@ -98,7 +98,9 @@ def comparison_record(comparison: Comparison, arms: list[dict[str, Any]], wall_s
         "warm_start_kind": warm_kind,
         "warm_start_sha256": comparison.warm["sha256"],
         "corpus_sha256": comparison.warm["corpus_sha256"],
-        "congestion_control": comparison.links.backend.describe().get("congestion_control"),
+        "congestion_control": ", ".join(
+            comparison.links.backend.describe().get("congestion_control") or ["the host's"]
+        ),
         "backend": settings.backend,
         "void": void_reason(arms),
         "run_seconds": wall_seconds,
@@ -141,8 +143,10 @@ def arm_record(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     sync = sync_each / every if sync_each is not None else None
     payload = _payload(result, settings.nodes)
     steps = settings.preset.steps if settings.mode == "composed" else len(result.steps)
-    context = settings.target.nodes * settings.target.tokens_per_node if settings.target else (
-        settings.preset.context * settings.preset.batch
+    context = (
+        settings.target.nodes * settings.target.tokens_per_node
+        if settings.target
+        else (settings.preset.context * settings.preset.batch)
     )
     shaped = result.link == "shaped"
     return {

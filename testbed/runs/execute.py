@@ -60,7 +60,9 @@ def _print_measured(measured: dict[str, Any], problems: list[str]) -> None:
     console.print(table)
     times = sorted(ping["median_us"] for ping in measured["round_trips"] if ping["median_us"] is not None)
     if times:
-        console.print(f"round trip, idle: median {times[len(times) // 2] / 1e3:.2f} ms, largest {times[-1] / 1e3:.2f} ms")
+        console.print(
+            f"round trip, idle: median {times[len(times) // 2] / 1e3:.2f} ms, largest {times[-1] / 1e3:.2f} ms"
+        )
     for problem in problems:
         console.print(f"OUT OF TOLERANCE ({verify.TOLERANCE:.0%}): {problem}", style="bold red", markup=False)
     if not problems:

@@ -148,7 +148,12 @@ class Links:
                 key = (phase, name, link["direction"])
                 line = lines.setdefault(
                     key,
-                    {"phase": phase, "name": name, "direction": link["direction"], "expected_bps": link["expected_bps"]},
+                    {
+                        "phase": phase,
+                        "name": name,
+                        "direction": link["direction"],
+                        "expected_bps": link["expected_bps"],
+                    },
                 )
                 line[f"{link['phase']}_bps"] = link["goodput_bps"]
                 line[f"{link['phase']}_ratio"] = link["ratio"]

@@ -66,9 +66,7 @@ class Rank:
     def warm_up(self, folder: str) -> dict[str, Any]:
         """The warm start that all arms share; rank 0 keeps its weights on disk."""
         started = time.perf_counter()
-        self.warm = warm_start(
-            self.preset, self.mix, self.transport, seed=self.seed, progress=self._progress
-        )
+        self.warm = warm_start(self.preset, self.mix, self.transport, seed=self.seed, progress=self._progress)
         if self.rank == 0:
             from safetensors.torch import save_file
 
@@ -129,7 +127,13 @@ class Rank:
         spent = sockets_now.since(sockets)
         drops = moved["queue_drops"]
         why = [*result.overruns, *balance(sum(payload.values()), spent, moved["wire_tx_bytes"], drops=drops)]
-        entry = {"step": self.trainer.index - 1, "payload_bytes": payload, **asdict(spent), **moved, "problems": why}
+        entry = {
+            "step": self.trainer.index - 1,
+            "payload_bytes": payload,
+            **asdict(spent),
+            **moved,
+            "problems": why,
+        }
         self.ledger.append(entry)
         line = self._write(result, payload, moved, why)
         return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens}
@@ -162,7 +166,7 @@ class Rank:
         self, result: StepResult, payload: dict[str, int], moved: dict[str, int | None], why: list[str]
     ) -> dict[str, Any]:
         self.clock_seconds += result.step_seconds + result.sync_seconds
-        line = {
+        line: dict[str, Any] = {
             "step": self.trainer.index - 1,
             "phase": self.phase,
             "time_seconds": self.clock_seconds,

@@ -31,7 +31,7 @@ class Ranks:
     def __init__(self, backend: Backend, logs: Path) -> None:
         self.backend = backend
         self.logs = logs
-        self.progress: Callable[[int, int], None] = lambda done, total: None
+        self.progress: Callable[[int, int], None] = lambda *_: None
         self._processes: list[subprocess.Popen[bytes]] = []
         self._replies: list[int] = []
         self._buffers: list[bytes] = []
@@ -60,7 +60,10 @@ class Ranks:
         read, write = os.pipe()
         environment = {key: os.environ[key] for key in _WHITELIST if key in os.environ}
         environment |= self.backend.environment(node)
-        environment |= {"TESTBED_REPLIES": str(write), "TESTBED_COUNTER": json.dumps(self.backend.counter(node))}
+        environment |= {
+            "TESTBED_REPLIES": str(write),
+            "TESTBED_COUNTER": json.dumps(self.backend.counter(node)),
+        }
         with (self.logs / f"rank{node.index}.log").open("ab") as log:
             process = self.backend.popen(
                 node,
@@ -111,9 +114,7 @@ class Ranks:
         *lines, self._buffers[rank] = (self._buffers[rank] + chunk).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _take(
-        self, name: str, rank: int, message: dict[str, Any], answers: dict[int, dict[str, Any]]
-    ) -> None:
+    def _take(self, name: str, rank: int, message: dict[str, Any], answers: dict[int, dict[str, Any]]) -> None:
         if "progress" in message:
             self.progress(*message["progress"])
         elif "failed" in message:

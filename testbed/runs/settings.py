@@ -11,11 +11,48 @@ from testbed.errors import UsageError
 from testbed.runs.directory import check_name
 from testbed.targets import Target
 
-__all__ = ["Settings", "resolve", "standard_arms"]
+__all__ = ["Request", "Settings", "resolve", "standard_arms"]
 
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
 _DEFAULT_NODES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user may set, as given: texts are not parsed yet."""
+
+    bw: str
+    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
+    delay: str = "0ms"
+    """One-way delay. Needs netem in the kernel or a delay line, which this version does not have."""
+    loss: str = "0%"
+    """Packets lost. As for delay."""
+    nodes: int | None = None
+    """Nodes to build (default 4; with --accounting nic and a target, all of the target's)."""
+    preset: str = "quick"
+    """What is trained: a name in experiments/presets, or a .toml file."""
+    target: str = "paper-800m"
+    """Whom a node stands for: a name in experiments/targets, or a .toml file."""
+    pace: str | None = None
+    """'none': no target; the machine's own speed and message sizes."""
+    live: str | None = None
+    """Train every arm paced for this long (10min) instead of learning, timing and composing."""
+    accounting: Literal["pair", "nic"] = "pair"
+    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
+    backend: Literal["netns", "host"] = "netns"
+    """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
+    seed: int = 0
+    steps: int | None = None
+    """Context-parallel steps (default: the preset's)."""
+    arms: str | None = None
+    """Only these, comma separated: centralised,decentralised,subspace,latent,control."""
+    name: str | None = None
+    """The run's folder in runs/ (default: date, time and rate)."""
+    budget: str = "100s"
+    """Time for one arm's timed steps; fewer of the target's like layers are timed to keep to it."""
+    share: bool = False
+    """Run although another run uses this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,53 +107,34 @@ def standard_arms(preset: Preset) -> tuple[Arm, ...]:
     )
 
 
-def resolve(
-    *,
-    bw: str,
-    delay: str,
-    loss: str,
-    nodes: int | None,
-    preset: str,
-    target: str,
-    pace: str | None,
-    live: str | None,
-    accounting: Literal["pair", "nic"],
-    backend: Literal["netns", "host"],
-    seed: int,
-    steps: int | None,
-    arms: str | None,
-    name: str | None,
-    share: bool,
-    budget: str,
-    command: str,
-) -> Settings:
+def resolve(asked: Request, *, command: str) -> Settings:
     """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
-    link = Link(rate_bps=parse_rate(bw), delay_us=parse_delay(delay), loss=parse_percent(loss))
-    chosen = load_toml(Preset, "presets", preset)
-    if steps is not None:
-        if steps < 1:
-            raise UsageError(f"{steps} steps were asked for; at least 1 is needed")
-        chosen = replace(chosen, steps=steps)
-    target_name = _target_name(target, pace, live)
-    stood_for = load_toml(Target, "targets", target_name) if target_name else None
-    nodes = _check_nodes(nodes, accounting, chosen, stood_for, whole=accounting == "nic")
-    if seed < 0:
-        raise UsageError(f"a seed of {seed} was given; seeds are whole numbers from 0")
+    link = Link(rate_bps=parse_rate(asked.bw), delay_us=parse_delay(asked.delay), loss=parse_percent(asked.loss))
+    preset = load_toml(Preset, "presets", asked.preset)
+    if asked.steps is not None:
+        if asked.steps < 1:
+            raise UsageError(f"{asked.steps} steps were asked for; at least 1 is needed")
+        preset = replace(preset, steps=asked.steps)
+    target_name = _target_name(asked.target, asked.pace, asked.live)
+    target = load_toml(Target, "targets", target_name) if target_name else None
+    nodes = _check_nodes(asked.nodes, preset, target, whole=asked.accounting == "nic")
+    if asked.seed < 0:
+        raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0")
     return Settings(
-        folder=check_name(name, f"emulate-{bw}-{accounting}"),
+        folder=check_name(asked.name, f"emulate-{asked.bw}-{asked.accounting}"),
         command=command,
         link=link,
-        network=star(nodes, Link(), accounting),
-        accounting=accounting,
-        backend=backend,
-        preset_name=preset,
-        preset=chosen,
-        target=stood_for,
-        live_seconds=None if live is None else _positive(parse_duration(live), live),
-        arms=_choose_arms(standard_arms(chosen), arms),
-        seed=seed,
-        share=share,
-        seconds_per_arm=_positive(parse_duration(budget), budget),
+        network=star(nodes, Link(), asked.accounting),
+        accounting=asked.accounting,
+        backend=asked.backend,
+        preset_name=asked.preset,
+        preset=preset,
+        target=target,
+        live_seconds=None if asked.live is None else _positive(parse_duration(asked.live), asked.live),
+        arms=_choose_arms(standard_arms(preset), asked.arms),
+        seed=asked.seed,
+        share=asked.share,
+        seconds_per_arm=_positive(parse_duration(asked.budget), asked.budget),
     )
 
 
@@ -133,9 +151,7 @@ def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
     return pace or target
 
 
-def _check_nodes(
-    nodes: int | None, accounting: str, preset: Preset, target: Target | None, *, whole: bool
-) -> int:
+def _check_nodes(nodes: int | None, preset: Preset, target: Target | None, *, whole: bool) -> int:
     """The number of nodes, by default 4, or all of the target's where its whole access link is what counts."""
     if nodes is None:
         nodes = target.nodes if target is not None and whole else _DEFAULT_NODES

@@ -52,5 +52,11 @@ def runs_table(runs: list[dict[str, Any]]) -> Table:
     for run in runs:
         rate = f"{run['bandwidth_bps'] / 1e6:g} Mbit/s {run['accounting']}" if "bandwidth_bps" in run else ""
         steps = ", ".join(f"{name} {seconds:.3g}" for name, seconds in run.get("arms", {}).items())
-        table.add_row(escape(run["name"]), run["state"], rate, run.get("mode", ""), steps or escape(run.get("reason", "")))
+        table.add_row(
+            escape(run["name"]),
+            run["state"],
+            rate,
+            run.get("mode", ""),
+            steps or escape(run.get("reason", "")),
+        )
     return table

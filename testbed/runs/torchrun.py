@@ -23,16 +23,16 @@ __all__ = ["train"]
 _PRINT_EVERY = 10
 
 
-def train(
-    arm: str, preset: str, seed: int, steps: int | None, transport: Literal["sockets", "distributed"]
-) -> int:
+def train(arm: str, preset: str, seed: int, steps: int | None, transport: Literal["sockets", "distributed"]) -> int:
     """Train and print a JSON line every few steps; 0 when done."""
     if "RANK" not in os.environ:
         raise UsageError("no RANK is set: start it with torchrun, as in: torchrun --nproc-per-node 4 -m testbed train")
     if arm not in STANDARD_ARMS:
         raise UsageError(f"'{arm}' is no arm; known are {', '.join(STANDARD_ARMS)}")
     chosen = load_toml(Preset, "presets", preset)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
     if device.type == "cpu":
         torch.set_num_threads(1)
     corpus = standard_library()
@@ -49,7 +49,12 @@ def train(
             trainer.average_weights()
         if trainer.index % _PRINT_EVERY == 0:
             loss = result.loss_sum / max(1, result.tokens)
-            line = {"rank": trainer.rank, "step": trainer.index, "loss": loss, "step_seconds": result.step_seconds}
+            line = {
+                "rank": trainer.rank,
+                "step": trainer.index,
+                "loss": loss,
+                "step_seconds": result.step_seconds,
+            }
             print(json.dumps(line), flush=True)
     link.close()
     return 0
@@ -59,7 +64,11 @@ def _sockets() -> Sockets:
     """Ranks meet through torch's store at MASTER_ADDR, where each says at which address it listens."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False, timeout=timedelta(seconds=60)
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world,
+        is_master=False,
+        timeout=timedelta(seconds=60),
     )
     with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:
         own = probe.getsockname()[0]  # the address that faces the others

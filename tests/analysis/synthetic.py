@@ -129,8 +129,7 @@ def _summary(name: str, mode: str, rng: np.random.Generator) -> dict[str, Any]:
     count = 5 if mode == "composed" else _STEPS
     times = step * (1 + rng.normal(0, 0.005, count))
     timed = [
-        {"step": index, "step_seconds": float(seconds), "valid": True, "why": []}
-        for index, seconds in enumerate(times)
+        {"step": index, "step_seconds": float(seconds), "valid": True, "why": []} for index, seconds in enumerate(times)
     ]
     if mode != "composed":
         for entry, clock, loss in zip(timed, np.cumsum(times), losses, strict=True):

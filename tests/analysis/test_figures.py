@@ -30,9 +30,7 @@ def _comparison(mode: str = "composed", **changes) -> Comparison:
 def _with_nulls() -> Comparison:
     comparison, _ = made_up()
     words = ("arm", "exchange", "codec", "sync", "link", "valid", "why")
-    arms = [
-        {key: value if key in words else None for key, value in arm.items()} for arm in comparison["arms"]
-    ]
+    arms = [{key: value if key in words else None for key, value in arm.items()} for arm in comparison["arms"]]
     comparison |= {
         "arms": arms,
         "links": [],
@@ -66,9 +64,7 @@ def test_every_figure_is_written_with_its_data(tmp_path: Path, comparison) -> No
     before = dict(matplotlib.rcParams)
     files = write_figures(comparison(), tmp_path)
     assert dict(matplotlib.rcParams) == before
-    assert {file.name for file in files} == {
-        f"{name}.{end}" for name in FIGURES for end in ("svg", "png", "csv")
-    }
+    assert {file.name for file in files} == {f"{name}.{end}" for name in FIGURES for end in ("svg", "png", "csv")}
     for file in files:
         assert file.stat().st_size > 0
         if file.suffix == ".svg":
@@ -83,11 +79,7 @@ def test_names_at_line_ends_do_not_overlap(figure, mode: str) -> None:
     with styled():
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()  # settles where annotations lie
-        labels = [
-            text
-            for text in drawn.axes[0].texts
-            if isinstance(text, Annotation) and text.get_weight() == "bold"
-        ]
+        labels = [text for text in drawn.axes[0].texts if isinstance(text, Annotation) and text.get_weight() == "bold"]
         extents = [Text.get_window_extent(text, canvas.get_renderer()) for text in labels]
     assert len(extents) == 5
     assert not any(one.overlaps(other) for one, other in combinations(extents, 2))
@@ -98,9 +90,7 @@ def test_line_style_says_what_is_measured(mode: str, kind: str) -> None:
     """Measured solid, composed dashed, modelled dotted: read back from the drawn lines."""
     drawn = figure_loss_against_hours(_comparison(mode))
     style = {
-        line.get_color(): line._unscaled_dash_pattern
-        for line in drawn.axes[0].lines
-        if line.get_marker() != "None"
+        line.get_color(): line._unscaled_dash_pattern for line in drawn.axes[0].lines if line.get_marker() != "None"
     }
     expected = {"#000000": "modelled", "#009E73": kind}
     for colour, wanted in expected.items():

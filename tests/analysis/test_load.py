@@ -56,9 +56,7 @@ def test_invalid_steps_do_not_count() -> None:
     """A step whose window was overrun leaves the clock as it was."""
     comparison, summaries = made_up()
     before = results_table(comparison, summaries)
-    summaries["latent"]["timed"]["steps"].append(
-        {"step": 5, "step_seconds": 99.0, "valid": False, "why": ["late"]}
-    )
+    summaries["latent"]["timed"]["steps"].append({"step": 5, "step_seconds": 99.0, "valid": False, "why": ["late"]})
     pd.testing.assert_frame_equal(before, results_table(comparison, summaries))
 
 

@@ -32,9 +32,7 @@ def test_missing_tools_are_named_with_the_remedy(monkeypatch):
 
 def test_the_package_pulls_in_nothing_heavy():
     code = "import pkgutil, importlib, sys, emulation\n"
-    code += (
-        "for m in pkgutil.walk_packages(emulation.__path__, 'emulation.'): importlib.import_module(m.name)\n"
-    )
+    code += "for m in pkgutil.walk_packages(emulation.__path__, 'emulation.'): importlib.import_module(m.name)\n"
     code += "print(sorted({'torch', 'numpy', 'testbed', 'pyroute2'} & set(sys.modules)))"
     done = python(code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -38,9 +38,7 @@ def test_percentages_round_trip(hundredths):
 
 @given(st.integers(1, 10**7))
 def test_durations_round_trip(milliseconds):
-    assert units.parse_duration(units.format_duration(milliseconds / 1e3)) == pytest.approx(
-        milliseconds / 1e3
-    )
+    assert units.parse_duration(units.format_duration(milliseconds / 1e3)) == pytest.approx(milliseconds / 1e3)
 
 
 @given(st.text(max_size=12))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.ranks import run_ranks
 from torch import Tensor, nn
 
 from testbed.codecs import Shape, make_codec
@@ -12,6 +11,7 @@ from testbed.model import Decoder
 from testbed.parallel import exchange as exchange_module
 from testbed.parallel.exchange import AllGather, InProcess, Local
 from testbed.parallel.sync import all_reduce, flatten
+from tests.ranks import run_ranks
 
 CONTEXT, BATCH = 64, 2
 CODECS = {
@@ -66,7 +66,9 @@ def one_device(config: Model, codec: CodecConfig, dtype: torch.dtype, nodes: int
     logits = decoder(data[:, :-1], exchange)
     # each chunk's share of the loss, over the global count, as the ranks have it
     loss_of(logits, data[:, 1:]).backward()
-    return logits.detach(), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters(decoder, codecs).items()}
+    return logits.detach(), {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters(decoder, codecs).items()
+    }
 
 
 def many_ranks(

@@ -23,7 +23,9 @@ def test_every_message_arrives_and_is_counted(size, ballast):
     world = 3
 
     def work(transport):
-        outgoing = [message_for(transport.rank, other, size) if other != transport.rank else None for other in range(world)]
+        outgoing = [
+            message_for(transport.rank, other, size) if other != transport.rank else None for other in range(world)
+        ]
         received = transport.exchange(outgoing, {"kv_forward": size}, ballast=ballast).wait()
         for sender, message in enumerate(received):
             if sender != transport.rank:
@@ -52,7 +54,9 @@ def test_the_sockets_sent_what_was_handed_over():
         assert "handed to the sockets" in with_a_byte_more[0]
 
 
-@pytest.mark.parametrize(("wire", "balanced"), [(1_066_000, True), (1_076_000, True), (1_080_000, False), (1_000_000, False)])
+@pytest.mark.parametrize(
+    ("wire", "balanced"), [(1_066_000, True), (1_076_000, True), (1_080_000, False), (1_000_000, False)]
+)
 def test_the_wire_must_carry_what_the_sockets_sent(wire, balanced):
     """Within 1 % of bytes and headers; traffic past the sockets or past the shaper is neither."""
     sockets = SocketBytes(acked=1_000_000, sent=1_000_000, resent=0, segments=1000)

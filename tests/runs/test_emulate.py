@@ -8,7 +8,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
-from tests.runs.tiny import PRESET, TARGET, testbed
+from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.worlds import needs_world
 
 pytestmark = [pytest.mark.world, needs_world]
@@ -19,8 +19,20 @@ ARMS = ["centralised", "decentralised", "subspace", "latent", "control"]
 def composed(tmp_path_factory) -> Path:
     """`testbed emulate` at 20 Mbit/s per pair, as a user would type it."""
     folder = tmp_path_factory.mktemp("composed")
-    done = testbed(
-        folder, "emulate", "--bw", "20mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--name", "run", "--share"
+    done = run_testbed(
+        folder,
+        "emulate",
+        "--bw",
+        "20mbit",
+        "--nodes",
+        "2",
+        "--preset",
+        PRESET,
+        "--target",
+        TARGET,
+        "--name",
+        "run",
+        "--share",
     )
     (folder / "stdout.txt").write_text(done.stdout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -42,7 +54,13 @@ def test_it_says_what_it_found(composed):
 
 def test_every_file_of_the_design_is_there(composed):
     """A run directory is evidence."""
-    for name in ("config.json", "comparison.json", "results.parquet", "results.csv", "checkpoints/warm_start.safetensors"):
+    for name in (
+        "config.json",
+        "comparison.json",
+        "results.parquet",
+        "results.csv",
+        "checkpoints/warm_start.safetensors",
+    ):
         assert (composed / name).is_file(), name
     figures = {path.name for path in (composed / "figures").iterdir()}
     for figure in ("loss_against_hours", "loss_against_step", "step_time", "bytes_per_step", "links"):
@@ -90,8 +108,14 @@ def test_timed_losses_are_the_learned_ones_to_the_last_bit(composed):
     for arm in ARMS:
         for path in (composed / arm / "metrics").glob("rank*.jsonl"):
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            learned = {line["step"]: line["loss"] for line in lines if line["phase"] == "learned" and "loss" in line and "val_loss" not in line}
-            timed = {line["step"]: line["loss"] for line in lines if line["phase"] == "timed" and "step_seconds" in line}
+            learned = {
+                line["step"]: line["loss"]
+                for line in lines
+                if line["phase"] == "learned" and "loss" in line and "val_loss" not in line
+            }
+            timed = {
+                line["step"]: line["loss"] for line in lines if line["phase"] == "timed" and "step_seconds" in line
+            }
             assert len(learned) == 6
             assert len(timed) >= 3
             assert all(learned[step] == loss for step, loss in timed.items())
@@ -131,7 +155,9 @@ def test_compressed_arms_send_what_the_target_would(composed):
     assert arms["latent"]["kv_payload_bytes_per_step"] == exchanges * peers * tokens * (32 + 4)
     assert arms["control"]["kv_payload_bytes_per_step"] == 0
     for name in ("subspace", "latent"):
-        assert arms[name]["wire_bytes_vs_decentralised"] == pytest.approx(arms[name]["kv_bytes_vs_decentralised"], rel=0.05)
+        assert arms[name]["wire_bytes_vs_decentralised"] == pytest.approx(
+            arms[name]["kv_bytes_vs_decentralised"], rel=0.05
+        )
 
 
 def test_time_is_composed_of_steps_and_syncs(composed):
@@ -146,7 +172,20 @@ def test_time_is_composed_of_steps_and_syncs(composed):
 def test_a_run_directory_is_never_overwritten(composed):
     """Exit 2 and one sentence; the first run is untouched."""
     before = (composed / "comparison.json").read_bytes()
-    again = testbed(composed.parents[1], "emulate", "--bw", "20mbit", "--preset", PRESET, "--pace", "none", "--name", "run", "--nodes", "2")
+    again = run_testbed(
+        composed.parents[1],
+        "emulate",
+        "--bw",
+        "20mbit",
+        "--preset",
+        PRESET,
+        "--pace",
+        "none",
+        "--name",
+        "run",
+        "--nodes",
+        "2",
+    )
     assert again.returncode == 2
     assert "exists already" in again.stderr
     assert (composed / "comparison.json").read_bytes() == before
@@ -154,7 +193,7 @@ def test_a_run_directory_is_never_overwritten(composed):
 
 def test_runs_lists_it(composed):
     """`testbed runs --json`."""
-    done = testbed(composed.parents[1], "runs", "--json")
+    done = run_testbed(composed.parents[1], "runs", "--json")
     assert [run["state"] for run in json.loads(done.stdout)["runs"]] == ["done"]
 
 
@@ -162,7 +201,7 @@ def test_runs_lists_it(composed):
 def unpaced(tmp_path_factory) -> Path:
     """PACE=none at another rate and in the other accounting."""
     folder = tmp_path_factory.mktemp("unpaced")
-    done = testbed(
+    done = run_testbed(
         folder, "emulate", "--bw", "5mbit", "--accounting", "nic", "--pace", "none", "--nodes", "2",
         "--preset", PRESET, "--name", "run", "--share",
     )  # fmt: skip
@@ -196,7 +235,7 @@ def test_unpaced_times_are_measured(unpaced):
 
 def test_live_trains_for_the_given_time(tmp_path):
     """LIVE composes nothing: steps on the clock, paced, until the time is up."""
-    done = testbed(
+    done = run_testbed(
         tmp_path, "emulate", "--bw", "50mbit", "--live", "3s", "--arms", "latent,control", "--nodes", "2",
         "--preset", PRESET, "--target", TARGET, "--name", "run", "--share",
     )  # fmt: skip
@@ -211,7 +250,7 @@ def test_live_trains_for_the_given_time(tmp_path):
 
 def test_host_nodes_are_the_null_twin(tmp_path):
     """No world, no shaping: links are modelled and say so; nothing is called measured."""
-    done = testbed(
+    done = run_testbed(
         tmp_path, "emulate", "--bw", "100mbit", "--backend", "host", "--arms", "decentralised,control", "--nodes", "2",
         "--preset", PRESET, "--target", TARGET, "--name", "run", "--share",
     )  # fmt: skip

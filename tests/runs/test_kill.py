@@ -55,11 +55,20 @@ class Traces:
     def left(self, mark: str) -> list[str]:
         """What is still there."""
         holders = {link(pid, "net") for pid in os.listdir("/proc") if pid.isdigit()}
-        named = [folder for folder in ("/run/netns", "/var/run/netns") if os.path.isdir(folder) and "n0" in os.listdir(folder)]
+        named = [
+            folder
+            for folder in ("/run/netns", "/var/run/netns")
+            if os.path.isdir(folder) and "n0" in os.listdir(folder)
+        ]
         processes = [f"process {pid}" for pid in {*family(mark), *(p for p in self.pids if link(p, "pid"))}]
         namespaces = [f"namespace {name}" for name in self.network_namespaces & holders]
         ours = {"br0", "eth0", "sw0", "sw1"} - self.interfaces
-        return [*processes, *namespaces, *named, *(f"interface {i}" for i in ours & set(os.listdir("/sys/class/net")))]
+        return [
+            *processes,
+            *namespaces,
+            *named,
+            *(f"interface {i}" for i in ours & set(os.listdir("/sys/class/net"))),
+        ]
 
     def gone(self, mark: str) -> bool:
         """Whether nothing is left within the time allowed."""
@@ -74,7 +83,19 @@ class Traces:
 @contextmanager
 def training(folder: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
     """`testbed emulate` once its ranks are taking steps. Whatever happens, it is dead afterwards."""
-    arguments = ("emulate", "--bw", "20mbit", "--pace", "none", "--steps", "100000", "--nodes", "2", "--preset", PRESET)
+    arguments = (
+        "emulate",
+        "--bw",
+        "20mbit",
+        "--pace",
+        "none",
+        "--steps",
+        "100000",
+        "--nodes",
+        "2",
+        "--preset",
+        PRESET,
+    )
     process = subprocess.Popen(
         command(*arguments, "--name", "run", "--share", "--arms", "decentralised"),
         cwd=folder, env=environment(mark), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -112,7 +133,11 @@ def test_kill_nine_leaves_nothing(tmp_path, victim):
         assert len(ranks_of(mark)) == 2
         traces = Traces(mark)
         assert len(traces.network_namespaces) == 3  # the driver's and the nodes'
-        pid = {"driver": lambda: process.pid, "rank": lambda: ranks_of(mark)[1], "first process": lambda: first_process(mark)}[victim]()
+        pid = {
+            "driver": lambda: process.pid,
+            "rank": lambda: ranks_of(mark)[1],
+            "first process": lambda: first_process(mark),
+        }[victim]()
         os.kill(pid, signal.SIGKILL)
         assert process.wait(10) != 0
         assert traces.gone(mark), traces.left(mark)
@@ -153,7 +178,9 @@ def test_the_kernel_shows_the_asked_rate_while_it_runs(tmp_path):
     mark = f"tc-{os.getpid()}"
     with training(tmp_path, mark):
         for pid in ranks_of(mark):
-            enter = ["nsenter", f"--user=/proc/{pid}/ns/user", "--preserve-credentials"] if os.geteuid() else ["nsenter"]
+            enter = (
+                ["nsenter", f"--user=/proc/{pid}/ns/user", "--preserve-credentials"] if os.geteuid() else ["nsenter"]
+            )
             done = subprocess.run(
                 [*enter, f"--net=/proc/{pid}/ns/net", "tc", "-s", "class", "show", "dev", "eth0"],
                 capture_output=True, text=True, check=True,

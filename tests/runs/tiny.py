@@ -20,14 +20,17 @@ def environment(mark: str = "") -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(HERE.parents[1]), MARK: mark, "COLUMNS": "140"}
 
 
-def testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
-
-
-testbed.__test__ = False  # pyrefly: ignore
 
 
 def marked(mark: str) -> list[int]:
