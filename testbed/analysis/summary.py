@@ -15,7 +15,8 @@ from testbed.analysis.words import sentences
 
 __all__ = ["print_summary", "summary_tables"]
 
-_COSTS = ("asked", "measured", "step s ±95%", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
+_COSTS = ("asked", "found", "step ± 95 %", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
+_LEGEND = "step: seconds; timed: steps × of the target's layers; exact: decentralised; MB: sent by a node per step\n"
 _QUALITY = ("val loss", "against exact", "remote recall", "recovered", "valid")
 
 
@@ -49,7 +50,7 @@ def _costs(arm: dict[str, Any]) -> list[str]:
     modelled = arm.get("link") == "modelled"
     return [
         _bits(arm.get("rate_bps")) if arm.get("rate_bps") is not None else "none",
-        "modelled" if modelled else _bits(arm.get("rate_measured_bps")),
+        "model" if modelled else _bits(arm.get("rate_measured_bps")),
         _step(arm),
         _timed(arm),
         significant(arm.get("step_time_vs_centralised")),
@@ -101,9 +102,6 @@ def print_summary(comparison: Comparison, console: Console) -> None:
     for table in summary_tables(comparison):
         console.print()
         console.print(table)
-    console.print(
-        "timed: steps × of the target's layers; exact: the arm decentralised; MB: sent by a node per step\n",
-        style="dim",
-    )
+    console.print(_LEGEND, style="dim")
     for sentence, style in sentences(comparison):
         console.print(Text(f"• {sentence}"), style=style)
