@@ -6,6 +6,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any, Literal
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from emulation import verify
 from emulation.network import Link, Network, star
 from emulation.nodes.netns import NetnsBackend
+from emulation.shaping import netem
 from emulation.units import parse_delay, parse_rate
 from testbed.errors import UsageError
 
@@ -26,7 +28,9 @@ def network_for(bw: str, delay: str, nodes: int, accounting: Literal["pair", "ni
     """The network that texts describe; raises `UsageError`."""
     if nodes < 2:
         raise UsageError(f"{nodes} nodes were asked for; a network has at least 2")
-    return star(nodes, Link(rate_bps=parse_rate(bw), delay_us=parse_delay(delay)), accounting)
+    link = Link(rate_bps=parse_rate(bw), delay_us=parse_delay(delay))
+    netem.refuse(link)
+    return star(nodes, link, accounting)
 
 
 def verify_links(network: Network, *, as_json: bool) -> int:
@@ -90,7 +94,7 @@ def run_everywhere(network: Network, program: list[str]) -> int:
             _relay(processes)
             return max(_status(process.wait()) for process in processes.values())
         except KeyboardInterrupt:
-            _interrupt(list(processes.values()))
+            _interrupt(processes)
             raise
 
 
@@ -118,12 +122,12 @@ def _relay(processes: dict[str, subprocess.Popen[bytes]]) -> None:
                 sys.stdout.buffer.flush()
 
 
-def _interrupt(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
+def _interrupt(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Pass the interrupt on, show what the programs still say, and end those that do not stop."""
+    for process in processes.values():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    impatience = threading.Timer(_STOP_SECONDS, lambda: [process.kill() for process in processes.values()])
+    impatience.start()
+    _relay({name: process for name, process in processes.items() if process.stdout and not process.stdout.closed})
+    impatience.cancel()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from emulation.network import Link, Network, goodput_bps, star
+from emulation.shaping import netem
 from emulation.units import parse_delay, parse_duration, parse_percent, parse_rate
 from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, names_in
 from testbed.errors import UsageError
@@ -110,6 +111,7 @@ def standard_arms(preset: Preset) -> tuple[Arm, ...]:
 def resolve(asked: Request, *, command: str) -> Settings:
     """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
     link = Link(rate_bps=parse_rate(asked.bw), delay_us=parse_delay(asked.delay), loss=parse_percent(asked.loss))
+    netem.refuse(link)
     preset = load_toml(Preset, "presets", asked.preset)
     if asked.steps is not None:
         if asked.steps < 1:
