@@ -33,7 +33,7 @@ class Latent(Codec):
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:  # noqa: ARG002
         second_moment = kv_NF.double().T @ kv_NF.double()
         _, vectors = torch.linalg.eigh(second_moment)  # ascending
-        basis = vectors[:, -self.rank :].flip(-1) @ _mixing(self.rank, self.seed)
+        basis = vectors[:, -self.rank :].flip(-1) @ _mixing(self.rank, self.seed).to(vectors)
         self.down.copy_(basis)
         self.up.copy_(basis.T)
 

@@ -45,7 +45,7 @@ class Rotated(nn.Module):
         directions = torch.linalg.svd(weight.double(), full_matrices=False).U[:, : self.rank]
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(len(weight), len(weight), dtype=torch.float64, generator=generator)
-        skew = noise - noise.T
+        skew = (noise - noise.T).to(directions)
         skew /= torch.linalg.matrix_norm(skew, ord=2)
         rotated = skew @ directions
         self.bases.copy_(torch.cat((directions, rotated, skew @ rotated), dim=1))

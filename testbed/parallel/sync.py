@@ -28,10 +28,10 @@ def all_reduce(numbers: Tensor, transport: Transport, *, channel: str = "weights
     received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()
     total = torch.zeros_like(mine[rank])
     for message in received:
-        total += mine[rank] if message is None else message.view(numbers.dtype)
+        total += mine[rank] if message is None else message.view(numbers.dtype).to(numbers.device)
     outgoing = [_bytes(total) if other != rank else None for other in range(world)]
     received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()
-    sums = [total if message is None else message.view(numbers.dtype) for message in received]
+    sums = [total if message is None else message.view(numbers.dtype).to(numbers.device) for message in received]
     return torch.cat(sums)[: numbers.numel()]
 
 

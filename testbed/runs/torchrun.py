@@ -30,11 +30,7 @@ def train(arm: str, preset: str, seed: int, steps: int | None, transport: Litera
     if arm not in STANDARD_ARMS:
         raise UsageError(f"'{arm}' is no arm; known are {', '.join(STANDARD_ARMS)}")
     chosen = load_toml(Preset, "presets", preset)
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device = _device()
     corpus = standard_library()
     mix = RecallMix(corpus.train, corpus.validation, seed=seed, chunks=chosen.task_chunks)
     link = _sockets() if transport == "sockets" else _distributed(device)
@@ -58,6 +54,16 @@ def train(arm: str, preset: str, seed: int, steps: int | None, transport: Litera
             print(json.dumps(line), flush=True)
     link.close()
     return 0
+
+
+def _device() -> torch.device:
+    """This rank's GPU where there is one (shared if there are more ranks than GPUs), else one thread of the CPU."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _sockets() -> Sockets:

@@ -43,9 +43,8 @@ def test_exec_runs_a_program_on_every_node(tmp_path):
 
 def test_exec_runs_torch_distributed_unchanged(tmp_path):
     """gloo finds its peers by what is set."""
-    done = run_testbed(
-        tmp_path, "exec", "--nodes", "2", "--bw", "100mbit", "--share", "--", sys.executable, "-Wignore", "-c", ALL_REDUCE
-    )  # fmt: skip
+    program = [sys.executable, "-W", "ignore", "-c", ALL_REDUCE]
+    done = run_testbed(tmp_path, "exec", "--nodes", "2", "--bw", "100mbit", "--share", "--", *program)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "n0: sum 3" in done.stdout
     assert "n1: sum 3" in done.stdout
