@@ -6,11 +6,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # What a user may set; each becomes a flag of the command when it is given.
-FLAGS_emulate = $(if $(BW),--bw $(BW)) $(if $(DELAY),--delay $(DELAY)) $(if $(LOSS),--loss $(LOSS)) \
-	$(if $(NODES),--nodes $(NODES)) $(if $(PRESET),--preset $(PRESET)) $(if $(TARGET),--target $(TARGET)) \
-	$(if $(PACE),--pace $(PACE)) $(if $(LIVE),--live $(LIVE)) $(if $(ACCOUNTING),--accounting $(ACCOUNTING)) \
-	$(if $(BACKEND),--backend $(BACKEND)) $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) \
-	$(if $(NAME),--name $(NAME)) $(if $(ARMS),--arms $(ARMS)) $(ARGS)
+flag = $(if $($(1)),--$(2)="$($(1))")
+FLAGS_link    = $(call flag,BW,bw) $(call flag,DELAY,delay) $(call flag,NODES,nodes) $(call flag,ACCOUNTING,accounting)
+FLAGS_emulate = $(FLAGS_link) $(call flag,LOSS,loss) $(call flag,PRESET,preset) $(call flag,TARGET,target) \
+	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,BACKEND,backend) $(call flag,SEED,seed) \
+	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
 .PHONY: setup emulate verify doctor test check format clean
 .DEFAULT_GOAL := help
@@ -21,21 +21,21 @@ help: ## what there is to type
 setup: $(STAMP) ## the virtual environment, with pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
-	@command -v ip tc nsenter >/dev/null 2>&1 || for tool in ip tc nsenter; do command -v $$tool >/dev/null 2>&1 || \
-		{ echo "'$$tool' is not on this machine: type 'sudo apt-get install iproute2 util-linux', then the same command again." >&2; exit 2; }; done
+	@for tool in ip tc nsenter; do PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null || \
+		{ echo "'$$tool' is not on this machine: type 'sudo apt-get install iproute2 util-linux', then this again." >&2; exit 2; }; done
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; 'make … PYTHON=python3.11' chooses one." >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; PyTorch is most of it) …"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-		{ echo "The venv module is missing: type 'sudo apt-get install python3-venv'." >&2; exit 2; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ echo "The venv module is missing: type 'sudo apt-get install python3-venv', then this again." >&2; exit 2; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $@
 
 emulate: $(STAMP) ## five trainers over links of BW=300mbit (DELAY= NODES= PRESET= TARGET= PACE= LIVE= ACCOUNTING=)
-	@$(BIN)/testbed emulate $(FLAGS_emulate)
+	@$(BIN)/testbed emulate $(FLAGS_emulate) $(ARGS)
 
 verify: $(STAMP) ## build links of BW=… and measure them
-	@$(BIN)/testbed verify $(if $(BW),--bw $(BW)) $(if $(NODES),--nodes $(NODES)) $(if $(ACCOUNTING),--accounting $(ACCOUNTING)) $(ARGS)
+	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor

@@ -6,7 +6,7 @@ eth0, what it receives by that of its port on the switch.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from emulation.netlink import TcSocket
@@ -29,6 +29,8 @@ class WireBytes:
     rx_packets: int | None
     drops: int | None
     """Packets that found a full queue, both directions (a dropped super-packet is one)."""
+    tx_drops: int | None
+    """... of those, at the node's own interface."""
     backlog_bytes: int | None
     """Waiting in the queues now, both directions."""
 
@@ -52,9 +54,7 @@ class WireCounter:
     def read(self) -> WireBytes:
         """The counters now; tens of microseconds."""
         if not self._ends:
-            return WireBytes(
-                tx_bytes=None, rx_bytes=None, tx_packets=None, rx_packets=None, drops=None, backlog_bytes=None
-            )
+            return WireBytes(**dict.fromkeys((field.name for field in fields(WireBytes)), None))
         tx, rx = (sock.root_qdisc(ifindex) for sock, ifindex in self._ends)
         return WireBytes(
             tx_bytes=tx["bytes"],
@@ -62,6 +62,7 @@ class WireCounter:
             tx_packets=tx["packets"],
             rx_packets=rx["packets"],
             drops=tx["drops"] + rx["drops"],
+            tx_drops=tx["drops"],
             backlog_bytes=tx["backlog_bytes"] + rx["backlog_bytes"],
         )
 

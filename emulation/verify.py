@@ -74,7 +74,7 @@ class Probers:
             stack.callback(self._stop)
             root = str(Path(__file__).resolve().parent.parent)
             for node in self.nodes:
-                argv = [sys.executable, "-S", "-m", "emulation.prober", node.address]
+                argv = [sys.executable, "-P", "-S", "-m", "emulation.prober", node.address]
                 environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
                 process = self.backend.popen(node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._processes.append(process)

@@ -5,6 +5,7 @@ numpy and torch start theirs when they are imported.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -125,17 +126,10 @@ def main(argv: list[str] | None = None) -> int:
         description="A testbed for training over slow links.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    try:
-        return _HANDLERS[type(command)](command, program)
-    except (UsageError, NetworkUsageError, CapabilityError) as error:
-        print(f"testbed: {error}", file=sys.stderr)
+    if program and not isinstance(command, Exec):
+        print(f"testbed: '-- {shlex.join(program)}' belongs to testbed exec only", file=sys.stderr)
         return 2
-    except (TestbedError, EmulationError) as error:
-        print(f"testbed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("testbed: interrupted; everything is taken down", file=sys.stderr)
-        return 130
+    return _guarded(lambda: _HANDLERS[type(command)](command, program))
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -148,21 +142,28 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _in_world(main: Callable[[], int]) -> int:
     """`main` in a private world; what it raises on purpose becomes a sentence and a status there."""
+    return run_in_world(lambda: _guarded(main))
 
-    def guarded() -> int:
-        try:
-            return main()
-        except (UsageError, NetworkUsageError, CapabilityError) as error:
-            print(f"testbed: {error}", file=sys.stderr)
-            return 2
-        except (TestbedError, EmulationError) as error:
-            print(f"testbed: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("testbed: interrupted; everything is taken down", file=sys.stderr)
-            return 130
 
-    return run_in_world(guarded)
+def _guarded(main: Callable[[], int]) -> int:
+    """The status of `main`, with every expected failure said in a sentence."""
+    try:
+        return main()
+    except (UsageError, NetworkUsageError, CapabilityError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2
+    except (TestbedError, EmulationError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"testbed: {error.strerror}: {error.filename or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("testbed: interrupted; everything is taken down", file=sys.stderr)
+        return 130
 
 
 def _emulate(command: Emulate, _: list[str]) -> int:
@@ -179,7 +180,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         from testbed.runs.emulate import emulate
         from testbed.runs.progress import Progress
 
-        console = Console(stderr=command.json)
+        console = _Console(stderr=command.json)
         if not console.is_terminal:
             console.width = _PIPE_COLUMNS
         with Progress(console) as progress:
@@ -191,6 +192,13 @@ def _emulate(command: Emulate, _: list[str]) -> int:
             return run()
         require_tools()
         return _in_world(run)
+
+
+class _Console(Console):
+    """A run goes on when nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 def _conclude(folder: Any, record: dict[str, Any], console: Console, *, as_json: bool) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "CodecConfig",
     "Model",
     "Preset",
+    "at_least",
     "load_toml",
     "names_in",
     "parse",
@@ -32,6 +33,15 @@ SCHEMA_VERSION = 1
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 _STRICT = ConfigDict(extra="forbid")
+
+T = TypeVar("T")
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `UsageError` unless every value is a finite number of at least `least`."""
+    for name, value in values.items():
+        if not least <= value < float("inf"):
+            raise UsageError(f"{name} = {value}: it must be at least {least:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +64,8 @@ class Model:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
+        at_least(1, vocabulary=self.vocabulary, width=self.width, layers=self.layers, heads=self.heads)
+        at_least(1, kv_heads=self.kv_heads, ffn=self.ffn, rope_base=self.rope_base)
         if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 2:
             raise UsageError(
                 f"a width of {self.width} with {self.heads} heads and {self.kv_heads} K/V heads does not divide: "
@@ -105,6 +117,15 @@ class Preset:
     """Steps between two validations; a multiple of `sync_every`, for weights differ in between."""
 
     def __post_init__(self) -> None:
+        at_least(1, context=self.context, batch=self.batch, warm_steps=self.warm_steps, steps=self.steps)
+        at_least(1, sync_every=self.sync_every, task_chunks=self.task_chunks, latent_rank=self.latent_rank)
+        at_least(1, learning_rate_warmup=self.learning_rate_warmup, validation_every=self.validation_every)
+        at_least(8, validation_sequences=self.validation_sequences)
+        at_least(0, learning_rate=self.learning_rate, learning_rate_floor=self.learning_rate_floor)
+        at_least(0, weight_decay=self.weight_decay, clip=self.clip)
+        at_least(1, **dict(zip(("subspace_ranks (K)", "subspace_ranks (V)"), self.subspace_ranks, strict=True)))
+        if self.context % self.task_chunks:
+            raise UsageError(f"context = {self.context} must be a multiple of task_chunks = {self.task_chunks}")
         if self.validation_every % self.sync_every:
             raise UsageError(
                 f"validation_every = {self.validation_every} must be a multiple of sync_every = {self.sync_every}: "
@@ -147,8 +168,6 @@ class Arm:
 
 STANDARD_ARMS = ("centralised", "decentralised", "subspace", "latent", "control")
 
-T = TypeVar("T")
-
 
 def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
     """`data` as a `kind`; raises `UsageError` that names the first wrong key and, if unknown, the nearest known one."""
@@ -157,6 +176,8 @@ def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":
+            raise UsageError(f"{origin}: {where + ': ' if where else ''}{first['ctx']['error']}") from None
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, first['loc'])}") from None
         raise UsageError(f"{origin}: {where}: {first['msg']} (given: {first['input']!r})") from None
@@ -187,9 +208,11 @@ def load_toml(kind: type[T], folder: str, name: str) -> T:
             f"'{name}' is no {folder[:-1]}; known are {', '.join(known)}, or the path of a .toml file{hint}"
         )
     try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     return parse(kind, data, str(path.name))
 
 

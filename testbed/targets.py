@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict
 
+from testbed.config import at_least
+from testbed.errors import UsageError
+
 __all__ = ["Target"]
 
 
@@ -22,7 +25,7 @@ class Target:
     ffn: int
     parameters: int
     wire_bytes: int
-    """Bytes per number of uncompressed K, V, gradients and weights."""
+    """Bytes per number of the weights when they are synchronised."""
     forward_seconds: float
     """Of one layer on one node."""
     backward_seconds: float
@@ -30,6 +33,17 @@ class Target:
     latent_rank: int
     fast_rate: str
     """The link of the cluster that slow links are compared with, as text ("100gbit")."""
+
+    def __post_init__(self) -> None:
+        at_least(2, nodes=self.nodes)
+        at_least(1, tokens_per_node=self.tokens_per_node, layers=self.layers, width=self.width, ffn=self.ffn)
+        at_least(1, kv_width=self.kv_width, parameters=self.parameters, wire_bytes=self.wire_bytes)
+        at_least(1, latent_rank=self.latent_rank, subspace_rank=min(self.subspace_ranks))
+        at_least(1e-3, forward_seconds=self.forward_seconds, backward_seconds=self.backward_seconds)
+        if max(self.subspace_ranks) > self.kv_width or self.latent_rank > 2 * self.kv_width:
+            raise UsageError(
+                f"ranks {self.subspace_ranks} and {self.latent_rank} do not fit kv_width = {self.kv_width}"
+            )
 
     @property
     def compute_seconds(self) -> float:

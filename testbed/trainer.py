@@ -11,6 +11,7 @@ which codecs choose their starting state.
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,10 +30,11 @@ from testbed.model import Decoder
 from testbed.pace import Pace
 from testbed.parallel.exchange import AllGather, InProcess, Local, Unpaced
 from testbed.parallel.sync import all_reduce, all_reduce_bytes, average, flatten, unflatten
-from testbed.parallel.transport import Transport
+from testbed.parallel.transport import HEAD_BYTES, Transport
 
 __all__ = ["StepResult", "Trainer", "Validation", "WarmStart", "warm_start"]
 
+_FIRST_BATCH = 1_000_000  # of the context-parallel steps: no sequence of the warm start comes again
 _RECORDED_BATCHES = 8
 _VALIDATION_BATCH = 8
 
@@ -125,7 +127,7 @@ class Trainer:
             self.exchange: AllGather | Local = Local(preset.model, rank=self.rank)
         else:
             self.exchange = AllGather(preset.model, list(self.codecs), transport)  # pyrefly: ignore
-        agree(digest(self.named.values()), transport, "starting weights")
+        agree(digest([*self.named.values(), *self.codecs.buffers()]), transport, "starting weights")
 
     def _begin_at(self, warm: WarmStart) -> None:
         self.model.load_state_dict(warm.weights)
@@ -147,13 +149,13 @@ class Trainer:
 
     def step(self) -> StepResult:
         """One step: forward, backward, gradients together if the arm says so, update."""
-        batch = self.mix.batch("train", self.index + 1_000_000, self.preset.batch, self.preset.context)
-        chunk = self._own_chunk(batch)
         trace.take()
         started, cpu_started = time.perf_counter(), time.process_time()
         if self.pace:
             self.pace.begin()
         with span("compute"):
+            batch = self.mix.batch("train", self.index + _FIRST_BATCH, self.preset.batch, self.preset.context)
+            chunk = self._own_chunk(batch)
             loss_sum, tokens = self._backward(*chunk, counted=int(batch.counted.sum()))
         sync_seconds = self._sync_gradients() if self.arm.sync == "gradients" else 0.0
         with span("update"):
@@ -227,19 +229,28 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def payload_of_step(self) -> dict[str, int]:
-        """Bytes that the exchanges of one step hand to the sockets, by channel, in closed form; no ballast."""
-        others = self.world - 1
-        expected = {"kv_forward": 0, "kv_backward": 0, "theta": 0, "weights": 0}
+        """Bytes that one step hands to the sockets by channel, in closed form: exchanges, ballast, heads, gradients."""
+        others, expected = self.world - 1, Counter[str]()
         shape = Shape(batch=self.preset.batch, tokens=self.preset.context // self.world)
         for codec in self.codecs:
-            payload = codec.payload(shape)  # pyrefly: ignore
-            for direction in ("kv_forward", "kv_backward"):
-                expected[direction] += payload["kv"] * others
-            expected["theta"] += 2 * payload.get("theta", 0) * others
+            for channel, count in codec.payload(shape).items():  # pyrefly: ignore
+                if channel == "kv":
+                    expected["kv_forward"] += count
+                    expected["kv_backward"] += count
+                else:
+                    expected[channel] += 2 * count
+        messages = 2 * len(self.codecs)
+        if self.pace and self.codecs:
+            messages = 2 * self.pace.plan.timed_layers
+            if self.pace.plan.modelled_goodput_bps is None:
+                expected["ballast"] = messages * self.pace.plan.message_bytes - sum(expected.values())
         if self.arm.sync == "gradients":
             numbers = sum(parameter.numel() for parameter in self.parameters)
-            expected["weights"] = 2 * all_reduce_bytes(numbers, self.world, 4) * others
-        return expected
+            expected["weights"] = 2 * all_reduce_bytes(numbers, self.world, 4)
+            expected["ballast"] += 2 * self._sync_ballast()
+            messages += 2
+        expected["other"] = messages * HEAD_BYTES
+        return {channel: count * others for channel, count in expected.items()}
 
     @property
     def sync_due(self) -> bool:

@@ -54,7 +54,16 @@ def test_a_codec_is_charged_for_its_arithmetic():
 
 
 TINY = replace(
-    PAPER, nodes=2, layers=4, forward_seconds=0.02, backward_seconds=0.03, tokens_per_node=512, width=64, kv_width=64
+    PAPER,
+    nodes=2,
+    layers=4,
+    forward_seconds=0.02,
+    backward_seconds=0.03,
+    tokens_per_node=512,
+    width=64,
+    kv_width=64,
+    subspace_ranks=(2, 4),
+    latent_rank=16,
 )
 
 

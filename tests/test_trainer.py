@@ -9,9 +9,8 @@ import torch
 from testbed.config import Preset, load_toml
 from testbed.data.recall import RecallMix
 from testbed.errors import RunFailed
-from testbed.parallel.sync import flatten
 from testbed.runs.settings import standard_arms
-from testbed.trainer import Trainer, agree, learning_rate, warm_start
+from testbed.trainer import Trainer, agree, digest, learning_rate, warm_start
 from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET
 
@@ -21,7 +20,7 @@ TEXT = np.frombuffer(bytes(range(32, 127)) * 50, dtype=np.uint8)
 
 
 def losses(name: str, world: int, steps: int = 4, **changes) -> list[list[float]]:
-    """[rank][step] loss sums of an arm."""
+    """[rank][step] loss sums of an arm; all ranks are checked to hold the same weights at the end."""
     preset = replace(TINY, **changes)
 
     def work(transport):
@@ -33,7 +32,7 @@ def losses(name: str, world: int, steps: int = 4, **changes) -> list[list[float]
             found.append(trainer.step().loss_sum)
             if trainer.sync_due:
                 trainer.average_weights()
-        agree(flatten(trainer.parameters).numpy().tobytes()[:32], transport, "weights after averaging")
+        agree(digest(trainer.parameters), transport, "weights after averaging")
         return found
 
     return run_ranks(world, work)
@@ -43,6 +42,12 @@ def losses(name: str, world: int, steps: int = 4, **changes) -> list[list[float]
 def test_a_run_repeats_to_the_last_bit(name):
     """Same seed, same losses; after an averaging all ranks hold the same weights."""
     assert losses(name, 2) == losses(name, 2)
+
+
+def test_weights_differ_between_two_averagings():
+    """Negative control: one step after an averaging the check that all ranks agree fails."""
+    with pytest.raises(RunFailed, match="weights after averaging"):
+        losses("latent", 2, steps=3)
 
 
 def test_centralised_losses_do_not_depend_on_the_number_of_ranks():

@@ -73,7 +73,13 @@ class NetnsBackend(Backend):
             self._is_open = False
             names = [SWITCH, *(node.name for node in self.network.nodes)]
             lines = "".join(f"netns del {name}\n" for name in names)
-            subprocess.run(["ip", "-force", "-batch", "-"], input=lines, text=True, capture_output=True, check=False)
+            subprocess.run(
+                [tool_path("ip") or "ip", "-force", "-batch", "-"],
+                input=lines,
+                text=True,
+                capture_output=True,
+                check=False,
+            )
 
     # -- building
 

@@ -157,17 +157,29 @@ def _bytes_note(comparison: Comparison) -> str:
     filled = ", ballast up to the target's sizes included" if comparison.paced else ""
     links = modelled_links(comparison)
     modelled = f" Modelled: {links}." if links else ""
-    return f"Measured: payload as handed to the sockets{filled}; on the wire as counted by the queues.{modelled}"
+    return (
+        f"Measured: payload as handed to the sockets{filled}; on the wire as counted by the queues; "
+        f"synchronisation spread over the steps.{modelled}"
+    )
 
 
 def data_bytes(comparison: Comparison) -> pd.DataFrame:
-    """What `figure_bytes` shows, bytes a node sends per step: a row per arm and what (kv, other, wire)."""
+    """What `figure_bytes` shows, bytes a node sends per step: a row per arm and what (kv, other, wire).
+
+    Averaging the weights counts as other payload, spread over the steps between two averagings.
+    """
     rows = []
+    every = comparison.comparison.get("sync_every") or 1
     for arm in comparison.arms:
         kv, payload = arm.get("kv_payload_bytes_per_step"), arm.get("payload_bytes_per_step")
-        other = payload - kv if usable(kv) and usable(payload) else None
+        other = (
+            payload - kv + (arm.get("sync_payload_bytes_each") or 0) / every if usable(kv) and usable(payload) else None
+        )
+        wire = arm.get("wire_bytes_per_step")
+        if usable(wire):
+            wire += (arm.get("sync_wire_bytes_each") or 0) / every
         kind = "modelled" if arm.get("link") == "modelled" else "measured"
-        for what, count in (("kv", kv), ("other", other), ("wire", arm.get("wire_bytes_per_step"))):
+        for what, count in (("kv", kv), ("other", other), ("wire", wire)):
             rows.append({"arm": arm["arm"], "what": what, "bytes": count, "kind": kind})
     table = pd.DataFrame(rows, columns=["arm", "what", "bytes", "kind"])
     return table.assign(bytes=table["bytes"].astype(float))

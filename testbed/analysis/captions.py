@@ -31,7 +31,9 @@ def link_words(facts: dict[str, Any]) -> str:
     counted = f"({facts['accounting']}, {facts.get('framing')})"
     delay = facts.get("delay_seconds")
     late = f", {significant(1000 * delay)} ms one way" if delay else ""
-    return f"{rate(facts.get('bandwidth_bps'))} {whose.get(facts['accounting'], '')} {counted}{late}"
+    kinds = {arm.get("link") for arm in facts.get("arms", []) if arm.get("arm") != "centralised"}
+    real = "" if "shaped" in kinds or not kinds else f", {' and '.join(sorted(kinds))}, not shaped"
+    return f"{rate(facts.get('bandwidth_bps'))} {whose.get(facts['accounting'], '')} {counted}{late}{real}"
 
 
 def kinds_sentence(comparison: Comparison) -> str:
@@ -39,7 +41,9 @@ def kinds_sentence(comparison: Comparison) -> str:
     count = span(comparison, "steps_timed")
     timed = "no steps" if count == MISSING else f"{count} steps per arm{layers_words(comparison)}"
     if comparison.paced:
-        measured = f"loss of the small model, bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"
+        carried = any(arm.get("link") != "modelled" for arm in comparison.arms)
+        wire = f"bytes, exchange and synchronisation{_sync_words(comparison)}, {timed}"
+        measured = f"loss of the small model, {wire}" if carried else "loss of the small model"
     else:
         measured = f"loss, bytes and all times, {timed}"
     sentences = [f"Measured: {measured}."]

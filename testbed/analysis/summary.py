@@ -16,7 +16,6 @@ from testbed.analysis.words import sentences
 __all__ = ["print_summary", "summary_tables"]
 
 _COSTS = ("asked", "found", "step ± 95 %", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
-_LEGEND = "step: seconds; timed: steps × of the target's layers; exact: decentralised; MB: sent by a node per step\n"
 _QUALITY = ("val loss", "against exact", "remote recall", "recovered", "valid")
 
 
@@ -29,6 +28,15 @@ def summary_tables(comparison: Comparison) -> list[Table]:
         costs.add_row(name, *(Text(cell) for cell in _costs(arm)))
         quality.add_row(name, *(Text(cell) for cell in _quality(arm)))
     return [costs, quality]
+
+
+def _legend(facts: dict[str, Any]) -> str:
+    of = facts.get("nodes_of_target") or facts["nodes"]
+    peers = f"{facts['nodes'] - 1}" + (f" of its {of - 1}" if of != facts["nodes"] else "")
+    return (
+        f"found: from measured goodput; step: seconds; timed: steps × of the target's layers; exact: decentralised; "
+        f"MB: from a node to {peers} peers per step, synchronisation apart"
+    )
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
@@ -102,6 +110,6 @@ def print_summary(comparison: Comparison, console: Console) -> None:
     for table in summary_tables(comparison):
         console.print()
         console.print(table)
-    console.print(_LEGEND, style="dim")
+    console.print(f"{_legend(facts)}\n", style="dim")
     for sentence, style in sentences(comparison):
         console.print(Text(f"• {sentence}"), style=style)

@@ -114,5 +114,4 @@ def _closed_forms(comparison: Comparison) -> Iterator[str]:
 
 
 def _evidence(comparison: Comparison) -> str:
-    modelled = any(arm.get("link") == "modelled" for arm in comparison.arms)
-    return kinds_sentence(comparison) + (" * over a modelled link." if modelled else "")
+    return kinds_sentence(comparison)

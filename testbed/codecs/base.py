@@ -10,7 +10,6 @@ Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +54,6 @@ class Encoded:
 
 class Codec(nn.Module):
     """One layer's codec. Its parameters are trained and synchronised like the model's own."""
-
-    ranks_allowed: ClassVar[str] = ""
 
     def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ HEAD_BYTES = _HEAD.size
 _MAGIC = 0x51_0B_11_4C
 _BALLAST_FILE_BYTES = 8 << 20
 _CONNECT_SECONDS = 60.0
+_INTRODUCTION_SECONDS = 2.0
 
 
 class Ticket(Protocol):
@@ -81,12 +82,14 @@ class Sockets:
         with socket.create_server(addresses[rank], backlog=len(addresses)) as listener:
             for other in range(rank):
                 peers[other] = _call(addresses[other], addresses[rank][0])
-                peers[other].sendall(struct.pack("<I", rank))
+                peers[other].sendall(struct.pack("<II", _MAGIC, rank))
             listener.settimeout(_CONNECT_SECONDS)
             while len(peers) < len(addresses) - 1:
                 connection, _ = listener.accept()
-                connection.settimeout(_CONNECT_SECONDS)
-                (other,) = struct.unpack("<I", _receive_exactly(connection, 4))
+                other = _introduced(connection)
+                if other is None or not rank < other < len(addresses) or other in peers:
+                    connection.close()  # not one of ours: a port scan, a stray client
+                    continue
                 peers[other] = connection
         return cls(rank, dict(sorted(peers.items())))
 
@@ -254,11 +257,17 @@ def _call(address: tuple[str, int], own: str) -> socket.socket:
             time.sleep(0.02)
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+def _introduced(connection: socket.socket) -> int | None:
+    """The rank that called, or None if what called does not speak as a rank does."""
+    connection.settimeout(_INTRODUCTION_SECONDS)
     data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise PeerLost("a connection ended during the ranks' introduction")
-        data += piece
-    return data
+    try:
+        while len(data) < 8 and (piece := connection.recv(8 - len(data))):
+            data += piece
+    except OSError:
+        return None
+    connection.settimeout(None)
+    if len(data) < 8:
+        return None
+    magic, rank = struct.unpack("<II", data)
+    return rank if magic == _MAGIC else None

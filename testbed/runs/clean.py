@@ -37,6 +37,8 @@ def _marked() -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
+                if entry.stat().st_uid != os.geteuid():
+                    continue
                 environment = (entry / "environ").read_bytes()
             except OSError:
                 continue

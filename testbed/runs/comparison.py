@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from emulation.errors import LinkError
+from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
 from testbed.analysis.compose import known_within
 from testbed.config import Arm
@@ -18,13 +18,15 @@ from testbed.errors import RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.links import Links
 from testbed.runs.ranks import Ranks
-from testbed.runs.records import Step, combine_steps, combine_validations
+from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
 
-__all__ = ["ArmResult", "Comparison", "Learned"]
+__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
 
 _PRECISION = 0.02
 _LEAST_STEPS, _MOST_STEPS = 3, 12
+MOST_INVALID = 0.05
+"""An arm with a larger share of invalid steps is invalid."""
 _SYNC_EVENTS = 2
 _SYNC_EVENT_SECONDS = 4.0
 _SECONDS_PER_STEP_AND_NODE = 0.02
@@ -58,12 +60,19 @@ class ArmResult:
     plan: Plan | None
     learned: Learned | None = None
     steps: list[Step] = field(default_factory=list)
-    sync_seconds: list[float] = field(default_factory=list)
-    """Of each synchronisation event, scaled to full size."""
+    syncs: list[Sync] = field(default_factory=list)
+    """Each averaging of the weights as its own event."""
     sync_fraction: float = 1.0
     validations: list[dict[str, Any]] = field(default_factory=list)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def sync_seconds(self) -> list[float]:
+        """Of each synchronisation: the averagings, or the gradients' all-reduce of every valid step."""
+        if self.arm.sync == "gradients":
+            return [step.sync_seconds for step in self.steps if step.valid]
+        return [sync.seconds for sync in self.syncs]
 
 
 class Comparison:
@@ -143,7 +152,10 @@ class Comparison:
         if settings.mode == "unpaced":
             return f"about {learning:.0f} min of this machine's compute, and what the links add"
         if settings.live_seconds:
-            return f"about {count * settings.live_seconds / 60 + 1:.0f} min: {count} arms live, and the warm start"
+            most = f"at most {settings.preset.steps} steps each"
+            return (
+                f"about {count * settings.live_seconds / 60 + 1:.0f} min: {count} arms live, {most}, and the warm start"
+            )
         timed = 0.0
         for arm in settings.arms:
             plan = self._plan(arm)
@@ -186,22 +198,23 @@ class Comparison:
         result.validations = learned.validations
 
     def _enough(self, result: ArmResult, spent: float) -> bool:
+        """Known within ± 2 %, or out of budget; an invalid step is outweighed by valid ones while there is time."""
         valid = [step.step_seconds for step in result.steps if step.valid]
-        most = min(_MOST_STEPS, self.settings.preset.steps)
-        if len(result.steps) >= most:
-            return True
-        if len(valid) < min(_LEAST_STEPS, most):
+        possible, out_of_time = self.settings.preset.steps, spent > self.settings.seconds_per_arm
+        if len(result.steps) >= min(_MOST_STEPS, possible):
+            tainted = len(valid) < (1 - MOST_INVALID) * len(result.steps)
+            return not tainted or out_of_time or len(result.steps) >= min(2 * _MOST_STEPS, possible)
+        if len(valid) < min(_LEAST_STEPS, possible) or len(valid) < (1 - MOST_INVALID) * len(result.steps):
             return False
-        return known_within(valid, _PRECISION) or spent > self.settings.seconds_per_arm
+        return known_within(valid, _PRECISION) or out_of_time
 
     def _time_sync(self, result: ArmResult) -> None:
-        """The synchronisation's own times: of every step, or of a few averagings more."""
+        """The averaging's own times, of as many more events as it takes."""
         if result.arm.sync == "gradients":
-            result.sync_seconds = [step.sync_seconds for step in result.steps if step.valid]
             return
-        while len(result.sync_seconds) < _SYNC_EVENTS:
+        while len(result.syncs) < _SYNC_EVENTS:
             self._time_average(result)
-        seconds = f"synchronisation {result.sync_seconds[-1]:.2f} s each"
+        seconds = f"synchronisation {result.syncs[-1].seconds:.2f} s each"
         self.report(f"  {result.arm.name}: {seconds} (timed at {result.sync_fraction:.0%} of its size)")
 
     def _time_average(self, result: ArmResult) -> None:
@@ -211,8 +224,13 @@ class Comparison:
         full_seconds = plan.sync_seconds(self.links.pair_goodput_bps(result.arm))
         modelled = plan.modelled_goodput_bps is not None
         result.sync_fraction = 1.0 if modelled else min(1.0, _SYNC_EVENT_SECONDS / full_seconds)
-        took = self.ranks.order("average", fraction=result.sync_fraction)
-        result.sync_seconds.append(max(answer["seconds"] for answer in took) / result.sync_fraction)
+        self._average(result, result.sync_fraction)
+
+    def _average(self, result: ArmResult, fraction: float) -> Sync:
+        sync = combine_syncs(self.ranks.order("average", fraction=fraction), fraction)
+        result.syncs.append(sync)
+        result.problems += sync.problems
+        return sync
 
     # -- live and unpaced
 
@@ -226,12 +244,8 @@ class Comparison:
             step = combine_steps(self.ranks.order("step"), 1.0)
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
-            if result.arm.sync == "gradients":
-                result.sync_seconds.append(step.sync_seconds)
-            elif len(result.steps) % settings.preset.sync_every == 0:
-                took = max(answer["seconds"] for answer in self.ranks.order("average", fraction=1.0))
-                result.sync_seconds.append(took)
-                clock += took
+            if result.arm.sync == "average" and len(result.steps) % settings.preset.sync_every == 0:
+                clock += self._average(result, 1.0).seconds
             step.time_seconds = clock
             self._validate_if_due(result)
             if len(result.steps) % 10 == 0 or settings.mode == "live":
@@ -270,7 +284,7 @@ class Comparison:
     def _verify_after(self) -> None:
         try:
             self.report(self.links.verify_again())
-        except LinkError as error:
+        except EmulationError as error:
             for result in self.results.values():
                 if result.link == "shaped":
                     result.problems.append(f"the link was not what was asked after the timed steps: {error}")

@@ -7,10 +7,9 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ __all__ = ["RUNS", "check_name", "environment", "machine_lock", "read_json", "wr
 
 RUNS = Path("runs")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_LOCK = Path(tempfile.gettempdir()) / "slowlink-testbed.lock"
+_LOCK, _SHARED_LOCK = Path("/tmp/slowlink-testbed.lock"), Path("/tmp/slowlink-testbed.shared.lock")
 
 
 def check_name(name: str | None, label: str) -> Path:
@@ -33,6 +32,9 @@ def check_name(name: str | None, label: str) -> Path:
     folder = RUNS / name
     if folder.exists():
         raise UsageError(f"the run directory {folder} exists already; choose another with --name (NAME=…)")
+    parent = RUNS if RUNS.exists() else Path()
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{parent.resolve()} is no folder that you may write to: a run needs one for its results")
     return folder
 
 
@@ -53,24 +55,49 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def machine_lock(*, share: bool) -> Iterator[None]:
-    """Hold this machine for one run, for two at once disturb each other. The kernel frees it if we die.
+    """Hold this machine for one run, for two at once disturb each other. The kernel lets go of it if we die.
 
-    `share` goes on beside another run, with a warning.
+    `share` goes on beside another run, with a warning; a run that does not share is refused beside one that does.
     """
-    descriptor = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not share:
-                raise UsageError(
-                    "another run is using this machine, and two at once disturb each other's times: "
-                    "wait for it to end, or type --share to run beside it all the same"
-                ) from None
+    with ExitStack() as stack:
+        alone, shared = (stack.enter_context(_lock_file(path)) for path in (_LOCK, _SHARED_LOCK))
+        busy = not _lock(alone, fcntl.LOCK_EX) or not _lock(shared, fcntl.LOCK_EX)
+        if busy and not share:
+            raise UsageError(
+                "another run is using this machine, and two at once disturb each other's times: "
+                "wait for it to end, or type --share to run beside it all the same"
+            )
+        if busy:
             print("warning: another run is using this machine; times of both will suffer", file=sys.stderr)
+        if share:
+            fcntl.flock(alone, fcntl.LOCK_UN)
+            fcntl.flock(shared, fcntl.LOCK_UN)
+            _lock(shared, fcntl.LOCK_SH)
+        else:
+            fcntl.flock(shared, fcntl.LOCK_UN)  # held by runs that share; it was free
         yield
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    """An open descriptor of a file that every user may lock; nobody needs to write to it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
+        os.fchmod(descriptor, 0o444)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def environment() -> dict[str, Any]:
@@ -90,7 +117,10 @@ def environment() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
-    done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -1,9 +1,8 @@
 """`testbed emulate`: a comparison from settings to `comparison.json`, or to FAILED with the reason."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -14,14 +13,14 @@ from emulation.nodes.netns import NetnsBackend
 from testbed.analysis.compose import mean_interval
 from testbed.analysis.load import write_results
 from testbed.analysis.relations import relate, void_reason
-from testbed.runs.comparison import ArmResult, Comparison, Report
+from testbed.config import Arm
+from testbed.pace import plan_for
+from testbed.runs.comparison import MOST_INVALID, ArmResult, Comparison, Report
 from testbed.runs.directory import environment, write_json
+from testbed.runs.records import Step
 from testbed.runs.settings import Settings
 
-__all__ = ["MOST_INVALID", "emulate", "make_backend"]
-
-MOST_INVALID = 0.05
-"""An arm with a larger share of invalid steps is invalid."""
+__all__ = ["emulate", "make_backend"]
 
 
 def make_backend(settings: Settings) -> Backend:
@@ -33,16 +32,17 @@ def emulate(settings: Settings, report: Report) -> dict[str, Any]:
     """Run the comparison; what is in `comparison.json`. Whatever stops it is written to FAILED and raised."""
     settings.folder.mkdir(parents=True)
     write_json(settings.folder / "config.json", _config(settings))
-    started = time.monotonic()
+    started, where = time.monotonic(), environment()
     try:
         with ExitStack() as stack:
             backend = stack.enter_context(make_backend(settings))
             comparison = Comparison(settings, backend, report)
             comparison.run()
-            record = _write_all(comparison, time.monotonic() - started)
+            record = _write_all(comparison, where, time.monotonic() - started)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
-        (settings.folder / "FAILED").write_text(f"{type(error).__name__}: {reason}\n")
+        with suppress(OSError):  # the first error is the one to tell
+            (settings.folder / "FAILED").write_text(f"{type(error).__name__}: {reason}\n")
         raise
     return record
 
@@ -52,9 +52,8 @@ def _config(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "network"} | {"nodes": settings.nodes}
 
 
-def _write_all(comparison: Comparison, wall_seconds: float) -> dict[str, Any]:
+def _write_all(comparison: Comparison, where: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
     settings = comparison.settings
-    where = environment()
     arms, summaries = [], {}
     for result in comparison.results.values():
         record = arm_record(comparison, result)
@@ -117,9 +116,6 @@ def _warm_start(comparison: Comparison) -> tuple[float, str]:
     settings, target = comparison.settings, comparison.settings.target
     if target is None:
         return comparison.warm["seconds"], "measured"
-    from testbed.config import Arm
-    from testbed.pace import plan_for
-
     arm = Arm(name="warm start", exchange="local", sync="gradients", link="fast")
     plan = plan_for(arm, target, timed_layers=target.layers, **comparison.links.modelled(arm))
     assert plan.modelled_goodput_bps is not None
@@ -156,13 +152,14 @@ def arm_record(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "sync": result.arm.sync,
         "link": result.link,
         "rate_bps": settings.link.rate_bps if shaped else None,
+        "modelled_goodput_bps": plan.modelled_goodput_bps if plan else None,
         "goodput_measured_bps": links.goodput_bps() if shaped else None,
         "rate_measured_bps": _rate_measured(comparison) if shaped else None,
         "machine_carries_bps": links.capacity.get("aggregate_bps"),
         "valid": not why,
         "why": why,
         "steps": steps,
-        "learned_steps": len(result.learned.loss) if result.learned else 0,
+        "learned_steps": len(result.learned.loss) if result.learned else None,
         "final_val_loss": last["val_loss"],
         "val_loss_text": last["val_loss_text"],
         "val_loss_remote": last["val_loss_remote"],
@@ -182,13 +179,29 @@ def arm_record(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "sync_fraction_timed": result.sync_fraction,
         "payload_by_channel": payload,
         "payload_bytes_per_step": sum(payload.values()),
-        "kv_payload_bytes_per_step": sum(payload.get(c, 0) for c in ("kv_forward", "kv_backward", "theta", "ballast")),
-        "wire_bytes_per_step": _wire(result, used),
+        "kv_payload_bytes_per_step": sum(count for name, count in payload.items() if name not in ("other", "weights")),
+        "wire_bytes_per_step": _wire(result, [step.wire_tx_bytes for step in used]),
+        "sync_payload_bytes_each": fmean(sync.payload_bytes for sync in result.syncs) if result.syncs else None,
+        "sync_wire_bytes_each": _wire(result, [sync.wire_tx_bytes for sync in result.syncs]),
         "tokens_per_second": context / (mean + (sync or 0.0)),
         "wall_seconds": steps * (mean + (sync or 0.0)),
-        "closed_form_step_seconds": links.closed_form_seconds(result.arm, plan) if plan else None,
+        "closed_form_step_seconds": _closed_form(comparison, result, used, payload),
         "other_accounting_step_seconds": links.other_accounting_seconds(plan) if plan and shaped else None,
     }
+
+
+def _closed_form(
+    comparison: Comparison, result: ArmResult, used: list[Step], payload: dict[str, float]
+) -> float | None:
+    """Compute + bytes / measured goodput: the target's compute if paced, else what was measured of this machine's."""
+    links = comparison.links
+    if result.plan:
+        return links.closed_form_seconds(result.arm, result.plan)
+    if result.link != "shaped":
+        return None
+    others = comparison.settings.nodes - 1
+    exchange = sum(payload.values()) / others * 8 / links.pair_goodput_bps(result.arm)
+    return median(step.compute_seconds for step in used) + exchange
 
 
 def _rate_measured(comparison: Comparison) -> float:
@@ -206,16 +219,15 @@ def _payload(result: ArmResult, nodes: int) -> dict[str, float]:
         return dict(step)
     plan, others = result.plan, nodes - 1
     per_direction = plan.layers * plan.message_bytes * others
-    own = {channel: step.get(channel, 0) for channel in ("kv_forward", "kv_backward", "theta")}
+    own = {channel: count for channel, count in step.items() if channel not in ("ballast", "other", "weights")}
     weights = 2 * plan.sync_message_bytes * others if result.arm.sync == "gradients" else 0
     return own | {"ballast": 2 * per_direction - sum(own.values()), "weights": weights}
 
 
-def _wire(result: ArmResult, used: list[Any]) -> float | None:
-    wire = [step.wire_tx_bytes for step in used]
-    if result.link == "modelled" or None in wire:
-        return None
-    return fmean(wire)
+def _wire(result: ArmResult, counted: list[float | None]) -> float | None:
+    """The mean of what the queues counted; nothing where they did not, or where the link is modelled."""
+    known = [count for count in counted if count is not None]
+    return fmean(known) if known and result.link != "modelled" else None
 
 
 def _series(result: ArmResult) -> dict[str, Any]:
@@ -229,8 +241,3 @@ def _series(result: ArmResult) -> dict[str, Any]:
         "sync_seconds": result.sync_seconds,
     }
     return {"learned": learned, "timed": timed}
-
-
-def failed_reason(folder: Path) -> str:
-    """Why the run in `folder` failed."""
-    return (folder / "FAILED").read_text().strip()

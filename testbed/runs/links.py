@@ -131,6 +131,7 @@ class Links:
         asked = {
             "kind": kind,
             "rate_bps": rate,
+            "modelled_goodput_bps": self.modelled(arm).get("modelled_goodput_bps"),
             "delay_us": self.settings.link.delay_us if arm.link == "bw" else 0,
             "loss": self.settings.link.loss if arm.link == "bw" else 0.0,
             "network": self.backend.describe(),

@@ -8,24 +8,26 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emulation.counters import WireCounter
-from testbed.collector.ledger import balance, settle, socket_bytes
+from emulation.counters import WireBytes, WireCounter
+from testbed.collector.ledger import SocketBytes, balance, settle, socket_bytes
 from testbed.collector.metrics import MetricsFile, system_sample
 from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
 from testbed.data.corpus import standard_library
 from testbed.data.recall import RecallMix
-from testbed.errors import TestbedError
+from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
+from testbed.runs.records import combine_validations
 from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
 
 __all__ = ["main"]
@@ -33,12 +35,21 @@ __all__ = ["main"]
 _PROGRESS_EVERY = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Meter:
+    """All counters at one moment."""
+
+    sent: Counter[str]
+    sockets: SocketBytes
+    wire: WireBytes
+
+
 class Rank:
     """The state between orders."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], None]) -> None:
         self.reply = reply
-        self.rank = int(os.environ["RANK"])
+        self.rank = trace.rank = int(os.environ["RANK"])
         port = int(os.environ["MASTER_PORT"])
         self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
         self.transport = Sockets.connect(self.rank, self.addresses)
@@ -101,54 +112,46 @@ class Rank:
         while self.trainer.index < self.preset.steps:
             before = Counter(self.transport.sent)
             result = self.trainer.step()
-            self._check_payload(before, result)
+            payload = self._payload_since(before)
+            self._check_payload(payload)
             losses.append([result.loss_sum, result.tokens])
-            self._write(result, self._payload_since(before), {}, [])
+            self._write(result, payload, {}, [])
             if self.trainer.sync_due:
                 self.trainer.average_weights()
-            if self.trainer.index % self.preset.validation_every == 0 or self.trainer.index == self.preset.steps:
+            last = self.trainer.index == self.preset.steps
+            if last and self.trainer.arm.sync == "average" and not self.trainer.sync_due:
+                self.trainer.average_weights()  # the end is judged at equal weights
+            if last or self.trainer.index % self.preset.validation_every == 0:
                 validations.append(self.validate())
             self._progress(self.trainer.index, self.preset.steps)
         return {"losses": losses, "validations": validations}
 
     def step(self) -> dict[str, Any]:
         """One step whose time counts: settled, balanced, written down."""
-        settle(self.transport.peers.values())
-        sent, sockets, wire = Counter(self.transport.sent), self._sockets(), self.wire.read()
+        meter = self._meter()
         result = self.trainer.step()
-        settle(self.transport.peers.values())
-        sockets_now, wire_now = self._sockets(), self.wire.read()
-        payload = self._check_payload(sent, result)
-        moved = {
-            "wire_tx_bytes": _difference(wire_now.tx_bytes, wire.tx_bytes),
-            "wire_rx_bytes": _difference(wire_now.rx_bytes, wire.rx_bytes),
-            "queue_drops": _difference(wire_now.drops, wire.drops),
-        }
-        spent = sockets_now.since(sockets)
-        drops = moved["queue_drops"]
-        why = [*result.overruns, *balance(sum(payload.values()), spent, moved["wire_tx_bytes"], drops=drops)]
-        entry = {
-            "step": self.trainer.index - 1,
-            "payload_bytes": payload,
-            **asdict(spent),
-            **moved,
-            "problems": why,
-        }
-        self.ledger.append(entry)
-        line = self._write(result, payload, moved, why)
+        payload, moved, why = self._spent(meter)
+        self._check_payload(payload)
+        why = [*result.overruns, *why]
+        self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
+        wire = {key: moved[key] for key in ("wire_tx_bytes", "wire_rx_bytes")}
+        line = self._write(result, payload, wire, why)
         return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens}
 
     def average(self, fraction: float) -> dict[str, Any]:
-        """Average the weights, with `fraction` of the target's bytes on the wire; the seconds it took."""
+        """Average the weights, with `fraction` of the target's bytes on the wire: seconds, bytes, and what is wrong."""
+        meter = self._meter()
         seconds = self.trainer.average_weights(fraction=fraction)
+        payload, moved, why = self._spent(meter)
         self.clock_seconds += seconds
-        return {"seconds": seconds}
+        self.ledger.append({"after_step": self.trainer.index - 1, "event": "sync", "fraction": fraction} | moved)
+        return {**moved, "seconds": seconds, "payload_bytes": sum(payload.values()), "problems": why}
 
     def validate(self) -> dict[str, Any]:
         """Sums over this rank's share of the validation sequences."""
         sums = {"step": self.trainer.index, **asdict(self.trainer.validate())}
-        if self.metrics is not None and sums["tokens"]:
-            self.metrics.write({"phase": self.phase, "val_loss": sums["loss"] / sums["tokens"], **sums})
+        if self.metrics is not None and sums["remote_tokens"] and sums["text_tokens"]:
+            self.metrics.write({"phase": self.phase, **combine_validations([sums])})
         return sums
 
     def finish(self) -> dict[str, Any]:
@@ -189,19 +192,38 @@ class Rank:
         self.metrics.write(line)
         return line
 
-    def _check_payload(self, before: Counter[str], result: StepResult) -> dict[str, int]:
-        """Payload by channel since `before`; it must be the closed form, to the byte."""
-        payload = self._payload_since(before)
-        expected = self.trainer.payload_of_step()
-        counted = {channel: payload.get(channel, 0) for channel in expected}
-        assert counted == expected, f"step {result}: payload {counted} is not the closed form {expected}"
-        return payload
+    def _check_payload(self, payload: dict[str, int]) -> None:
+        """Payload by channel must be the closed form, to the byte, ballast and heads included."""
+        counted = {channel: count for channel, count in payload.items() if count}
+        expected = {channel: count for channel, count in self.trainer.payload_of_step().items() if count}
+        assert counted == expected, f"payload of a step {counted} is not the closed form {expected}"
 
     def _payload_since(self, before: Counter[str]) -> dict[str, int]:
         return {channel: count - before[channel] for channel, count in self.transport.sent.items()}
 
-    def _sockets(self) -> Any:
-        return socket_bytes(self.transport.peers.values())
+    def _meter(self) -> "_Meter":
+        """What stands on every counter, once all that was sent has arrived."""
+        settle(self.transport.peers.values())
+        return _Meter(
+            sent=Counter(self.transport.sent),
+            sockets=socket_bytes(self.transport.peers.values()),
+            wire=self.wire.read(),
+        )
+
+    def _spent(self, before: "_Meter") -> tuple[dict[str, int], dict[str, Any], list[str]]:
+        """Since `before`: payload by channel, what sockets and wire counted, and what does not balance."""
+        now = self._meter()
+        payload = {channel: count - before.sent[channel] for channel, count in now.sent.items()}
+        sockets = now.sockets.since(before.sockets)
+        moved = {
+            "payload_bytes": payload,
+            **asdict(sockets),
+            "wire_tx_bytes": _difference(now.wire.tx_bytes, before.wire.tx_bytes),
+            "wire_rx_bytes": _difference(now.wire.rx_bytes, before.wire.rx_bytes),
+            "queue_drops": _difference(now.wire.tx_drops, before.wire.tx_drops),
+        }
+        why = balance(sum(payload.values()), sockets, moved["wire_tx_bytes"], drops=moved["queue_drops"])
+        return payload, moved, why
 
     def _progress(self, done: int, total: int) -> None:
         if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):
@@ -227,8 +249,9 @@ def main() -> None:
                 order = json.loads(line)
                 name = order.pop("do")
                 reply({"done": name, **getattr(rank, name)(**order)})
-        except TestbedError as error:
-            reply({"failed": str(error)})
+        except Exception as error:  # whatever it is, the driver must hear of it and the log must show it
+            traceback.print_exc()
+            reply({"failed": f"{type(error).__name__}: {error}", "follows": isinstance(error, PeerLost)})
             sys.exit(1)
 
 

@@ -6,11 +6,13 @@ the run with that rank's name and the end of its log.
 
 import json
 import os
+import select
 import selectors
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,12 +37,14 @@ class Ranks:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._replies: list[int] = []
         self._buffers: list[bytes] = []
+        self._reasons: dict[int, dict[str, Any]] = {}
+        """What failing ranks said, by rank."""
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
-        for node in self.backend.network.nodes:
-            self._start(node)
         try:
+            for node in self.backend.network.nodes:
+                self._start(node)
             self._collect("start")
         except BaseException:
             self.__exit__()
@@ -52,12 +56,16 @@ class Ranks:
             process.kill()
         for process in self._processes:
             process.wait()
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
         for descriptor in self._replies:
             os.close(descriptor)
         self._processes, self._replies = [], []
 
     def _start(self, node: Any) -> None:
         read, write = os.pipe()
+        self._replies.append(read)
         environment = {key: os.environ[key] for key in _WHITELIST if key in os.environ}
         environment |= self.backend.environment(node)
         environment |= {
@@ -67,7 +75,7 @@ class Ranks:
         with (self.logs / f"rank{node.index}.log").open("ab") as log:
             process = self.backend.popen(
                 node,
-                [sys.executable, "-m", "testbed.runs.rank"],
+                [sys.executable, "-P", "-m", "testbed.runs.rank"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -76,13 +84,7 @@ class Ranks:
             )
         os.close(write)
         self._processes.append(process)
-        self._replies.append(read)
         self._buffers.append(b"")
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the ranks, as this world numbers them."""
-        return [process.pid for process in self._processes]
 
     def order(self, name: str, **arguments: Any) -> list[dict[str, Any]]:
         """Give every rank the same order; the answers by rank. Raises `RunFailed` if a rank is lost."""
@@ -118,6 +120,7 @@ class Ranks:
         if "progress" in message:
             self.progress(*message["progress"])
         elif "failed" in message:
+            self._reasons[rank] = message
             self._lost([rank])
         else:
             assert message["done"] == name, (name, message)
@@ -129,21 +132,31 @@ class Ranks:
         deadline = time.monotonic() + _END_SECONDS
         while self._processes[suspects[0]].poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
+        self._hear_last_words()
         ended = {rank: process.poll() for rank, process in enumerate(self._processes)}
         by_signal = [rank for rank, status in ended.items() if status is not None and status < 0]
-        by_error = [rank for rank, status in ended.items() if status not in (None, 0) and not self._follows(rank)]
-        rank = (by_signal or by_error or suspects)[0]
-        status = ended[rank]
-        how = "is still there but failed" if status is None else f"ended with status {status}"
-        if status is not None and status < 0:
-            how = f"was killed by signal {-status}"
-        name = self.backend.network.nodes[rank].name
+        of_its_own = [rank for rank, said in self._reasons.items() if not said.get("follows")]
+        silent = [rank for rank, status in ended.items() if status not in (None, 0) and rank not in self._reasons]
+        rank = (by_signal or of_its_own or silent or suspects)[0]
         raise RunFailed(
-            f"rank {rank} on node {name} {how}; its log {self.logs / f'rank{rank}.log'} ends with:\n{self._tail(rank)}"
+            f"rank {rank} on node {self.backend.network.nodes[rank].name} {self._how(rank, ended[rank])}; "
+            f"its log {self.logs / f'rank{rank}.log'} ends with:\n{self._tail(rank)}"
         )
 
-    def _follows(self, rank: int) -> bool:
-        return "lost its connection" in self._tail(rank)
+    def _hear_last_words(self) -> None:
+        """Take what other ranks have said since, without waiting."""
+        for rank, descriptor in enumerate(self._replies):
+            while select.select([descriptor], [], [], 0)[0] and (chunk := os.read(descriptor, 1 << 20)):
+                for message in self._messages(rank, chunk):
+                    if "failed" in message:
+                        self._reasons[rank] = message
+
+    def _how(self, rank: int, status: int | None) -> str:
+        if rank in self._reasons:
+            return f"failed: {self._reasons[rank]['failed']}"
+        if status is None:
+            return "no longer answers"
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def _tail(self, rank: int) -> str:
         lines = (self.logs / f"rank{rank}.log").read_text(errors="replace").splitlines()

@@ -1,11 +1,10 @@
 """From what ranks answer to what a table says: sums and means over ranks, keys with units."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-__all__ = ["Step", "combine_steps", "combine_validations"]
+__all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 
 
 @dataclass(kw_only=True)
@@ -27,12 +26,37 @@ class Step:
     """Since the first step, where steps are trained one after the other."""
 
 
+@dataclass(kw_only=True)
+class Sync:
+    """One averaging of the weights, scaled to full size; bytes are a node's mean."""
+
+    seconds: float
+    payload_bytes: float
+    wire_tx_bytes: float | None
+    problems: list[str] = field(default_factory=list)
+
+
+def combine_syncs(answers: list[dict[str, Any]], fraction: float) -> Sync:
+    """One averaging from the ranks' answers; it is over when the last rank has ended it."""
+    wire = [answer["wire_tx_bytes"] for answer in answers]
+    return Sync(
+        seconds=max(answer["seconds"] for answer in answers) / fraction,
+        payload_bytes=fmean(answer["payload_bytes"] for answer in answers) / fraction,
+        wire_tx_bytes=None if None in wire else fmean(wire) / fraction,
+        problems=[f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer["problems"]],
+    )
+
+
 def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
     """One step from the ranks' answers. `scale`: the target's layers / the layers timed."""
-    payload: Counter[str] = Counter()
+    payload = {"ballast": 0.0, "other": 0.0}
     for answer in answers:
         for channel, count in answer["payload_bytes"].items():
-            payload[channel] += count / len(answers)
+            payload[channel] = payload.get(channel, 0.0) + count / len(answers)
+    # layers that are not timed would carry ballast only, and heads
+    own = sum(count for channel, count in payload.items() if channel not in ("ballast", "other", "weights"))
+    payload["ballast"] = scale * (own + payload["ballast"]) - own
+    payload["other"] = scale * payload["other"]
     wire = [answer["wire_tx_bytes"] for answer in answers]
     return Step(
         step_seconds=scale * fmean(answer["step_seconds"] for answer in answers),
@@ -41,7 +65,7 @@ def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
         compute_cpu_seconds=fmean(answer["compute_cpu_seconds"] for answer in answers),
         sync_seconds=fmean(answer["sync_seconds"] for answer in answers),
         loss=sum(answer["loss_sum"] for answer in answers) / max(1, sum(answer["tokens"] for answer in answers)),
-        payload_bytes={channel: scale * count for channel, count in payload.items()},
+        payload_bytes=payload,
         wire_tx_bytes=None if None in wire else scale * fmean(wire),
         valid=all(answer["valid"] for answer in answers),
         why=[f"rank {rank}: {why}" for rank, answer in enumerate(answers) for why in answer.get("why", [])],

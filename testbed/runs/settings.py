@@ -1,12 +1,13 @@
 """What a user asks of `testbed emulate`, checked and resolved before anything is created."""
 
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from emulation.network import Link, Network, goodput_bps, star
+from emulation.network import Link, Network, star
 from emulation.shaping import netem
-from emulation.units import parse_delay, parse_duration, parse_percent, parse_rate
+from emulation.units import format_rate, parse_delay, parse_duration, parse_percent, parse_rate
 from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, names_in
 from testbed.errors import UsageError
 from testbed.runs.directory import check_name
@@ -14,6 +15,8 @@ from testbed.targets import Target
 
 __all__ = ["Request", "Settings", "resolve", "standard_arms"]
 
+VOCABULARY = 400
+"""Of bytes and the recall task (`testbed.data.recall`)."""
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
 _DEFAULT_NODES = 4
@@ -89,11 +92,6 @@ class Settings:
     def nodes(self) -> int:
         return len(self.network.nodes)
 
-    @property
-    def goodput_bps(self) -> float | None:
-        """What a TCP payload gets of the asked rate."""
-        return goodput_bps(self.link.rate_bps) if self.link.rate_bps else None
-
 
 def standard_arms(preset: Preset) -> tuple[Arm, ...]:
     """The five trainers of a comparison; the last four share link, sync interval, seed, data and warm start."""
@@ -120,10 +118,11 @@ def resolve(asked: Request, *, command: str) -> Settings:
     target_name = _target_name(asked.target, asked.pace, asked.live)
     target = load_toml(Target, "targets", target_name) if target_name else None
     nodes = _check_nodes(asked.nodes, preset, target, whole=asked.accounting == "nic")
-    if asked.seed < 0:
-        raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0")
+    _check_fit(preset, target)
+    if not 0 <= asked.seed < 2**32:
+        raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0 to {2**32 - 1}")
     return Settings(
-        folder=check_name(asked.name, f"emulate-{asked.bw}-{asked.accounting}"),
+        folder=check_name(asked.name, f"emulate-{format_rate(link.rate_bps or 0)}-{asked.accounting}"),
         command=command,
         link=link,
         network=star(nodes, Link(), asked.accounting),
@@ -150,6 +149,8 @@ def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
     for given in (target, pace):
         if given is not None and given not in known and not given.endswith(".toml"):
             raise UsageError(f"'{given}' is no target; known are {', '.join(known)}, or 'none' for PACE")
+    if pace is not None and target != Request.target and pace != target:
+        raise UsageError(f"TARGET={target} and PACE={pace} name two targets; give one")
     return pace or target
 
 
@@ -161,6 +162,10 @@ def _check_nodes(nodes: int | None, preset: Preset, target: Target | None, *, wh
     if target is not None:
         most = min(most, target.nodes)
     fitting = [n for n in range(2, most + 1) if preset.context % (n * SUB_CHUNKS) == 0]
+    if not fitting:
+        raise UsageError(
+            f"sequences of {preset.context} tokens cannot be shared evenly by 2 nodes or more: change the preset"
+        )
     if nodes not in fitting:
         raise UsageError(
             f"{nodes} nodes cannot share sequences of {preset.context} tokens evenly: "
@@ -175,13 +180,46 @@ def _check_nodes(nodes: int | None, preset: Preset, target: Target | None, *, wh
 
 
 def _choose_arms(arms: tuple[Arm, ...], wanted: str | None) -> tuple[Arm, ...]:
+    """The wanted ones of the standard arms, in their order, then one for each codec of the user's own."""
     if wanted is None:
         return arms
-    names = [part.strip() for part in wanted.split(",")]
+    names = list(dict.fromkeys(part.strip() for part in wanted.split(",")))
+    plugged = {entry.name for entry in entry_points(group="testbed.codecs")}
     for given in names:
-        if given not in STANDARD_ARMS:
-            raise UsageError(f"'{given}' is no arm; known are {', '.join(STANDARD_ARMS)}")
-    return tuple(arm for arm in arms if arm.name in names)
+        if given not in STANDARD_ARMS and given not in plugged:
+            known = ", ".join((*STANDARD_ARMS, *sorted(plugged)))
+            raise UsageError(f"'{given}' is no arm and no installed codec; known are {known}")
+    own = [
+        Arm(name=name, exchange="all-gather", codec=CodecConfig(name=name), sync="average", link="bw")
+        for name in names
+        if name not in STANDARD_ARMS
+    ]
+    return (*(arm for arm in arms if arm.name in names), *own)
+
+
+def _check_fit(preset: Preset, target: Target | None) -> None:
+    """What preset and target ask of each other and of the task."""
+    width = preset.model.kv_width
+    if preset.model.vocabulary < VOCABULARY:
+        raise UsageError(
+            f"a vocabulary of {preset.model.vocabulary} is too small: bytes and recall task need {VOCABULARY}"
+        )
+    if max(preset.subspace_ranks) > width or preset.latent_rank > 2 * width:
+        raise UsageError(
+            f"ranks {preset.subspace_ranks} and {preset.latent_rank} do not fit K and V of width {width}: "
+            f"subspace_ranks can be up to {width}, latent_rank up to {2 * width}"
+        )
+    if target is None:
+        return
+    parse_rate(target.fast_rate)
+    if target.layers % preset.model.layers:
+        raise UsageError(
+            f"a model of {preset.model.layers} layers cannot stand for {target.name}'s {target.layers}: it must divide"
+        )
+    if preset.batch * preset.context * width > target.nodes * target.tokens_per_node * target.kv_width:
+        raise UsageError(
+            f"the model is larger than {target.name}, whose size its messages are filled up to: type PACE=none"
+        )
 
 
 def _positive(seconds: float, given: str) -> float:

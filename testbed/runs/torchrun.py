@@ -69,11 +69,12 @@ def _device() -> torch.device:
 def _sockets() -> Sockets:
     """Ranks meet through torch's store at MASTER_ADDR, where each says at which address it listens."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # without torchrun's agent, rank 0 keeps the store
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world,
-        is_master=False,
+        is_master=ours and rank == 0,
         timeout=timedelta(seconds=60),
     )
     with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:

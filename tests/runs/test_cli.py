@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from testbed.errors import UsageError
 from tests.runs.tiny import PRESET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -63,7 +65,14 @@ def test_ambiguous_units_name_both_meanings(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("contxt = 64\n", "context"), ("context = 'long'\n", "context"), ("context = \n", "TOML")],
+    [
+        ("contxt = 64\n", "context"),
+        ("context = 'long'\n", "context"),
+        ("context = \n", "TOML"),
+        ("context = 0\n", "context = 0"),
+        ("context = 63\n", "task_chunks"),
+        ("context = 64\nclip = -1\n", "clip"),
+    ],
 )
 def test_a_wrong_preset_file_names_the_key(tmp_path, text, named):
     """An unknown key names the nearest known one; a wrong type names the key."""
@@ -130,22 +139,27 @@ def test_dry_run_prints_config_and_commands_and_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_run_is_refused_unless_shared(tmp_path):
+def test_a_second_run_is_refused_unless_shared(tmp_path, monkeypatch):
     """Two runs at once disturb each other's times."""
-    from testbed.errors import UsageError
     from testbed.runs import directory
 
-    old, directory._LOCK = directory._LOCK, tmp_path / "lock"
-    try:
-        with directory.machine_lock(share=False):
-            with pytest.raises(UsageError, match="--share"), directory.machine_lock(share=False):
-                pass
-            with directory.machine_lock(share=True):
-                pass
-        with directory.machine_lock(share=False):
+    monkeypatch.setattr(directory, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(directory, "_SHARED_LOCK", tmp_path / "shared")
+    with directory.machine_lock(share=False):
+        with pytest.raises(UsageError, match="--share"), directory.machine_lock(share=False):
             pass
-    finally:
-        directory._LOCK = old
+        with directory.machine_lock(share=True):
+            pass
+    with (
+        directory.machine_lock(share=True),
+        directory.machine_lock(share=True),
+        pytest.raises(UsageError, match="--share"),
+        directory.machine_lock(share=False),
+    ):
+        pass
+    with directory.machine_lock(share=False):
+        pass
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o444  # any user's next run can lock it
 
 
 def test_doctor_prints_a_table_and_json(tmp_path):
@@ -155,3 +169,62 @@ def test_doctor_prints_a_table_and_json(tmp_path):
     for each in json.loads(done.stdout)["capabilities"]:
         assert each["ok"] or each["remedy"] or each["detail"]
     assert run_testbed(tmp_path, "doctor").returncode == 0
+
+
+def test_reading_only_the_beginning_is_no_error(tmp_path):
+    """`testbed … | head -1`."""
+    process = subprocess.Popen(
+        command("emulate", "--bw", "300mbit", "--dry-run"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    """Before anything is built."""
+    tmp_path.chmod(0o555)
+    done = run_testbed(tmp_path, "emulate", "--bw", "300mbit")
+    assert done.returncode == 2
+    assert "write" in done.stderr
+
+
+def test_clean_finds_what_carries_our_mark_and_waits_for_runs(tmp_path, monkeypatch):
+    """A process with the mark of a rank is found, one without it is not; refused while a run is under way."""
+    from testbed.runs import clean, directory
+
+    monkeypatch.setattr(directory, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(directory, "_SHARED_LOCK", tmp_path / "shared")
+    with directory.machine_lock(share=True), pytest.raises(UsageError, match="under way"):
+        clean.clean(dry_run=True)
+    ours = subprocess.Popen(["sleep", "60"], env={**os.environ, "TESTBED_REPLIES": "9"})
+    foreign = subprocess.Popen(["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 5
+        while ours.pid not in clean._marked() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert ours.pid in clean._marked()
+        assert foreign.pid not in clean._marked()
+        assert "would end" in clean.clean(dry_run=True)
+    finally:
+        for process in (ours, foreign):
+            process.kill()
+            process.wait()
+
+
+def test_constants_agree():
+    """What settings check without torch is what the rooms that need torch say."""
+    from testbed.codecs.subspace import SUB_CHUNKS
+    from testbed.data.recall import VOCABULARY
+    from testbed.runs import settings
+
+    assert (settings.SUB_CHUNKS, settings.VOCABULARY) == (SUB_CHUNKS, VOCABULARY)

@@ -8,6 +8,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PRESET, TARGET = str(HERE / "tiny_preset.toml"), str(HERE / "tiny_target.toml")
 MARK = "TESTBED_TEST_MARK"
+EXTRA_PATH = ""
+"""A folder of packages that the programs see as installed."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -17,7 +19,7 @@ def command(*arguments: str) -> list[str]:
 
 def environment(mark: str = "") -> dict[str, str]:
     """What a user's shell would have, and a mark by which our processes can be found."""
-    return {**os.environ, "PYTHONPATH": str(HERE.parents[1]), MARK: mark, "COLUMNS": "140"}
+    return {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{EXTRA_PATH}".rstrip(":"), MARK: mark, "COLUMNS": "140"}
 
 
 def run_testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,140 @@
+"""Negative controls: each breaks one thing on purpose, and the run must end, or the arm be invalid, and say why."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs.tiny import PRESET, TARGET, environment
+from tests.worlds import needs_world
+
+pytestmark = [pytest.mark.world, needs_world]
+
+UNPACED = ("--pace", "none", "--steps", "2", "--arms", "decentralised")
+PACED = ("--target", TARGET, "--arms", "control")
+
+
+def sabotaged(folder, sabotage: str, *arguments: str, bw: str = "50mbit") -> subprocess.CompletedProcess[str]:
+    """`testbed emulate` in which `sabotage` was executed first; the world is a fork, so it holds there too."""
+    options = ["emulate", "--bw", bw, "--nodes", "2", "--preset", PRESET, "--name", "run", "--share", *arguments]
+    code = f"import sys\n{sabotage}\nfrom testbed.cli import main\nsys.exit(main({options!r}))"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+WRONG_RATE = """
+from dataclasses import replace
+from emulation.nodes.netns import NetnsBackend
+real = NetnsBackend.shape
+def shape(self, link):
+    real(self, replace(link, rate_bps=link.rate_bps * 9 // 10) if link.rate_bps else link)
+    self.link = link
+NetnsBackend.shape = shape
+"""
+BLIND = "NetnsBackend.check_readback = lambda self, readback=None: self.readback()\n"
+
+
+def test_a_rate_that_reads_back_wrong_ends_the_run_before_training(tmp_path):
+    """The kernel holds 45 Mbit/s where 50 were asked."""
+    done = sabotaged(tmp_path, WRONG_RATE, *UNPACED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "50mbit was asked for" in done.stderr
+    assert (tmp_path / "runs" / "run" / "FAILED").exists()
+    assert not list((tmp_path / "runs" / "run").rglob("rank*.jsonl"))
+
+
+def test_a_rate_that_measures_wrong_ends_the_run_before_training(tmp_path):
+    """The same with the read-back blinded: measurement alone must notice."""
+    done = sabotaged(tmp_path, WRONG_RATE + BLIND, *UNPACED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "-10.0 %" in done.stderr.replace("−", "-")
+    assert not list((tmp_path / "runs" / "run").rglob("rank*.jsonl"))
+
+
+def test_a_loss_that_differs_on_the_link_ends_the_run(tmp_path):
+    """Invariant 2: a learned loss that is off by one part in 10^12."""
+    sabotage = """
+from testbed.runs import comparison
+real = comparison.Comparison._learn
+def learn(self):
+    learned = real(self)
+    for one in learned.values():
+        one.losses[0][1][0] *= 1 + 1e-12
+    return learned
+comparison.Comparison._learn = learn
+"""
+    # the sabotage imports torch, so it must wait until the world is entered: patch when the run begins
+    late = f"""
+import testbed.cli as cli
+inner = cli._in_world
+def in_world(main):
+    def sabotaged():
+        exec({sabotage!r}, {{}})
+        return main()
+    return inner(sabotaged)
+cli._in_world = in_world
+"""
+    done = sabotaged(tmp_path, late, *PACED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "control, step 1, rank 0: the loss on this link" in done.stderr
+
+
+def test_a_failing_rank_says_why(tmp_path):
+    """A rank whose payload is not the closed form stops with that sentence, and the others do not take the blame."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from testbed.trainer import Trainer\n"
+        "    Trainer.payload_of_step = lambda self: {'kv_forward': 1}\n"
+    )
+    path = f"import os; os.environ['PYTHONPATH'] = {str(folder)!r} + ':' + os.environ['PYTHONPATH']"
+    done = sabotaged(tmp_path, path, *UNPACED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "rank 1 on node n1 failed" in done.stderr
+    assert "is not the closed form" in done.stderr
+
+
+def test_a_link_that_changes_behind_our_back_makes_the_arms_invalid(tmp_path):
+    """Measured again after the steps: exit 1, and each arm says why."""
+    late = """
+import testbed.cli as cli
+inner = cli._in_world
+def in_world(main):
+    def sabotaged():
+        from testbed.runs.links import Links
+        from dataclasses import replace
+        from emulation.nodes.netns import NetnsBackend
+        real = Links.verify_again
+        def verify_again(self):
+            link = self.settings.link
+            self.backend.shape(replace(link, rate_bps=link.rate_bps // 2))
+            return real(self)
+        Links.verify_again = verify_again
+        return main()
+    return inner(sabotaged)
+cli._in_world = in_world
+"""
+    done = sabotaged(tmp_path, late, *UNPACED)
+    assert done.returncode == 1, done.stdout + done.stderr
+    arms = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
+    assert [arm["valid"] for arm in arms] == [False]
+    assert "after the timed steps" in arms[0]["why"][0]
+
+
+def test_a_rate_beyond_the_machine_is_modelled_and_says_so(tmp_path):
+    """Nothing is shaped, nothing called measured."""
+    done = sabotaged(tmp_path, "", *PACED, bw="90gbit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "beyond this machine" in done.stdout
+    arms = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
+    assert [(arm["link"], arm["rate_bps"]) for arm in arms] == [("modelled", None)]
