@@ -144,7 +144,8 @@ class Rank:
         seconds = self.trainer.average_weights(fraction=fraction)
         payload, moved, why = self._spent(meter)
         self.clock_seconds += seconds
-        self.ledger.append({"after_step": self.trainer.index - 1, "event": "sync", "fraction": fraction} | moved)
+        event = {"after_step": self.trainer.index - 1, "event": "sync", "fraction": fraction}
+        self.ledger.append({**event, **moved, "problems": why})
         return {**moved, "seconds": seconds, "payload_bytes": sum(payload.values()), "problems": why}
 
     def validate(self) -> dict[str, Any]:
