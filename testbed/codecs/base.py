@@ -9,6 +9,7 @@ adjoint of the way out, up to the rounding of the wire format.
 Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ class Encoded:
     parts: tuple[Tensor, ...]
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """One layer's codec. Its parameters are trained and synchronised like the model's own."""
 
     def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
@@ -65,17 +66,17 @@ class Codec(nn.Module):
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:
         """Choose the starting state from the warm-started weights and activations (N tokens, F = 2·d_kv)."""
 
+    @abstractmethod
     def wires(self, shape: Shape) -> tuple[Wire, ...]:
         """How the parts of a chunk of this shape travel. Bytes follow from it in closed form."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, key_BTE: Tensor, value_BTE: Tensor) -> Encoded:
         """What the owner uses and what it sends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, parts: tuple[Tensor, ...], decoder: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """(key_BTE, value_BTE) as a receiver sees them. `decoder` is what `decoder_parameters` returned."""
-        raise NotImplementedError
 
     def decoder_parameters(self) -> tuple[Tensor, ...]:
         """Trained tensors that `decode` uses: receivers' losses reach them too."""
