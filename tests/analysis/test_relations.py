@@ -69,3 +69,14 @@ def test_void_when_control_does_as_well(changed: dict, said: str) -> None:
     assert reason is not None
     assert said in reason
     assert "shows nothing about exchange" in reason
+
+
+def test_unequal_live_steps_are_not_compared_by_loss() -> None:
+    """LIVE=2min: the control took 50 steps and the exact exchange 2; neither is better for that."""
+    comparison, _ = made_up(mode="live")
+    for arm, steps in zip(comparison["arms"], (47, 2, 27, 27, 50), strict=True):
+        arm |= {"steps": steps, "learned_steps": None}
+    related = {arm["arm"]: arm for arm in relate(comparison["arms"])}
+    assert related["control"]["val_loss_vs_decentralised"] is None
+    assert related["latent"]["recovered_fraction"] is None
+    assert void_reason(comparison["arms"]) is None

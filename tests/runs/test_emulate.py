@@ -237,11 +237,12 @@ def test_live_trains_for_the_given_time(tmp_path):
     """LIVE composes nothing: steps on the clock, paced, until the time is up."""
     done = run_testbed(
         tmp_path, "emulate", "--bw", "50mbit", "--live", "3s", "--arms", "latent,control", "--nodes", "2",
-        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share",
+        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "runs" / "run"
     comparison = read(folder / "comparison.json")
+    assert json.loads(done.stdout) == comparison
     assert comparison["mode"] == "live"
     for arm in comparison["arms"]:
         steps = read(folder / arm["arm"] / "summary.json")["timed"]["steps"]
