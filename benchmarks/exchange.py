@@ -96,6 +96,9 @@ def run_rank(options: argparse.Namespace) -> None:
 
     variants = (sockets, naive, receives_first, lambda: dist.all_gather(gathered, message))
     print(json.dumps({name: timed(run, dist.barrier) for name, run in zip(TRANSPORTS, variants, strict=True)}))
+    dist.barrier()
+    dist.destroy_process_group()
+    ours.close()
 
 
 def timed(run, barrier) -> float:
