@@ -1,6 +1,7 @@
 """Bytes between ranks: all arrive, all are counted, and ranks that fell out of step are noticed."""
 
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -133,7 +134,8 @@ def test_a_stray_client_is_turned_away():
     first.start()
     with _call(addresses[0], "127.0.0.3") as stray:
         stray.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert stray.recv(1) == b""
+        with suppress(ConnectionResetError):
+            assert stray.recv(1) == b""
     second = Sockets.connect(1, addresses)
     first.join(10)
     assert list(met[0].peers) == [1]
