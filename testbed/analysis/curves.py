@@ -94,7 +94,7 @@ def figure_loss_against_step(comparison: Comparison) -> Figure:
 def _line_kinds() -> list[Line2D]:
     return [
         Line2D([], [], color=INK, marker="o", markersize=5, linestyle="", label="validation"),
-        Line2D([], [], color=INK, alpha=0.4, linewidth=1, label=f"thin: training, mean of {_SMOOTH_STEPS} steps"),
+        Line2D([], [], color=INK, alpha=0.4, linewidth=1, label=f"thin: training (mean of {_SMOOTH_STEPS})"),
     ]
 
 
