@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 from datetime import timedelta
 from typing import Literal
 
@@ -51,7 +52,8 @@ def train(arm: str, preset: str, seed: int, steps: int | None, transport: Litera
                 "loss": loss,
                 "step_seconds": result.step_seconds,
             }
-            print(json.dumps(line), flush=True)
+            sys.stdout.write(json.dumps(line) + "\n")  # in one piece: ranks share the terminal
+            sys.stdout.flush()
     link.close()
     return 0
 
