@@ -40,34 +40,36 @@ class Emulate(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Build links, measure every one of them, and compare with what was asked."""
+class OnLinks:
+    """What commands share that build a network and train nothing."""
 
     bw: str
     """Rate of a link: 300mbit."""
     delay: str = "0ms"
+    """Refused: this version shapes rates only."""
     nodes: int = 4
     accounting: Accounting = "pair"
+    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
     share: bool = False
+    """Run although another run uses this machine."""
     dry_run: bool = False
+    """Print every command, and do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(OnLinks):
+    """Build links, measure every one of them, and compare with what was asked."""
+
     json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exec:
+class Exec(OnLinks):
     """Run any command on every node of an emulated network: testbed exec --nodes 4 --bw 300mbit -- CMD…
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and NODE_ADDRS
     are set; output is prefixed with the node; the exit status is the worst one.
     """
-
-    bw: str
-    """Rate of a link: 300mbit."""
-    delay: str = "0ms"
-    nodes: int = 4
-    accounting: Accounting = "pair"
-    share: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ class Request:
     bw: str
     """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
     delay: str = "0ms"
-    """One-way delay. Needs netem in the kernel or a delay line, which this version does not have."""
+    """One-way delay. Refused: this version shapes rates only."""
     loss: str = "0%"
-    """Packets lost. As for delay."""
+    """Packets lost. Refused, as a delay is."""
     nodes: int | None = None
     """Nodes to build (default 4; with --accounting nic and a target, all of the target's)."""
     preset: str = "quick"
