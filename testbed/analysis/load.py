@@ -60,10 +60,6 @@ class Comparison:
         """Whether compute time is modelled: held to a target's, rather than this machine's own."""
         return self.comparison.get("pace") not in (None, "none")
 
-    def rows(self, arm: str) -> pd.DataFrame:
-        """The arm's rows, by step."""
-        return self.table[self.table["arm"] == arm].sort_values("step")
-
 
 def load_comparison(path: Path | str) -> Comparison:
     """The comparison in the folder `path`; raises `UsageError` with one sentence if it cannot be read."""
