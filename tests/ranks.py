@@ -10,23 +10,21 @@ from testbed.parallel.transport import Sockets
 T = TypeVar("T")
 
 
-def free_port() -> int:
-    """A port that nothing listened at just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def listeners(world: int) -> list[socket.socket]:
+    """A listening socket per rank, each at an address of its own on loopback."""
+    return [socket.create_server((f"127.0.0.{rank + 1}", 0), backlog=world) for rank in range(world)]
 
 
 def run_ranks(world: int, work: Callable[[Sockets], T]) -> list[T]:
     """`work` on every rank at once; the answers by rank. Raises what the first failing rank raised."""
-    port = free_port()
-    addresses = [(f"127.0.0.{rank + 1}", port) for rank in range(world)]
+    listening = listeners(world)
+    addresses = [listener.getsockname() for listener in listening]
     answers: list[T | None] = [None] * world
     errors: list[BaseException] = []
 
     def one(rank: int) -> None:
         try:
-            transport = Sockets.connect(rank, addresses)
+            transport = Sockets.connect(rank, addresses, listener=listening[rank])
             try:
                 answers[rank] = work(transport)
             finally:

@@ -1,17 +1,21 @@
 """The null twin: nodes that are plain processes on this host's loopback, unshaped and uncounted."""
 
+import random
 import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from emulation.errors import UsageError
+from emulation.errors import EmulationError, UsageError
 from emulation.network import Link, Network, Node
 from emulation.nodes.base import Backend
 
 __all__ = ["HostBackend"]
+
+_PORTS = range(20000, 30000)
 
 
 class HostBackend(Backend):
@@ -30,9 +34,7 @@ class HostBackend(Backend):
         self.shape(network.link)
 
     def open(self) -> None:
-        with socket.socket() as sock:
-            sock.bind((self.network.nodes[0].address, 0))
-            self._port = sock.getsockname()[1]
+        self._port = _free_port([node.address for node in self.network.nodes])
 
     def close(self) -> None:
         self._port = None
@@ -73,3 +75,13 @@ class HostBackend(Backend):
             "note": "processes on this host's loopback: no link is shaped and no wire bytes are counted",
             "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
         }
+
+
+def _free_port(addresses: Sequence[str]) -> int:
+    """A port free at every address, below the ports that the kernel gives to outgoing connections."""
+    for port in random.sample(_PORTS, 100):
+        with ExitStack() as sockets, suppress(OSError):
+            for address in addresses:
+                sockets.enter_context(socket.create_server((address, port)))
+            return port
+    raise EmulationError(f"no free port between {_PORTS.start} and {_PORTS.stop - 1} on loopback.")

@@ -20,6 +20,7 @@ import socket
 import struct
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Protocol
 
 import torch
@@ -76,12 +77,20 @@ class Sockets:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
-    def connect(cls, rank: int, addresses: list[tuple[str, int]]) -> "Sockets":
-        """Meet the other ranks: each listens at its own address only, lower ranks are called by higher ones."""
-        peers: dict[int, socket.socket] = {}
-        with socket.create_server(addresses[rank], backlog=len(addresses)) as listener:
+    def connect(
+        cls, rank: int, addresses: list[tuple[str, int]], *, listener: socket.socket | None = None
+    ) -> "Sockets":
+        """Meet the other ranks: each listens at its own address only, lower ranks are called by higher ones.
+
+        A `listener` that already listens at the own address is used, and closed, instead of a new one.
+        """
+        with (
+            listener or socket.create_server(addresses[rank], backlog=len(addresses)) as listener,
+            ExitStack() as stack,
+        ):
+            peers: dict[int, socket.socket] = {}
             for other in range(rank):
-                peers[other] = _call(addresses[other], addresses[rank][0])
+                peers[other] = stack.enter_context(_call(addresses[other], addresses[rank][0]))
                 peers[other].sendall(struct.pack("<II", _MAGIC, rank))
             listener.settimeout(_CONNECT_SECONDS)
             while len(peers) < len(addresses) - 1:
@@ -90,7 +99,8 @@ class Sockets:
                 if other is None or not rank < other < len(addresses) or other in peers:
                     connection.close()  # not one of ours: a port scan, a stray client
                     continue
-                peers[other] = connection
+                peers[other] = stack.enter_context(connection)
+            stack.pop_all()
         return cls(rank, dict(sorted(peers.items())))
 
     def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0) -> "_SocketTicket":

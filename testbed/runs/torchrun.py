@@ -81,15 +81,13 @@ def _sockets() -> Sockets:
     )
     with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:
         own = probe.getsockname()[0]  # the address that faces the others
-    with socket.socket() as free:
-        free.bind((own, 0))
-        port = free.getsockname()[1]
-    store.set(f"testbed/{rank}", f"{own} {port}")
+    listener = socket.create_server((own, 0), backlog=world)
+    store.set(f"testbed/{rank}", f"{own} {listener.getsockname()[1]}")
     addresses = []
     for other in range(world):
         address, text = store.get(f"testbed/{other}").decode().split()
         addresses.append((address, int(text)))
-    return Sockets.connect(rank, addresses)
+    return Sockets.connect(rank, addresses, listener=listener)
 
 
 def _distributed(device: torch.device) -> Transport:

@@ -10,7 +10,7 @@ from testbed.collector.ledger import SocketBytes, balance, settle, socket_bytes
 from testbed.errors import PeerLost
 from testbed.parallel.sync import all_reduce, all_reduce_bytes, average
 from testbed.parallel.transport import HEAD_BYTES, Sockets, _call
-from tests.ranks import free_port, run_ranks
+from tests.ranks import listeners, run_ranks
 
 
 def message_for(sender: int, receiver: int, size: int) -> torch.Tensor:
@@ -127,16 +127,16 @@ def test_average_of_equal_weights_is_those_weights():
 
 def test_a_stray_client_is_turned_away():
     """What does not introduce itself as a rank takes no rank's place."""
-    port = free_port()
-    addresses = [("127.0.0.1", port), ("127.0.0.2", port)]
+    listening = listeners(2)
+    addresses = [listener.getsockname() for listener in listening]
     met: list[Sockets] = []
-    first = threading.Thread(target=lambda: met.append(Sockets.connect(0, addresses)))
+    first = threading.Thread(target=lambda: met.append(Sockets.connect(0, addresses, listener=listening[0])))
     first.start()
     with _call(addresses[0], "127.0.0.3") as stray:
         stray.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with suppress(ConnectionResetError):
             assert stray.recv(1) == b""
-    second = Sockets.connect(1, addresses)
+    second = Sockets.connect(1, addresses, listener=listening[1])
     first.join(10)
     assert list(met[0].peers) == [1]
     met[0].close()
