@@ -1,0 +1,272 @@
+"""What happens to a network while it lives, as pure data: changes of links, faults, and when.
+
+Times are seconds after time zero, which the player fixes (emulation/player.py). Nothing here has a side effect.
+"""
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from emulation.errors import UsageError
+from emulation.network import Network
+from emulation.settings import LINK_FIELDS, alter, settings_text, with_implied
+from emulation.units import format_duration
+
+__all__ = ["MAX_EVENTS", "Change", "Fault", "FaultKind", "Schedule"]
+
+FaultKind = Literal["down", "up", "partition", "heal", "freeze", "thaw", "kill", "restart"]
+"""down, up: a node's link. partition, heal: who reaches whom. freeze, thaw, kill, restart: a node's programs."""
+
+MAX_EVENTS = 1_000_000
+LARGEST_SECONDS = 10**8
+SHORTEST_REPEAT_SECONDS = 0.001
+CHECKED_WHOLE = 1000
+
+
+def _check_time(seconds: float) -> None:
+    if not 0 <= seconds <= LARGEST_SECONDS:
+        raise UsageError(f"an event at {seconds:g} s was given; allowed are 0 s to {LARGEST_SECONDS} s.")
+
+
+def _check_nodes(nodes: tuple[int, ...], network: Network) -> None:
+    for index in nodes:
+        if not 0 <= index < len(network.nodes):
+            raise UsageError(f"node {index} is not there; the nodes are 0 to {len(network.nodes) - 1}.")
+
+
+def _listed(indexes: tuple[int, ...]) -> str:
+    return ("node " if len(indexes) == 1 else "nodes ") + ", ".join(map(str, indexes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """New settings of some links."""
+
+    at_seconds: float
+    nodes: tuple[int, ...] | None = None
+    """Whose links; with `pairs` None too: all links."""
+    pairs: tuple[tuple[int, int], ...] | None = None
+    """Ordered pairs (from, to), with accounting "pair" only."""
+    settings: Mapping[str, Any] = field(hash=False)
+    """Fields of `Link` and their new values; the others stay."""
+
+    def __post_init__(self) -> None:
+        _check_time(self.at_seconds)
+        if not self.settings:
+            raise UsageError('a change without a setting was given; name one, for example bw = "10mbit".')
+        for name in self.settings:
+            if name not in LINK_FIELDS:
+                raise UsageError(f"a link has no {name!r}; it has {', '.join(LINK_FIELDS)}.")
+        if self.nodes == () or self.pairs == ():
+            raise UsageError(
+                "a change of no link was given; name at least one node or pair, or leave both out for all."
+            )
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    def apply(self, network: Network) -> Network:
+        """The network after it. Raises `UsageError` where a link cannot be so."""
+        return network.change(lambda link: alter(link, self.settings), self.nodes, self.pairs)
+
+    def check(self, network: Network) -> None:
+        """Raise `UsageError` if the network has no such links."""
+        _check_nodes(self.nodes or (), network)
+        if self.pairs and network.accounting != "pair":
+            raise UsageError("pairs were given with accounting 'nic', where a link is a node's; give nodes instead.")
+        for first, second in self.pairs or ():
+            _check_nodes((first, second), network)
+            if first == second:
+                raise UsageError(f"a pair of node {first} with itself was given; a pair is two nodes.")
+        if "rate_down_bps" in self.settings and network.accounting == "pair":
+            raise UsageError(
+                "a rate down was given with accounting 'pair', where a pair's two directions are two pairs; "
+                "give the rate up only, or type accounting nic."
+            )
+
+    @property
+    def what(self) -> str:
+        """For people: "nodes 0, 1: bw 10mbit"."""
+        whose = [_listed(self.nodes)] if self.nodes else []
+        whose += [" ".join(f"{first}->{second}" for first, second in self.pairs)] if self.pairs else []
+        return f"{', '.join(whose) or 'all links'}: {settings_text(self.settings)}"
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        told: dict[str, Any] = {"at_seconds": self.at_seconds, "what": self.what, "settings": dict(self.settings)}
+        if self.nodes is not None:
+            told["nodes"] = list(self.nodes)
+        if self.pairs is not None:
+            told["pairs"] = [list(pair) for pair in self.pairs]
+        return told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that breaks, or is mended."""
+
+    at_seconds: float
+    kind: FaultKind
+    nodes: tuple[int, ...] = ()
+    """Whose link or programs; none for partition and heal."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """partition: nodes that still reach each other; every node is in exactly one group."""
+
+    def __post_init__(self) -> None:
+        _check_time(self.at_seconds)
+        kinds = get_args(FaultKind)
+        if self.kind not in kinds:
+            raise UsageError(f"fault {self.kind!r} is unknown; type one of {', '.join(kinds)}.")
+        if self.kind in ("partition", "heal") and self.nodes:
+            raise UsageError(f"{self.kind} concerns all nodes; leave nodes out.")
+        if self.kind not in ("partition", "heal") and not self.nodes:
+            raise UsageError(f"{self.kind} names no node; give for example nodes = [0].")
+        if self.kind != "partition" and self.groups:
+            raise UsageError(f"groups were given with {self.kind}; only partition has groups.")
+        if self.kind == "partition" and len([group for group in self.groups if group]) < 2:
+            raise UsageError(
+                "a partition needs at least two groups, none empty; give for example groups = [[0, 1], [2, 3]]."
+            )
+
+    def check(self, network: Network) -> None:
+        """Raise `UsageError` if the network has no such nodes."""
+        named = (*self.nodes, *itertools.chain(*self.groups))
+        _check_nodes(named, network)
+        for node in network.nodes if self.kind == "partition" else ():
+            if named.count(node.index) != 1:
+                raise UsageError(
+                    f"node {node.index} is in {named.count(node.index)} groups of a partition; "
+                    "every node must be in exactly one."
+                )
+
+    @property
+    def what(self) -> str:
+        """For people: "node 1: kill"."""
+        if self.kind == "partition":
+            return f"partition {' | '.join(', '.join(map(str, group)) for group in self.groups)}"
+        return f"{_listed(self.nodes)}: {self.kind}" if self.nodes else self.kind
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        told: dict[str, Any] = {"at_seconds": self.at_seconds, "what": self.what, "fault": self.kind}
+        if self.nodes:
+            told["nodes"] = list(self.nodes)
+        if self.groups:
+            told["groups"] = [list(group) for group in self.groups]
+        return told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Events in the order of their times, and schedules that play beside them."""
+
+    events: tuple[Change | Fault, ...] = ()
+    repeat_seconds: float | None = None
+    """`events` begin again after so long, without end; None: they happen once."""
+    traces: tuple["Schedule", ...] = ()
+    """Each with its own repetition. Of events at the same time, own ones come first, then each trace's in order."""
+
+    def __post_init__(self) -> None:
+        for earlier, later in itertools.pairwise(self.events):
+            if later.at_seconds < earlier.at_seconds:
+                raise UsageError(
+                    f"an event at {later.at_seconds:g} s comes after one at {earlier.at_seconds:g} s; sort them."
+                )
+        if len(self) > MAX_EVENTS:
+            raise UsageError(f"a schedule of {len(self)} events was given; allowed are at most {MAX_EVENTS}.")
+        if self.repeat_seconds is None:
+            return
+        if not SHORTEST_REPEAT_SECONDS <= self.repeat_seconds <= LARGEST_SECONDS:
+            raise UsageError(
+                f"a repetition every {self.repeat_seconds:g} s was given; "
+                f"allowed are {SHORTEST_REPEAT_SECONDS} s to {LARGEST_SECONDS} s."
+            )
+        if self.events and self.events[-1].at_seconds >= self.repeat_seconds:
+            raise UsageError(
+                f"an event at {self.events[-1].at_seconds:g} s does not fit a repetition every "
+                f"{self.repeat_seconds:g} s; events must be earlier than its end."
+            )
+
+    def __len__(self) -> int:
+        """Events of one round."""
+        return len(self.events) + sum(len(trace) for trace in self.traces)
+
+    def events_until(self, seconds: float = math.inf) -> Iterator[Change | Fault]:
+        """Every event earlier than `seconds`, repetitions unrolled one by one; without end where there is none."""
+        parts = [self._own(seconds), *(trace.events_until(seconds) for trace in self.traces)]
+        return heapq.merge(*parts, key=_time)
+
+    def _own(self, seconds: float) -> Iterator[Change | Fault]:
+        rounds = itertools.count() if self.repeat_seconds is not None and self.events else (0,)
+        for number in rounds:
+            for event in self.events:
+                at = round(event.at_seconds + number * (self.repeat_seconds or 0.0), 9)
+                if at >= seconds:
+                    return
+                yield replace(event, at_seconds=at) if number else event
+
+    def kinds(self) -> frozenset[str]:
+        """Of all faults."""
+        own = {event.kind for event in self.events if isinstance(event, Fault)}
+        return frozenset(own.union(*(trace.kinds() for trace in self.traces)))
+
+    def check(self, network: Network) -> None:
+        """Raise `UsageError` unless every event can happen to `network`, in this order.
+
+        Repetitions are tried twice over. Of a part with more than 1000 events, the smallest and the largest value of
+        each field and the first two events of each kind are tried.
+        """
+        for event in (*self._round(), *(self._round() if self._repeats() else ())):
+            try:
+                event.check(network)
+                if isinstance(event, Change):
+                    network = event.apply(network)
+            except UsageError as error:
+                raise UsageError(f"at {format_duration(event.at_seconds)}: {error}") from None
+
+    def _repeats(self) -> bool:
+        return self.repeat_seconds is not None or any(trace._repeats() for trace in self.traces)
+
+    def _round(self) -> Iterator[Change | Fault]:
+        own = self.events if len(self.events) <= CHECKED_WHOLE else tuple(_samples(self.events))
+        return heapq.merge(own, *(trace._round() for trace in self.traces), key=_time)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """JSON-able: every event of one round, with its repetition."""
+        repeats = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
+        own = [{**event.describe(), **repeats} for event in self.events]
+        return own + [event for trace in self.traces for event in trace.describe()]
+
+
+def _time(event: Change | Fault) -> float:
+    return event.at_seconds
+
+
+def _samples(events: tuple[Change | Fault, ...]) -> Iterator[Change | Fault]:
+    """Faults, the first two changes of each kind, and for each field the smallest and largest value.
+
+    A change's kind is which links it concerns, which fields it sets, and which of them to nothing.
+    """
+    seen: dict[Any, int] = {}
+    extremes: dict[Any, Change] = {}
+    keep: set[int] = set()
+    for event in events:
+        if isinstance(event, Fault):
+            keep.add(id(event))
+            continue
+        settings = with_implied(event.settings)
+        whose = (event.nodes, event.pairs)
+        kind = (whose, tuple((name, bool(value)) for name, value in settings.items()))
+        seen[kind] = seen.get(kind, 0) + 1
+        if seen[kind] <= 2:
+            keep.add(id(event))
+        for name, value in settings.items():
+            if isinstance(value, (int, float)):
+                for sign in (-1, 1):
+                    known = extremes.get((whose, name, sign))
+                    if known is None or sign * value > sign * known.settings.get(name, 0):
+                        extremes[whose, name, sign] = event
+    keep.update(id(event) for event in extremes.values())
+    return (event for event in events if id(event) in keep)
