@@ -44,7 +44,7 @@ def _packets(value: Any) -> float:
 
 def _queue(value: Any) -> tuple[str, int]:
     """A size or a time, told apart by the unit."""
-    if isinstance(value, str) and value.strip().endswith(tuple(unit for unit in SIZES)):
+    if isinstance(value, str) and value.strip().endswith(tuple(SIZES)):
         return "queue_bytes", parse_size(value)
     if isinstance(value, str) and value.strip().endswith("s"):
         return "queue_us", parse_delay(value)
@@ -76,16 +76,19 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             raise UsageError(f"{where}: unknown key {name!r}; allowed are {', '.join(known)}{hint}")
 
 
-def parse_settings(texts: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `Link` from texts ("delay" = "20ms" is `delay_us` = 20_000); `where` begins each error."""
-    refuse_unknown(texts, SETTINGS, where)
+def parse_settings(texts: Mapping[str, Any], where: str, rate_name: str = "bw") -> dict[str, Any]:
+    """Fields of `Link` from texts ("delay" = "20ms" is `delay_us` = 20_000); `where` begins each error.
+
+    `rate_name` is what the texts call `bw`.
+    """
+    refuse_unknown(texts, [rate_name if name == "bw" else name for name in SETTINGS], where)
     found: dict[str, Any] = {}
     for name, text in texts.items():
         try:
             if name == "queue":
                 field, value = _queue(text)
             else:
-                field, parser = _PARSERS[name]
+                field, parser = _PARSERS["bw" if name == rate_name else name]
                 value = parser(text)
         except UsageError as error:
             raise UsageError(f"{where}: {name}: {error}") from None

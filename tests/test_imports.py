@@ -65,7 +65,7 @@ def test_a_wrong_import_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["testbed.config", "testbed.targets", "testbed.cli", "emulation", "emulation.verify"]
+    "module", ["testbed.config", "testbed.targets", "testbed.networks", "testbed.cli", "emulation", "emulation.verify"]
 )
 def test_light_modules_pull_in_no_torch(module):
     """A world must be entered before torch or numpy start their threads."""
