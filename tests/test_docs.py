@@ -1,0 +1,51 @@
+"""The examples of docs/schedules.md and docs/networks.md load as they stand there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from emulation.network import Link, Network, star
+from emulation.schedule import load_schedule
+from testbed.config import names_in
+from testbed.networks import network_from
+
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLE = re.compile(r"^`([\w-]+\.\w+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples(page: str) -> dict[str, str]:
+    """Every code block that stands below its file name."""
+    return dict(EXAMPLE.findall((DOCS / page).read_text(encoding="utf-8")))
+
+
+def network(accounting) -> Network:
+    return star(4, Link(rate_bps=100_000_000, rate_down_bps=None, delay_us=10_000), accounting)
+
+
+@pytest.mark.parametrize("name", examples("schedules.md"))
+def test_schedules(name, tmp_path):
+    for each, text in examples("schedules.md").items():
+        (tmp_path / each).write_text(text)
+    schedule = load_schedule(tmp_path / name, network("pair" if name == "pairs.toml" else "nic"))
+    assert len(schedule) >= 1
+    json.dumps(schedule.describe())
+
+
+@pytest.mark.parametrize("name", examples("networks.md"))
+def test_networks(name, tmp_path):
+    (tmp_path / name).write_text(examples("networks.md")[name])
+    assert len(network_from(str(tmp_path / name)).nodes) >= 4
+
+
+def test_all_examples_are_found():
+    assert set(examples("schedules.md")) == {
+        "storm.toml", "pairs.toml", "faults.toml", "walk.csv", "bus.up", "bus.down", "ride.toml",
+    }  # fmt: skip
+    assert set(examples("networks.md")) == {"clinic.toml", "uneven.toml", "three.toml"}
+
+
+def test_the_table_of_networks_is_complete():
+    table = re.findall(r"^\| `([\w-]+)` \|", (DOCS / "networks.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(table) == names_in("networks")
