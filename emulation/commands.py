@@ -13,7 +13,7 @@ from emulation.errors import CapabilityError, EmulationError
 
 __all__ = ["Batch", "run_all", "tool_path", "write_sysctl"]
 
-Tool = Literal["ip", "bridge", "tc", "sysctl"]
+Tool = Literal["ip", "bridge", "tc", "sysctl", "iptables", "ip6tables"]
 
 _UNSUPPORTED = ("Unknown device type", "qdisc kind is unknown", "Operation not supported", "not permitted")
 
@@ -31,12 +31,16 @@ class Batch:
     netns: str | None
     """None: the world's own namespace."""
     lines: tuple[str, ...]
+    table: str = "mangle"
+    """Of iptables: the lines become the whole of it."""
 
     def shown(self) -> list[str]:
         """The commands as one would type them inside the world."""
         if self.tool == "sysctl":
             where = f"nsenter --net={syscalls.netns_path(self.netns)} -- " if self.netns else ""
             return [f"{where}sysctl -w {line}" for line in self.lines]
+        if self.tool in ("iptables", "ip6tables"):
+            return [f"ip netns exec {self.netns} {self.tool} -t {self.table} {line}" for line in ("-F", *self.lines)]
         where = f" -n {self.netns}" if self.netns else ""
         return [f"{self.tool}{where} {line}" for line in self.lines]
 
@@ -45,12 +49,32 @@ class Batch:
         if self.tool == "sysctl":
             self._write_sysctls()
             return
+        if self.tool in ("iptables", "ip6tables"):
+            self._restore_tables()
+            return
         argv = [tool_path(self.tool) or self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
         text = "\n".join(self.lines) + "\n"
         done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
         if done.returncode != 0 or done.stderr.strip():
             said = " / ".join(done.stderr.split("\n")).strip(" /")
             self._fail(said or f"exit status {done.returncode}")
+
+    def _restore_tables(self) -> None:
+        """The lines become the whole table, in one step."""
+        assert self.netns is not None, "rules are set inside a node's namespace only"
+        lines = [line.replace("-N ", ":") + " - [0:0]" if line.startswith("-N ") else line for line in self.lines]
+        text = "\n".join((f"*{self.table}", *lines, "COMMIT", ""))
+        said = "not installed: type 'sudo apt-get install iptables'"
+        for flavour in ("", "-legacy", "-nft"):
+            path = tool_path(f"{self.tool}{flavour}-restore")
+            if path is None:
+                continue
+            with syscalls.in_netns(self.netns):
+                done = subprocess.run([path, "-w"], input=text, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return
+            said = " / ".join(done.stderr.split("\n")).strip(" /")
+        raise CapabilityError(f"'{self.tool}-restore' failed on {self.netns}: {said}. Delays without netem need it.")
 
     def _fail(self, said: str) -> None:
         number = said.rpartition("-:")[2].split()[0:1]

@@ -33,7 +33,13 @@ def check_isolation(backend: "NetnsBackend") -> None:
     network = backend.network
     problems: list[str] = []
     ports = {f"sw{node.index}" for node in network.nodes}
-    problems += _extra_links("switch", {"lo", "br0", *ports})
+    routes = {(node.address, f"sw{node.index}") for node in network.nodes}
+    problems += _extra_links("switch", {"lo", *ports})
+    problems += [
+        f"the switch has the extra route {route.get('dst')} by {route.get('dev')}"
+        for route in _ip("switch", "route", "show")
+        if (route.get("dst"), route.get("dev")) not in routes
+    ]
     for node in network.nodes:
         problems += _extra_links(node.name, {"lo", "eth0"})
         subnet = node.address.rpartition(".")[0] + ".0/24"

@@ -36,7 +36,11 @@ _QUEUE = struct.Struct("=IIIII")  # gnet_stats_queue: qlen, backlog, drops, requ
 # linux/rtnetlink.h TCA_*, linux/gen_stats.h TCA_STATS_*
 _KIND, _OPTIONS, _STATS2 = 1, 2, 7
 _STATS_BASIC, _STATS_QUEUE, _STATS_PKT64 = 1, 3, 8
-_TBF_PARMS, _TBF_RATE64 = 1, 4
+_TBF_PARMS, _TBF_RATE64, _TBF_PRATE64 = 1, 4, 5
+_NETEM = struct.Struct("=IIIIII")  # tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter
+_NETEM_REORDER, _NETEM_LOSS, _NETEM_LATENCY64, _NETEM_JITTER64 = 3, 5, 10, 11
+_NETEM_GEMODEL = 2
+_CERTAIN = 0xFFFFFFFF  # netem's probabilities are shares of it
 _HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
 
 
@@ -64,20 +68,57 @@ def _options(kind: str, data: bytes, start: int, end: int) -> dict[str, Any]:
     if kind in ("pfifo", "bfifo") and end - start >= 4:
         unit = "packets" if kind == "pfifo" else "bytes"
         return {f"limit_{unit}": _U32.unpack_from(data, start)[0]}
+    if kind == "netem" and end - start >= _NETEM.size:
+        return _netem_options(data, start, end)
     nested = _nested(data, start, end)
     if kind == "tbf" and _TBF_PARMS in nested:
         fields = _TBF.unpack(nested[_TBF_PARMS])
         rate = _U64.unpack(nested[_TBF_RATE64])[0] if _TBF_RATE64 in nested else fields[5]
-        return {"rate_bps": rate * 8, "limit_bytes": fields[12], "burst_bytes": _bytes_of(fields[13], rate)}
+        peak = _U64.unpack(nested[_TBF_PRATE64])[0] if _TBF_PRATE64 in nested else fields[11]
+        return {
+            "rate_bps": rate * 8,
+            "overhead_bytes": fields[2],
+            "burst_bytes": _bytes_of(fields[13], rate),
+            "peak_bps": peak * 8,
+            "peak_burst_bytes": _bytes_of(fields[14], peak),
+            "limit_bytes": fields[12],
+        }
     if kind == "htb" and _HTB_PARMS in nested:
         fields = _HTB.unpack(nested[_HTB_PARMS])
         rate = _U64.unpack(nested[_HTB_RATE64])[0] if _HTB_RATE64 in nested else fields[5]
         ceil = _U64.unpack(nested[_HTB_CEIL64])[0] if _HTB_CEIL64 in nested else fields[11]
         burst, cburst = _bytes_of(fields[12], rate), _bytes_of(fields[13], ceil)
-        return {"rate_bps": rate * 8, "ceil_bps": ceil * 8, "burst_bytes": burst, "cburst_bytes": cburst}
+        return {
+            "rate_bps": rate * 8,
+            "overhead_bytes": fields[2],
+            "ceil_bps": ceil * 8,
+            "burst_bytes": burst,
+            "cburst_bytes": cburst,
+        }
     if kind == "htb" and _HTB_INIT in nested:
         return {"default_class": _HTB_ROOT.unpack(nested[_HTB_INIT][:20])[2]}
     return {}
+
+
+def _netem_options(data: bytes, start: int, end: int) -> dict[str, Any]:
+    """struct tc_netem_qopt and the attributes behind it."""
+    latency, limit, loss, _, _, jitter = _NETEM.unpack_from(data, start)
+    nested = _nested(data, start + _NETEM.size, end)
+    delay_ns = _U64.unpack(nested[_NETEM_LATENCY64])[0] if _NETEM_LATENCY64 in nested else latency * TICK_NS
+    jitter_ns = _U64.unpack(nested[_NETEM_JITTER64])[0] if _NETEM_JITTER64 in nested else jitter * TICK_NS
+    reorder = _U32.unpack_from(nested[_NETEM_REORDER])[0] if _NETEM_REORDER in nested else 0
+    options = {
+        "limit_packets": limit,
+        "delay_us": round(delay_ns / 1000),
+        "jitter_us": round(jitter_ns / 1000),
+        "loss_share": loss / _CERTAIN,
+        "reorder_share": reorder / _CERTAIN,
+    }
+    models = _nested(nested[_NETEM_LOSS], 0, len(nested[_NETEM_LOSS])) if _NETEM_LOSS in nested else {}
+    if _NETEM_GEMODEL in models:
+        enter, leave = struct.unpack_from("=II", models[_NETEM_GEMODEL])
+        options |= {"gemodel_enter_share": enter / _CERTAIN, "gemodel_leave_share": leave / _CERTAIN}
+    return options
 
 
 def _statistics(data: bytes, start: int, end: int) -> dict[str, int]:

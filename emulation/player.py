@@ -96,7 +96,7 @@ class Player:
                 "leave restart out, or run the program with testbed exec."
             )
         self._backend = backend
-        self._schedule = schedule
+        self.schedule = schedule
         self._on_event = on_event
         self._programs = programs
         self._events: list[dict[str, Any]] = []
@@ -158,7 +158,7 @@ class Player:
         return time.monotonic() - self._zero
 
     def _play(self) -> None:
-        events = self._schedule.events_until()
+        events = self.schedule.events_until()
         following = next(events, None)
         while following is not None and self._wait_until(following.at_seconds):
             due = [following]

@@ -2,9 +2,16 @@
 
 Commands come as JSON lines on stdin, one answer each on stdout. TCP senders push random bytes with
 sendfile, receivers throw them away in the kernel (MSG_TRUNC), so that two cores carry a dozen flows of 1
-Gbit/s; UDP echoes round trips. One epoll loop, no threads, standard library only: it starts in 50 ms.
+Gbit/s; UDP echoes round trips and counts losses; single messages are timed from the first byte's sending to the last
+one's arrival, for all nodes share one clock. One loop, no threads, standard library only: it starts in 50 ms.
+
+    flows     TCP streams to some nodes until a given time; what arrived here between given times
+    ping      echo round trips to one node, several under way at once
+    datagrams numbered packets to one node, evenly spaced; `counted`: how many came from whom since last asked
+    message   so many bytes to one node on a connection that stays; `arrivals`: those that came, with both times
 """
 
+import heapq
 import json
 import mmap
 import os
@@ -13,19 +20,22 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 __all__ = ["main"]
 
-TCP_PORT, UDP_PORT = 7077, 7078
+TCP_PORT, ECHO_PORT, COUNT_PORT, MESSAGE_PORT = 7077, 7078, 7079, 7080
 CHUNK_BYTES = 1 << 20
 DISCARD_BYTES = 1 << 22
 NOTSENT_LOWAT_BYTES = 1 << 20
 PING_BYTES = 64
-PING_TIMEOUT_SECONDS = 2.0
 
+_MESSAGE = struct.Struct("=QQ")  # bytes that follow, time of sending in nanoseconds
 _TCP_NOTSENT_LOWAT = 25
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close at once, drop what was not sent
 
@@ -69,18 +79,51 @@ class Receiver:
         except OSError:
             return False
 
-    def report(self) -> dict[str, float]:
-        """Payload, data segments and acknowledgements per second between the two marks."""
-        if len(self.marks) < 2:
-            return {"goodput_bps": 0.0, "segments_per_second": 0.0, "acks_per_second": 0.0, "seconds": 0.0}
-        first, last = self.marks[0], self.marks[-1]
-        seconds = last.at_seconds - first.at_seconds
-        return {
-            "goodput_bps": (last.payload_bytes - first.payload_bytes) * 8 / seconds,
-            "segments_per_second": (last.data_segments - first.data_segments) / seconds,
-            "acks_per_second": (last.acks - first.acks) / seconds,
-            "seconds": seconds,
-        }
+    def windows(self) -> list[dict[str, float]]:
+        """Payload, data segments and acknowledgements between one mark and the next."""
+        return [
+            {
+                "payload_bytes": last.payload_bytes - first.payload_bytes,
+                "segments": last.data_segments - first.data_segments,
+                "acks": last.acks - first.acks,
+                "seconds": last.at_seconds - first.at_seconds,
+            }
+            for first, last in zip(self.marks, self.marks[1:], strict=False)
+        ]
+
+
+class Inbox:
+    """One connection on which single messages come."""
+
+    def __init__(self, sock: socket.socket, source: str) -> None:
+        self.sock, self.source = sock, source
+        self.head = b""
+        self.left = 0
+
+    def read(self, waste: mmap.mmap, arrivals: list[dict[str, Any]]) -> bool:
+        """Take what has arrived; False when the connection has ended."""
+        try:
+            while True:
+                if self.left:
+                    got = self.sock.recv_into(waste, min(self.left, DISCARD_BYTES), socket.MSG_TRUNC)
+                    self.left -= got
+                    if got and not self.left:
+                        size, sent = _MESSAGE.unpack(self.head)
+                        seconds = (time.monotonic_ns() - sent) / 1e9
+                        arrivals.append({"from": self.source, "bytes": size, "seconds": seconds})
+                        self.head = b""
+                else:
+                    data = self.sock.recv(_MESSAGE.size - len(self.head))
+                    got = len(data)
+                    self.head += data
+                    if len(self.head) == _MESSAGE.size:
+                        self.left = _MESSAGE.unpack(self.head)[0]
+                if not got:
+                    return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
 
 class Prober:
@@ -95,7 +138,11 @@ class Prober:
         os.write(self.payload, os.urandom(CHUNK_BYTES))
         self.receivers: dict[int, Receiver] = {}
         self.senders: dict[int, socket.socket] = {}
-        self.alarms: list[tuple[float, Callable[[], None]]] = []
+        self.outboxes: dict[str, socket.socket] = {}
+        self.counted: Counter[str] = Counter()
+        self.arrivals: list[dict[str, Any]] = []
+        self.alarms: list[tuple[float, int, Callable[[], None]]] = []
+        self.numbers = count()
         self.unread = b""
         self.running = True
         self._listen()
@@ -104,24 +151,38 @@ class Prober:
         """Until stdin ends."""
         self._answer({"ready": self.address})
         while self.running:
-            timeout = max(0.0, self.alarms[0][0] - time.monotonic()) if self.alarms else -1.0
-            for descriptor, event in self.epoll.poll(timeout):
-                handler = self.handlers.get(descriptor)
-                if handler is not None:
-                    handler(event)
+            wait = max(0.0, self.alarms[0][0] - time.monotonic()) if self.alarms else None
+            # epoll counts in milliseconds; select, on the one descriptor of epoll, in microseconds
+            if select.select([self.epoll], [], [], wait)[0]:
+                for descriptor, event in self.epoll.poll(0):
+                    handler = self.handlers.get(descriptor)
+                    if handler is not None:
+                        handler(event)
             while self.alarms and time.monotonic() >= self.alarms[0][0]:
-                self.alarms.pop(0)[1]()
+                heapq.heappop(self.alarms)[2]()
+
+    def at(self, moment: float, action: Callable[[], None]) -> None:
+        """Do it then (time.monotonic)."""
+        heapq.heappush(self.alarms, (moment, next(self.numbers), action))
 
     # -- sockets
 
     def _listen(self) -> None:
-        self.listener = socket.create_server((self.address, TCP_PORT), backlog=256)
-        self.listener.setblocking(False)
-        self.echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.echo.bind((self.address, UDP_PORT))
-        self.echo.setblocking(False)
-        self._watch(self.listener.fileno(), select.EPOLLIN, self._on_connection)
-        self._watch(self.echo.fileno(), select.EPOLLIN, self._on_echo)
+        self.listener = socket.create_server((self.address, TCP_PORT), backlog=1024)
+        self.letters = socket.create_server((self.address, MESSAGE_PORT), backlog=256)
+        self.echo, self.counter = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        self.echo.bind((self.address, ECHO_PORT))
+        self.counter.bind((self.address, COUNT_PORT))
+        for sock in (self.echo, self.counter):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        for sock, handler in (
+            (self.listener, self._on_connection),
+            (self.letters, self._on_letterbox),
+            (self.echo, self._on_echo),
+            (self.counter, self._on_datagram),
+        ):
+            sock.setblocking(False)
+            self._watch(sock.fileno(), select.EPOLLIN, handler)
         self._watch(sys.stdin.fileno(), select.EPOLLIN, self._on_command)
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
@@ -130,8 +191,8 @@ class Prober:
 
     def _forget(self, sock: socket.socket) -> None:
         descriptor = sock.fileno()
-        self.handlers.pop(descriptor, None)
-        self.epoll.unregister(descriptor)
+        if self.handlers.pop(descriptor, None) is not None:
+            self.epoll.unregister(descriptor)
         sock.close()
 
     def _on_connection(self, _event: int) -> None:
@@ -146,45 +207,54 @@ class Prober:
 
     def _on_data(self, receiver: Receiver) -> None:
         if not receiver.discard(self.waste):
-            self.epoll.modify(receiver.sock.fileno(), 0)
+            self.epoll.unregister(receiver.sock.fileno())
             self.handlers.pop(receiver.sock.fileno(), None)
+
+    def _on_letterbox(self, _event: int) -> None:
+        sock, (source, _port) = self.letters.accept()
+        sock.setblocking(False)
+        inbox = Inbox(sock, source)
+
+        def take(_event: int) -> None:
+            if not inbox.read(self.waste, self.arrivals):
+                self._forget(sock)
+
+        self._watch(sock.fileno(), select.EPOLLIN, take)
 
     def _on_echo(self, _event: int) -> None:
         try:
-            data, source = self.echo.recvfrom(2048)
-            self.echo.sendto(data, source)
+            while True:
+                data, source = self.echo.recvfrom(2048)
+                self.echo.sendto(data, source)
+        except OSError:
+            return
+
+    def _on_datagram(self, _event: int) -> None:
+        try:
+            while True:
+                self.counted[self.counter.recvfrom(2048)[1][0]] += 1
         except OSError:
             return
 
     # -- commands
 
     def _on_command(self, _event: int) -> None:
-        data = os.read(sys.stdin.fileno(), 65536)
+        data = os.read(sys.stdin.fileno(), 1 << 20)
         if not data:
             self.running = False
             return
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
             command = json.loads(line)
-            if command["do"] == "flows":
-                self._start_flows(command)
-            elif command["do"] == "ping":
-                self._answer({"microseconds": [self._ping(command["to"]) for _ in range(command["count"])]})
-            else:
-                self._answer({"error": f"unknown command {command['do']!r}"})
+            getattr(self, f"do_{command.pop('do')}")(**command)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
-    def _start_flows(self, command: dict[str, Any]) -> None:
-        self.alarms = [
-            (command["start"], self._send),
-            (command["begin"], self._mark),
-            (command["end"], self._mark),
-            (command["stop"], self._finish_flows),
-        ]
-        for address in command["to"]:
+    def do_flows(self, to: list[str], streams: int, start: float, marks: list[float], stop: float) -> None:
+        """Send to each of `to` by so many connections from `start` on."""
+        for address in to * streams:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -192,6 +262,10 @@ class Prober:
             sock.bind((self.address, 0))
             sock.connect_ex((address, TCP_PORT))
             self.senders[sock.fileno()] = sock
+        self.at(start, self._send)
+        for moment in marks:
+            self.at(moment, self._mark)
+        self.at(stop, self._finish_flows)
 
     def _send(self) -> None:
         """Everyone is connected by now: a handshake lost among bulk data would cost its flow a second."""
@@ -214,29 +288,109 @@ class Prober:
             receiver.marks.append(arrival(receiver.sock))
 
     def _finish_flows(self) -> None:
-        """Abort every flow of the round, then say what arrived here."""
+        """Abort every flow of the round, then say what arrived here, summed over the connections of a source."""
+        resent = sum(_resent(sock) for sock in self.senders.values())
         for sock in self.senders.values():
             self._forget(sock)
         self.senders.clear()
-        received = {each.source: each.report() for each in self.receivers.values()}
+        received: dict[str, list[dict[str, float]]] = {}
         for receiver in self.receivers.values():
+            windows = receiver.windows()
+            known = received.setdefault(receiver.source, [dict.fromkeys(window, 0.0) for window in windows])
+            for total, window in zip(known, windows, strict=False):
+                for key in ("payload_bytes", "segments", "acks"):
+                    total[key] += window[key]
+                total["seconds"] = window["seconds"]
             self._forget(receiver.sock)
         self.receivers.clear()
-        self._answer({"received": received})
+        self._answer({"received": received, "resent_segments": resent})
 
-    def _ping(self, address: str) -> float | None:
-        """One UDP round trip in microseconds; None if it got lost."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(PING_TIMEOUT_SECONDS)
-            sock.bind((self.address, 0))
-            sock.connect((address, UDP_PORT))
-            sent = time.perf_counter()
+    def do_ping(self, to: str, count: int, interval: float, patience: float) -> None:
+        """`count` UDP round trips, one started each `interval` seconds; None for those that got lost."""
+        times: list[float | None] = [None] * count
+        sent: list[float] = [0.0] * count
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.bind((self.address, 0))
+        sock.connect((to, ECHO_PORT))
+
+        def on_answer(_event: int) -> None:
             try:
-                sock.send(bytes(PING_BYTES))
-                sock.recv(2048)
+                while True:
+                    number = int.from_bytes(sock.recv(2048)[:4], "little")
+                    times[number] = (time.perf_counter() - sent[number]) * 1e6
             except OSError:
-                return None
-            return (time.perf_counter() - sent) * 1e6
+                pass
+
+        def send(number: int) -> None:
+            sent[number] = time.perf_counter()
+            with suppress(OSError):
+                sock.send(number.to_bytes(4, "little") + bytes(PING_BYTES - 4))
+
+        def finish() -> None:
+            self._forget(sock)
+            self._answer({"microseconds": times})
+
+        self._watch(sock.fileno(), select.EPOLLIN, on_answer)
+        begin = time.monotonic()
+        for number in range(count):
+            self.at(begin + number * interval, lambda number=number: send(number))
+        self.at(begin + count * interval + patience, finish)
+
+    def do_datagrams(self, to: str, count: int, interval: float) -> None:
+        """Send `count` datagrams; the answer is how many the own kernel took."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((self.address, 0))
+        sock.connect((to, COUNT_PORT))
+        begin, taken = time.monotonic(), [0, 0]
+
+        def send() -> None:
+            while taken[0] < count and begin + taken[0] * interval <= time.monotonic():
+                taken[0] += 1
+                try:
+                    sock.send(bytes(PING_BYTES))
+                    taken[1] += 1
+                except OSError:
+                    pass
+            if taken[0] < count:
+                self.at(begin + taken[0] * interval, send)
+            else:
+                sock.close()
+                self._answer({"sent": taken[1]})
+
+        send()
+
+    def do_counted(self) -> None:
+        """Datagrams that came, by source, since last asked."""
+        self._answer({"counted": dict(self.counted)})
+        self.counted.clear()
+
+    def do_message(self, to: str, size: int, at: float) -> None:
+        """Send one message then, on the connection to that node, which is made if there is none."""
+        if to not in self.outboxes:
+            sock = socket.create_connection((to, MESSAGE_PORT), source_address=(self.address, 0))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.outboxes[to] = sock
+        sock, body = self.outboxes[to], os.urandom(min(size, CHUNK_BYTES)) * -(-size // CHUNK_BYTES)
+
+        def send() -> None:
+            sock.sendall(_MESSAGE.pack(size, time.monotonic_ns()) + body[:size])
+            self._answer({"sent": size})
+
+        self.at(at, send)
+
+    def do_arrivals(self) -> None:
+        """Messages that came since last asked."""
+        self._answer({"arrivals": self.arrivals})
+        self.arrivals.clear()
+
+
+def _resent(sock: socket.socket) -> int:
+    """Segments that an outgoing flow has sent again (tcpi_total_retrans)."""
+    try:
+        return struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232), 100)[0]
+    except OSError:
+        return 0
 
 
 def main() -> None:

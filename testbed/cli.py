@@ -19,13 +19,14 @@ from rich.markup import escape
 from emulation.capability import require_tools
 from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
+from emulation.network import Network
 from emulation.world import run_in_world
 from testbed.errors import TestbedError, UsageError
+from testbed.runs.asked import Asked, network_for
 from testbed.runs.settings import Request, resolve
 
 __all__ = ["main"]
 
-Accounting = Literal["pair", "nic"]
 _PIPE_COLUMNS = 110
 
 
@@ -40,36 +41,37 @@ class Emulate(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnLinks:
-    """What commands share that build a network and train nothing."""
-
-    bw: str
-    """Rate of a link: 300mbit."""
-    delay: str = "0ms"
-    """Refused: this version shapes rates only."""
-    nodes: int = 4
-    accounting: Accounting = "pair"
-    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
-    share: bool = False
-    """Run although another run uses this machine."""
-    dry_run: bool = False
-    """Print every command, and do nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify(OnLinks):
+class Verify(Asked):
     """Build links, measure every one of them, and compare with what was asked."""
 
+    tolerance_rate: str = "2%"
+    """How far a goodput may be from the expected one."""
+    tolerance_round_trip: str = "1ms"
+    """How far a median round trip may be from the asked one, beside 2 % of it."""
+    dry_run: bool = False
+    """Print every command, and do nothing."""
     json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exec(OnLinks):
+class Exec(Asked):
     """Run any command on every node of an emulated network: testbed exec --nodes 4 --bw 300mbit -- CMD…
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and NODE_ADDRS
-    are set; output is prefixed with the node; the exit status is the worst one.
+    are set; output is prefixed with the node; the exit status is the worst one. At the end the bytes that each node
+    sent and received are printed.
     """
+
+    schedule: str | None = None
+    """How links change and fail meanwhile: a .toml, .csv, or Mahimahi .up/.down file."""
+    shell: str | None = None
+    """Open a shell on this node (n0), beside the command if there is one."""
+    expect_bytes: str | None = None
+    """Fail unless each node has sent so much over its link (500MB): a program that found another way has not."""
+    record: str | None = None
+    """Write what was moved, as JSON, to this file."""
+    dry_run: bool = False
+    """Print every command, and do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,32 +220,53 @@ def _conclude(folder: Any, record: dict[str, Any], console: Console, *, as_json:
 
 
 def _verify(command: Verify, _: list[str]) -> int:
+    from emulation.units import parse_delay, parse_percent
+    from emulation.verify import Tolerance
     from testbed.runs.directory import machine_lock
-    from testbed.runs.execute import network_for, verify_links
+    from testbed.runs.execute import verify_links
 
-    network = network_for(command.bw, command.delay, command.nodes, command.accounting)
+    network = _network(command)
+    tolerance = Tolerance(
+        rate=parse_percent(command.tolerance_rate), round_trip_us=parse_delay(command.tolerance_round_trip)
+    )
     if command.dry_run:
         return _print_commands(network)
     require_tools()
     with machine_lock(share=command.share):
-        return _in_world(lambda: verify_links(network, as_json=command.json))
+        return _in_world(lambda: verify_links(network, tolerance, as_json=command.json))
 
 
 def _exec(command: Exec, program: list[str]) -> int:
+    from emulation.schedule import load_schedule
     from testbed.runs.directory import machine_lock
-    from testbed.runs.execute import network_for, run_everywhere
+    from testbed.runs.execute import Errand, run_everywhere
 
-    if not program:
+    if not program and command.shell is None:
         raise UsageError("no command was given: type it behind '--', as in: testbed exec --bw 300mbit -- hostname -I")
-    network = network_for(command.bw, command.delay, command.nodes, command.accounting)
+    network = _network(command)
+    errand = Errand(
+        program,
+        schedule=load_schedule(command.schedule, network) if command.schedule else None,
+        shell=command.shell,
+        expect_bytes=command.expect_bytes,
+        record=command.record,
+    )
+    errand.check(network)
     if command.dry_run:
         return _print_commands(network, shlex.join(program))
     require_tools()
     with machine_lock(share=command.share):
-        return _in_world(lambda: run_everywhere(network, program))
+        return _in_world(lambda: run_everywhere(network, errand))
 
 
-def _print_commands(network: Any, program: str | None = None) -> int:
+def _network(asked: Asked) -> Network:
+    """The network of a command that trains nothing."""
+    if asked.bw is None and asked.network is None:
+        raise UsageError("no links were asked for: give a rate, --bw 300mbit, or a network, --network cable")
+    return network_for(asked)
+
+
+def _print_commands(network: Network, program: str | None = None) -> int:
     from emulation.nodes.netns import NetnsBackend
 
     print("\n".join(NetnsBackend(network).commands()))

@@ -120,12 +120,13 @@ def test_a_network_of_ones_own(own):
         reorder=0.005, queue_bytes=500_000,
     )  # fmt: skip
     assert network.framing == "ethernet"
-    third = network.link_of(network.nodes[3])
+    third = network.path(network.nodes[3], network.nodes[1])
     assert (third.rate_bps, third.queue_bytes, third.queue_us) == (20_000_000, None, 40_000)
     assert network.node_mtus == ((3, 1400),)
-    assert [(first, second) for first, second, _ in network.pair_links] == [(0, 2), (1, 0), (1, 2)]
+    own_links = [(0, 2), (1, 0), (1, 2), (3, 0), (3, 1), (3, 2)]
+    assert [(first, second) for first, second, _ in network.pair_links] == own_links
     assert [delay(network, *pair) for pair in ((0, 2), (2, 0))] == [80_000, 10_000]
-    assert rate(network, 0, 3) == 20_000_000
+    assert rate(network, 0, 3) == 100_000_000
 
 
 def test_a_matrix_may_be_one_text_for_all(own):

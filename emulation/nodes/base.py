@@ -1,11 +1,12 @@
 """What every backend offers, so that nothing above needs to know where a node lives."""
 
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from emulation.network import Link, Network, Node
+from emulation.network import Network, Node
 
 __all__ = ["MASTER_PORT", "Backend"]
 
@@ -38,8 +39,12 @@ class Backend(ABC):
         """Take down what `open` built; a second time does nothing."""
 
     @abstractmethod
-    def shape(self, link: Link) -> None:
-        """Make every link be `link`, now, on the living network."""
+    def shape(self, network: Network) -> None:
+        """Make the links be those of `network`, which has the same nodes, now; counters restart at zero."""
+
+    @abstractmethod
+    def change(self, network: Network) -> None:
+        """Alter links in place, while programs use them; counters go on."""
 
     @abstractmethod
     def readback(self) -> dict[str, Any]:
@@ -55,6 +60,42 @@ class Backend(ABC):
     ) -> subprocess.Popen[Any]:
         """Start a program on a node; the process's pid is the program's own. `env` is its whole
         environment."""
+
+    @abstractmethod
+    def check_alive(self) -> None:
+        """Raise LinkError if a process that the links need has ended."""
+
+    @abstractmethod
+    def link_down(self, node: Node) -> None:
+        """Cut a node off: its packets go nowhere, and none reaches it."""
+
+    @abstractmethod
+    def link_up(self, node: Node) -> None:
+        """Undo `link_down`."""
+
+    @abstractmethod
+    def partition(self, groups: Sequence[Sequence[Node]]) -> None:
+        """Let nodes reach those of their own group only."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Undo `partition`."""
+
+    @abstractmethod
+    def signal(self, node: Node, number: int) -> None:
+        """Send a signal to every process on a node."""
+
+    def freeze(self, node: Node) -> None:
+        """Stop a node's processes."""
+        self.signal(node, signal.SIGSTOP)
+
+    def thaw(self, node: Node) -> None:
+        """Undo `freeze`."""
+        self.signal(node, signal.SIGCONT)
+
+    def kill(self, node: Node) -> None:
+        """End a node's processes at once."""
+        self.signal(node, signal.SIGKILL)
 
     @abstractmethod
     def counter(self, node: Node) -> dict[str, Any]:
@@ -74,7 +115,11 @@ class Backend(ABC):
         return MASTER_PORT
 
     def environment(self, node: Node) -> dict[str, str]:
-        """What a distributed program on `node` reads to find its peers, as torchrun would set it."""
+        """What a distributed program on `node` reads to find its peers, as torchrun would set it.
+
+        NCCL would join processes of one host by shared memory or between GPUs, past the links: it is told that each
+        node is a host of its own.
+        """
         return {
             "RANK": str(node.index),
             "WORLD_SIZE": str(len(self.network.nodes)),
@@ -84,6 +129,10 @@ class Backend(ABC):
             "MASTER_PORT": str(self.master_port),
             "GLOO_SOCKET_IFNAME": self.interface,
             "NCCL_SOCKET_IFNAME": self.interface,
+            "NCCL_HOSTID": node.name,
+            "NCCL_P2P_DISABLE": "1",
+            "NCCL_SHM_DISABLE": "1",
+            "NCCL_IB_DISABLE": "1",
             "NODE_ADDRS": ",".join(each.address for each in self.network.nodes),
             "OMP_NUM_THREADS": "1",
         }

@@ -31,7 +31,7 @@ class HostBackend(Backend):
         nodes = tuple(replace(node, address=f"127.0.0.{node.index + 1}") for node in network.nodes)
         super().__init__(replace(network, nodes=nodes))
         self._port: int | None = None
-        self.shape(network.link)
+        self.shape(network)
 
     def open(self) -> None:
         self._port = _free_port([node.address for node in self.network.nodes])
@@ -43,11 +43,32 @@ class HostBackend(Backend):
     def master_port(self) -> int:
         return self._port or super().master_port
 
-    def shape(self, link: Link) -> None:
-        if link != Link():
+    def shape(self, network: Network) -> None:
+        if network.links != (Link(),):
             raise UsageError(
                 "host nodes have no links to shape; leave the rate, delay and loss out, or use netns nodes."
             )
+
+    def change(self, network: Network) -> None:
+        self.shape(network)
+
+    def check_alive(self) -> None:
+        pass
+
+    def link_down(self, node: Node) -> None:  # noqa: ARG002
+        raise UsageError("host nodes have no links that could fail; use netns nodes.")
+
+    def link_up(self, node: Node) -> None:
+        self.link_down(node)
+
+    def partition(self, groups: Sequence[Sequence[Node]]) -> None:
+        self.link_down(groups[0][0])
+
+    def heal(self) -> None:
+        pass
+
+    def signal(self, node: Node, number: int) -> None:  # noqa: ARG002
+        raise UsageError("host nodes are processes among others; use netns nodes to stop or end those of one node.")
 
     def readback(self) -> dict[str, Any]:
         return {node.name: {"unshaped": True} for node in self.network.nodes}

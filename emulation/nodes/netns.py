@@ -1,32 +1,36 @@
-"""Nodes in network namespaces around a switch namespace with a bridge; to be built inside a world.
+"""Nodes in network namespaces around a switch namespace that forwards; to be built inside a world.
 
     n0: eth0 ──veth── sw0 ┐
-    n1: eth0 ──veth── sw1 ┤ br0   (namespace "switch")
+    n1: eth0 ──veth── sw1 ┤ routes (namespace "switch")
     n2: eth0 ──veth── sw2 ┘
 
-Addresses, neighbours and the bridge's forwarding table are static and IPv6 is off, so an idle link carries
-no byte.
+The switch forwards IPv4 by static routes, so that a packet passes the sender's shaper, the delay line (netfilter's
+FORWARD) and the receiver's shaper, in this order, on any kernel, and is time-stamped by its receiver behind all of
+them. Neighbours are static and IPv6 is off, so an idle link carries no byte.
 """
 
+import os
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
 from emulation.errors import CapabilityError, LinkError
 from emulation.isolation import check_isolation
 from emulation.netlink import TcSocket
-from emulation.network import FRAMING, Link, Network, Node, goodput_bps, gso_bytes
+from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
 from emulation.nodes.base import Backend
-from emulation.shaping import netem, tc
+from emulation.shaping import tc
+from emulation.shaping.delays import DelayLine, Rule, delay_rules
+from emulation.shaping.sizes import segments_of
 from emulation.syscalls import in_netns, netns_path
 from emulation.units import format_rate
 
 __all__ = ["NetnsBackend"]
 
 SWITCH = "switch"
-BRIDGE = "br0"
 PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
 TCP_SYSCTLS = (
@@ -36,6 +40,13 @@ TCP_SYSCTLS = (
     "net.ipv4.tcp_no_metrics_save=1",
 )
 """Room for rate × delay in flight; a step's first bytes go out as fast as the last step's did."""
+FORWARDING = (
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+    "net.ipv4.conf.all.send_redirects=0",
+    "net.ipv4.conf.default.send_redirects=0",
+    "net.ipv4.ip_forward=1",
+)
 IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 LAST_HANDLE = 0x7FF0
 
@@ -43,15 +54,19 @@ LAST_HANDLE = 0x7FF0
 class NetnsBackend(Backend):
     """A network of namespaces. `with NetnsBackend(network) as backend:` inside `run_in_world`."""
 
-    interface = tc.NODE_DEVICE
+    interface = "eth0"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, delays: Literal["netem", "delay line"] | None = None) -> None:
         super().__init__(network)
-        netem.refuse(network.link)
-        self.link = network.link
+        self.delays = delays
+        """What delays and loses packets; None: netem where this kernel has it, which is tried when it is needed."""
         self._is_open = False
         self._handle = 0
         self._congestion_control: dict[str, str] = {}
+        self._down: set[int] = set()
+        self._groups: list[set[int]] = []
+        self._cut: set[tuple[Node, Node]] = set()
+        self.delay_line = DelayLine(SWITCH, len(network.nodes))
 
     # -- life
 
@@ -60,7 +75,7 @@ class NetnsBackend(Backend):
             self._is_open = True
             run_all(self._build_batches())
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
-            self.shape(self.network.link)
+            self.shape(self.network)
             self.check_readback()
             check_isolation(self)
         except BaseException:
@@ -71,6 +86,7 @@ class NetnsBackend(Backend):
         """Delete the namespaces; what still runs in one keeps it alive until the world ends."""
         if self._is_open:
             self._is_open = False
+            self.delay_line.close()
             names = [SWITCH, *(node.name for node in self.network.nodes)]
             lines = "".join(f"netns del {name}\n" for name in names)
             subprocess.run(
@@ -87,35 +103,34 @@ class NetnsBackend(Backend):
         nodes = self.network.nodes
         names = (SWITCH, *(node.name for node in nodes))
         quiet = tuple(line for line in IPV6_OFF if _has_ipv6())
+        steering = _steering()
         batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in names))]
         batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
+        batches += [Batch(tool="sysctl", netns=name, lines=steering) for name in names if steering]
+        batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
         batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(self._switch_lines())))
-        forwarding = tuple(f"fdb replace {_mac(node)} dev {_port(node)} master static" for node in nodes)
-        batches.append(Batch(tool="bridge", netns=SWITCH, lines=forwarding))
         for node in nodes:
             batches.append(Batch(tool="ip", netns=node.name, lines=tuple(self._node_lines(node))))
             batches.append(Batch(tool="sysctl", netns=node.name, lines=TCP_SYSCTLS))
         return batches
 
     def _switch_lines(self) -> list[str]:
-        mtu = self.network.mtu
-        lines = [
-            f"link add {BRIDGE} mtu {mtu} type bridge stp_state 0 mcast_snooping 0",
-            f"link set {BRIDGE} up",
-        ]
+        lines = []
         for node in self.network.nodes:
-            port = _port(node)
+            port, mtu = _port(node), self.network.mtu_of(node)
             lines += [
-                f"link add {port} mtu {mtu} type veth peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
-                f"link set {port} master {BRIDGE} up",
-                f"link set {port} type bridge_slave learning off flood off mcast_flood off",
+                f"link add {port} address {_mac(node, 1)} mtu {mtu} type veth "
+                f"peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
+                f"link set {port} up",
+                f"route add {node.address}/32 dev {port}",
+                f"neigh replace {node.address} lladdr {_mac(node)} dev {port} nud permanent",
             ]
         return lines
 
     def _node_lines(self, node: Node) -> list[str]:
         lines = ["link set lo up", "link set eth0 up", f"addr add {node.address}/{PREFIX_LENGTH} dev eth0"]
         for peer in self.network.peers(node):
-            lines.append(f"neigh replace {peer.address} lladdr {_mac(peer)} dev eth0 nud permanent")
+            lines.append(f"neigh replace {peer.address} lladdr {_mac(node, 1)} dev eth0 nud permanent")
         return lines
 
     def _choose_congestion_control(self, node: Node) -> str:
@@ -133,26 +148,55 @@ class NetnsBackend(Backend):
 
     # -- shaping
 
-    def shape(self, link: Link) -> None:
-        """Make every link be `link`, now; counters restart at zero with the new shapers.
+    def shape(self, network: Network) -> None:
+        """Make the links be those of `network`, now; counters restart at zero with the new shapers.
 
         Each shaper is grafted in one step; with accounting "pair" its classes follow within microseconds,
         during which packets pass unshaped: shape between steps, not during one.
         """
-        netem.refuse(link)
+        self.network = self._same_nodes(network)
         self._handle = self._handle % LAST_HANDLE + 1
-        self.link = link
-        run_all(self._shape_batches(link, self._handle))
+        run_all(self._shape_batches(network, change=False))
+        self.delay_line.apply(self._delay_rules(network))
 
-    def _shape_batches(self, link: Link, handle: int) -> list[Batch]:
+    def change(self, network: Network) -> None:
+        """Alter links in place: queues, counters and what is on its way stay."""
+        before, self.network = self.network, self._same_nodes(network)
+        batches = {batch.netns: batch for batch in self._shape_batches(before, change=True) if batch.tool == "tc"}
+        for batch in self._shape_batches(network, change=True):
+            if batch.tool == "tc":
+                had = set(batches[batch.netns].lines)
+                altered = tuple(line for line in batch.lines if line not in had)
+                if altered:
+                    Batch(tool="tc", netns=batch.netns, lines=altered).run()
+        rules = self._delay_rules(network)
+        if rules != self.delay_line.rules:
+            self.delay_line.apply(rules)
+
+    def _same_nodes(self, network: Network) -> Network:
+        assert network.nodes == self.network.nodes, "links change, nodes do not"
+        return network
+
+    def _shape_batches(self, network: Network, *, change: bool) -> list[Batch]:
         batches, switch_lines = [], []
-        for node in self.network.nodes:
-            egress, ingress = tc.node_shapers(self.network, node, link)
-            segments = f"link set dev eth0 gso_max_size {gso_bytes(link.rate_bps, self.network.mtu)}"
+        for node in network.nodes:
+            egress, ingress = tc.node_shapers(network, node, netem=self._by_netem(network))
+            segments = f"link set dev eth0 gso_max_segs {segments_of(network, node.index)}"
             batches.append(Batch(tool="ip", netns=node.name, lines=(segments,)))
-            batches.append(Batch(tool="tc", netns=node.name, lines=tuple(egress.lines("eth0", handle))))
-            switch_lines += ingress.lines(_port(node), handle)
+            batches.append(
+                Batch(tool="tc", netns=node.name, lines=tuple(egress.lines("eth0", self._handle, change=change)))
+            )
+            switch_lines += ingress.lines(_port(node), self._handle, change=change)
         return [*batches, Batch(tool="tc", netns=SWITCH, lines=tuple(switch_lines))]
+
+    def _by_netem(self, network: Network) -> bool:
+        """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
+        if network.impaired and self.delays is None:
+            self.delays = "netem" if self._is_open and _try_netem() else "delay line"
+        return network.impaired and self.delays == "netem"
+
+    def _delay_rules(self, network: Network) -> list[Rule]:
+        return [] if self._by_netem(network) else delay_rules(network)
 
     def readback(self) -> dict[str, Any]:
         """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, with counters."""
@@ -162,23 +206,74 @@ class NetnsBackend(Backend):
         for node in self.network.nodes:
             with in_netns(node.name):
                 found[node.name] = {"tx": _read_devices(["eth0"])["eth0"], "rx": ports[_port(node)]}
-        return found
+        return found | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
 
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self.readback() if readback is None else readback
         problems: list[str] = []
+        netem = self._by_netem(self.network)
         for node in self.network.nodes:
-            shapers = tc.node_shapers(self.network, node, self.link)
+            shapers = tc.node_shapers(self.network, node, netem=netem)
             for end, shaper in zip(("tx", "rx"), shapers, strict=True):
                 problems += tc.differences(shaper.expected(), found[node.name][end], f"{node.name} {end}")
+        rules, wanted = found.get("delay_line", []), self.delay_line.lines()
+        if rules != wanted:
+            problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
         if problems:
-            asked = format_rate(self.link.rate_bps) if self.link.rate_bps else "an unshaped link"
+            rate = self.network.slowest_bps
+            asked = format_rate(rate) if rate else "an unshaped link"
             raise LinkError(
                 f"{asked} was asked for ({self.network.accounting}), but " + "; ".join(problems[:4]) + ". "
                 "Something else changed the shapers, or this kernel cannot hold them: "
                 "try again, then another rate."
             )
+        self.check_alive()
         return found
+
+    def check_alive(self) -> None:
+        self.delay_line.check()
+
+    # -- faults
+
+    def link_down(self, node: Node) -> None:
+        self._down.add(node.index)
+        self._forward()
+
+    def link_up(self, node: Node) -> None:
+        self._down.discard(node.index)
+        self._forward()
+
+    def partition(self, groups: Sequence[Sequence[Node]]) -> None:
+        self._groups = [{node.index for node in group} for group in groups]
+        self._forward()
+
+    def heal(self) -> None:
+        self._groups = []
+        self._forward()
+
+    def _forward(self) -> None:
+        """Tell the switch which pairs it serves: policy routing drops the others' packets (ip-rule(8), blackhole)."""
+        groups = self._groups or [{node.index for node in self.network.nodes}]
+        cut = {
+            (source, target)
+            for source, target in self.network.pairs
+            if {source.index, target.index} & self._down
+            or not any({source.index, target.index} <= group for group in groups)
+        }
+        rule = "rule {} pref 100 iif {} to {}/32 blackhole"
+        lines = [rule.format("add", _port(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
+        lines += [rule.format("del", _port(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
+        self._cut = cut
+        if lines:
+            Batch(tool="ip", netns=SWITCH, lines=tuple(lines)).run()
+
+    def signal(self, node: Node, number: int) -> None:
+        inside = os.stat(netns_path(node.name)).st_ino
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with suppress(OSError):
+                    if os.stat(f"/proc/{entry}/ns/net").st_ino == inside:
+                        os.kill(int(entry), number)
 
     # -- using
 
@@ -195,6 +290,7 @@ class NetnsBackend(Backend):
             "node": node.name,
             "tx": {"netns": node.name, "device": "eth0"},
             "rx": {"netns": SWITCH, "device": _port(node)},
+            "delays": self.delay_line.statistics_path,
         }
 
     def commands(self) -> list[str]:
@@ -202,20 +298,27 @@ class NetnsBackend(Backend):
         batches = self._build_batches()
         setting = (f"net.ipv4.tcp_congestion_control={wanted}",)
         batches += [Batch(tool="sysctl", netns=node.name, lines=setting) for node in self.network.nodes]
-        return [line for batch in [*batches, *self._shape_batches(self.link, 1)] for line in batch.shown()]
+        self._handle = 1
+        batches += self._shape_batches(self.network, change=False)
+        rules = self._delay_rules(self.network)
+        batches += [self.delay_line.batch(rules)] if rules else []
+        return [line for batch in batches for line in batch.shown()]
 
     def describe(self) -> dict[str, Any]:
-        rate = self.link.rate_bps
+        rate, network = self.network.slowest_bps, self.network
         return {
             "backend": "netns",
-            "shaped": rate is not None,
-            "accounting": self.network.accounting,
-            "framing": FRAMING,
+            "shaped": network.shaped,
+            "accounting": network.accounting,
+            "framing": network.framing,
+            "framing_bytes": FRAMING_BYTES[network.framing],
             "rate_bps": rate,
-            "goodput_expected_bps": goodput_bps(rate, self.network.mtu) if rate else None,
+            "goodput_expected_bps": goodput_bps(rate, network.mtu, network.framing) if rate else None,
+            "delays": self.delays if network.impaired else None,
+            "delay_line_priority": self.delay_line.priority,
             "mtu": self.network.mtu,
             "congestion_control": sorted(set(self._congestion_control.values())),
-            "sysctls": list(TCP_SYSCTLS),
+            "sysctls": [*TCP_SYSCTLS, *_steering()],
             "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
         }
 
@@ -225,9 +328,22 @@ def _port(node: Node) -> str:
     return f"sw{node.index}"
 
 
-def _mac(node: Node) -> str:
-    """A locally administered address, fixed by the node's number."""
-    return f"02:00:0a:4d:00:{node.index + 1:02x}"
+def _mac(node: Node, end: int = 0) -> str:
+    """A locally administered address, fixed by the node's number; `end` 1: of the switch's port."""
+    return f"02:00:0a:4d:{end:02x}:{node.index + 1:02x}"
+
+
+def _steering() -> tuple[str, ...]:
+    """Let each flow's packets be received on one core (receive packet steering), so that none overtakes another.
+
+    Without it a flow whose sender moves between cores is reordered now and then, and TCP resends for nothing. Linux 6.3
+    and later have the setting per namespace.
+    """
+    if not os.path.exists("/proc/sys/net/core/rps_default_mask"):
+        return ()
+    mask = (1 << (os.cpu_count() or 1)) - 1
+    words = [f"{mask >> shift & 0xFFFFFFFF:08x}" for shift in range(0, mask.bit_length(), 32)]
+    return ("net.core.rps_default_mask=" + ",".join(reversed(words)),)
 
 
 def _has_ipv6() -> bool:
@@ -237,6 +353,15 @@ def _has_ipv6() -> bool:
             return True
     except OSError:
         return False
+
+
+def _try_netem() -> bool:
+    """Whether this kernel has netem: put one on the world's loopback for a moment."""
+    line = f"{tool_path('tc') or 'tc'} qdisc {{}} dev lo root handle 1: netem delay 1ms"
+    done = subprocess.run(line.format("add").split(), capture_output=True, check=False)
+    if done.returncode == 0:
+        subprocess.run([tool_path("tc") or "tc", "qdisc", "del", "dev", "lo", "root"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -253,8 +378,12 @@ def _read_device(sock: TcSocket, qdiscs: list[dict[str, Any]], ifindex: int) -> 
     mine = [each for each in qdiscs if each["ifindex"] == ifindex]
     root = dict(sock.root_qdisc(ifindex))
     leaves = {each["handle"]: each for each in mine}
+    behind = [each for each in mine if each["parent"] == root["handle"] | 1 and each["handle"] != root["handle"]]
+    if root["kind"] == "tbf" and behind and behind[0]["kind"] == "netem":
+        root["leaf"] = behind[0]
     classes = {}
     for each in sock.classes(ifindex) if root["kind"] == "htb" else ():
         leaf = leaves.get(each["info"], {})
-        classes[f"{each['handle'] & 0xFFFF:x}"] = each | {"limit_packets": leaf.get("limit_packets")}
+        below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_packets": leaf.get("limit_packets")}
+        classes[f"{each['handle'] & 0xFFFF:x}"] = each | below
     return root | {"classes": classes}

@@ -1,27 +1,77 @@
-"""Delay and loss. This version shapes rates only; a delay or a loss is refused rather than left out."""
+"""netem(8): delay, jitter, loss and reordering by the kernel, where it has that module.
 
-import subprocess
-import sys
-from pathlib import Path
+It stands behind the shaper, as the queue of a token bucket or of a class, and holds what waits for the shaper too.
+Its limit is in packets, a super-packet counting as one: queue plus bandwidth-delay product.
+"""
 
-from emulation.errors import UsageError
-from emulation.network import Link
+from dataclasses import dataclass
+from typing import Any, Self
 
-__all__ = ["refuse"]
+from emulation.network import Distribution, Link
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PROBE = "import sys; from emulation.capability import has_netem; sys.exit(0 if has_netem() else 1)"
+__all__ = ["Netem"]
 
 
-def refuse(link: Link) -> None:
-    """Raise if `link` asks for what this version cannot make: no run goes on with a link it did not ask for."""
-    if not (link.delay_us or link.loss):
-        return
-    what = "a delay" if link.delay_us else "a loss"
-    # in a process of its own: trying netem takes a world, which only a single thread may enter
-    probe = subprocess.run([sys.executable, "-c", _PROBE], cwd=_ROOT, capture_output=True, check=False)
-    kernel = "this kernel has" if probe.returncode == 0 else "this kernel does not have"
-    raise UsageError(
-        f"{what} was asked for, which needs netem, which {kernel}; "
-        "this version shapes rates only: leave DELAY and LOSS out."
-    )
+@dataclass(frozen=True, kw_only=True)
+class Netem:
+    """One netem qdisc."""
+
+    limit_packets: int
+    delay_us: int = 0
+    jitter_us: int = 0
+    distribution: Distribution = "normal"
+    loss: float = 0.0
+    loss_burst: float | None = None
+    reorder: float = 0.0
+
+    @classmethod
+    def of(cls, link: Link, limit_packets: int) -> Self:
+        """What `link` adds to its rate."""
+        return cls(
+            limit_packets=limit_packets,
+            delay_us=link.delay_us,
+            jitter_us=link.jitter_us,
+            distribution=link.distribution,
+            loss=link.loss,
+            loss_burst=link.loss_burst,
+            reorder=link.reorder,
+        )
+
+    def words(self) -> str:
+        """What follows the handle on a tc line."""
+        words = f"netem limit {self.limit_packets} delay {self.delay_us}us"
+        if self.jitter_us:
+            words += f" {self.jitter_us}us"
+            words += "" if self.distribution == "uniform" else f" distribution {self.distribution}"
+        if self.loss and self.loss_burst is None:
+            words += f" loss random {self.loss * 100:.6f}%"
+        elif self.loss:
+            enter, leave = self.gilbert_elliott()
+            words += f" loss gemodel {enter * 100:.6f}% {leave * 100:.6f}% 100% 0%"
+        if self.reorder:
+            words += f" reorder {self.reorder * 100:.6f}%"
+        return words
+
+    def gilbert_elliott(self) -> tuple[float, float]:
+        """Probabilities per packet to enter and to leave the state in which every packet is lost.
+
+        Of mean loss L and mean run B: leave = 1/B, and L = enter / (enter + leave) (Gilbert 1960, Elliott 1963).
+        """
+        assert self.loss_burst is not None
+        leave = 1.0 / self.loss_burst
+        return min(1.0, self.loss * leave / (1.0 - self.loss)), leave
+
+    def expected(self) -> dict[str, Any]:
+        """What the kernel should report; probabilities in its own unit, 2^32 - 1 being certainty."""
+        expected: dict[str, Any] = {
+            "kind": "netem",
+            "limit_packets": self.limit_packets,
+            "delay_us": self.delay_us,
+            "jitter_us": self.jitter_us,
+            "loss_share": 0.0 if self.loss_burst else round(self.loss, 6),
+            "reorder_share": round(self.reorder, 6),
+        }
+        if self.loss and self.loss_burst is not None:
+            enter, leave = self.gilbert_elliott()
+            expected |= {"gemodel_enter_share": round(enter, 6), "gemodel_leave_share": round(leave, 6)}
+        return expected

@@ -2,69 +2,86 @@
 
 nic:  token bucket (tbf) on the node's eth0 for what it sends, another on the switch's port for what it
 receives. pair: htb on eth0 with one class per destination; the switch's port only queues, so that received
-bytes are counted. A shaper replaces the one before it in a single graft: `handle` has to differ from the
-present one.
+bytes are counted. A shaper replaces the one before it in a single graft when its handle is new, and is changed in
+place, with its counters and its queue, when the handle is the same.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulation.network import Link, Network, Node, burst_bytes, queue_bytes
+from emulation.network import ETHERNET_HEADER_BYTES, FRAMING_BYTES, Link, Network, Node
+from emulation.shaping.netem import Netem
+from emulation.shaping.sizes import Sizes, segments_of, sizes
 
 __all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "differences", "node_shapers"]
 
-NODE_DEVICE = "eth0"
 OPEN_QUEUE_PACKETS = 10_000
 """A queue that should never fill: where nothing is shaped, or where only counting is wanted."""
-PAIR_QUEUE_PACKETS = 200
-PAIR_BURST_BYTES = 64 * 1024
 REST_RATE_BPS = 1_000_000
 """For what matches no class. Nothing should: addresses are static, IPv6 and multicast are off."""
 REST_CLASS = 0xFFF
 TICK_NS = 64
 """The kernel keeps a bucket's depth as time at the rate, in ticks of 64 ns (PSCHED_SHIFT)."""
+_LEAF = 0x7FF8
+"""Handle of the netem behind a token bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pfifo:
-    """A plain queue: shapes nothing, counts every byte."""
+    """A plain queue, or a netem: shapes nothing, counts every byte."""
 
     limit_packets: int = OPEN_QUEUE_PACKETS
+    netem: Netem | None = None
 
-    def lines(self, device: str, handle: int) -> list[str]:
+    def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
-        return [f"qdisc replace dev {device} root handle {handle:x}: pfifo limit {self.limit_packets}"]
+        del change  # replace with the same handle is a change
+        what = self.netem.words() if self.netem else f"pfifo limit {self.limit_packets}"
+        return [f"qdisc replace dev {device} root handle {handle:x}: {what}"]
 
     def expected(self) -> dict[str, Any]:
         """What the kernel should report."""
+        if self.netem:
+            return self.netem.expected() | {"classes": {}}
         return {"kind": "pfifo", "limit_packets": self.limit_packets, "classes": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tbf:
-    """A token bucket with a queue."""
+    """Two token buckets with one queue: see `emulation.shaping.sizes`."""
 
     rate_bps: int
-    burst_bytes: int
-    limit_bytes: int
-    """Of the queue."""
+    sizes: Sizes
+    overhead_bytes: int = 0
+    """What the rate counts of each packet beyond layer 2."""
+    netem: Netem | None = None
 
-    def lines(self, device: str, handle: int) -> list[str]:
+    def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
-        return [
-            f"qdisc replace dev {device} root handle {handle:x}: tbf rate {self.rate_bps}bit "
-            f"burst {self.burst_bytes}b limit {self.limit_bytes}b"
+        del change
+        overhead = f" overhead {self.overhead_bytes}" if self.overhead_bytes else ""
+        lines = [
+            f"qdisc replace dev {device} root handle {handle:x}: tbf rate {self.rate_bps}bit{overhead} "
+            f"burst {self.sizes.burst_bytes}b limit {self.sizes.queue_bytes}b "
+            f"peakrate {self.sizes.peak_bps}bit mtu {self.sizes.peak_bytes}b"
         ]
+        if self.netem:
+            lines.append(f"qdisc replace dev {device} parent {handle:x}:1 handle {_LEAF:x}: {self.netem.words()}")
+        return lines
 
     def expected(self) -> dict[str, Any]:
         """What the kernel should report."""
-        return {
+        expected = {
             "kind": "tbf",
             "rate_bps": self.rate_bps,
-            "burst_bytes": self.burst_bytes,
-            "limit_bytes": self.limit_bytes,
+            "overhead_bytes": self.overhead_bytes,
+            "burst_bytes": self.sizes.burst_bytes,
+            "peak_bps": self.sizes.peak_bps,
+            "peak_burst_bytes": self.sizes.peak_bytes,
+            "limit_bytes": self.sizes.queue_bytes,
             "classes": {},
         }
+        return expected | ({"leaf": self.netem.expected()} if self.netem else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +92,24 @@ class HtbClass:
     destination: str | None
     """An IPv4 address; None: the rest."""
     rate_bps: int
-    burst_bytes: int
+    sizes: Sizes
     limit_packets: int
+    overhead_bytes: int = 0
+    netem: Netem | None = None
 
-    def lines(self, device: str, handle: int) -> list[str]:
+    def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """Class, leaf and filter."""
-        rate, burst, quantum = (
-            f"{self.rate_bps}bit",
-            f"{self.burst_bytes}b",
-            max(1514, min(self.burst_bytes, 60_000)),
-        )
+        quantum = max(1514, min(self.sizes.peak_bytes, 60_000))
+        overhead = f" overhead {self.overhead_bytes}" if self.overhead_bytes else ""
         class_id = f"{handle:x}:{self.minor:x}"
+        leaf = self.netem.words() if self.netem else f"pfifo limit {self.limit_packets}"
         lines = [
-            f"class replace dev {device} parent {handle:x}: classid {class_id} htb rate {rate} ceil {rate} "
-            f"burst {burst} cburst {burst} quantum {quantum}",
-            f"qdisc replace dev {device} parent {class_id} pfifo limit {self.limit_packets}",
+            f"class replace dev {device} parent {handle:x}: classid {class_id} htb rate {self.rate_bps}bit{overhead} "
+            f"ceil {self.sizes.peak_bps}bit burst {self.sizes.burst_bytes}b cburst {self.sizes.peak_bytes}b "
+            f"quantum {quantum}",
+            f"qdisc replace dev {device} parent {class_id} {leaf}",
         ]
-        if self.destination:
+        if self.destination and not change:
             lines.append(
                 f"filter add dev {device} parent {handle:x}: protocol ip prio 1 u32 "
                 f"match ip dst {self.destination}/32 flowid {class_id}"
@@ -100,13 +118,16 @@ class HtbClass:
 
     def expected(self) -> dict[str, Any]:
         """What the kernel should report."""
-        return {
+        expected: dict[str, Any] = {
             "rate_bps": self.rate_bps,
-            "ceil_bps": self.rate_bps,
-            "burst_bytes": self.burst_bytes,
-            "cburst_bytes": self.burst_bytes,
-            "limit_packets": self.limit_packets,
+            "overhead_bytes": self.overhead_bytes,
+            "ceil_bps": self.sizes.peak_bps,
+            "burst_bytes": self.sizes.burst_bytes,
+            "cburst_bytes": self.sizes.peak_bytes,
         }
+        if self.netem:
+            return expected | {"leaf": self.netem.expected()}
+        return expected | {"limit_packets": self.limit_packets}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +136,10 @@ class Htb:
 
     classes: tuple[HtbClass, ...] = field(default=())
 
-    def lines(self, device: str, handle: int) -> list[str]:
+    def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
-        root = f"qdisc replace dev {device} root handle {handle:x}: htb default {REST_CLASS:x}"
-        return [root, *(line for each in self.classes for line in each.lines(device, handle))]
+        root = [] if change else [f"qdisc replace dev {device} root handle {handle:x}: htb default {REST_CLASS:x}"]
+        return [*root, *(line for each in self.classes for line in each.lines(device, handle, change=change))]
 
     def expected(self) -> dict[str, Any]:
         """What the kernel should report."""
@@ -132,35 +153,68 @@ class Htb:
 Shaper = Pfifo | Tbf | Htb
 
 
-def node_shapers(network: Network, node: Node, link: Link) -> tuple[Shaper, Shaper]:
-    """The shapers of one node: on its eth0 (what it sends), on the switch's port (what it receives)."""
-    rate, mtu = link.rate_bps, network.mtu
-    if rate is None:
-        return Pfifo(), Pfifo()
+def node_shapers(network: Network, node: Node, *, netem: bool = False) -> tuple[Shaper, Shaper]:
+    """The shapers of one node: on its eth0 (what it sends), on the switch's port (what it receives).
+
+    `netem`: delays and losses are the shaper's own; otherwise they come after it (the delay line).
+    """
+    segments = segments_of(network, node.index)
     if network.accounting == "pair":
-        return _per_destination(network, node, rate), Pfifo()
-    both = Tbf(rate_bps=rate, burst_bytes=burst_bytes(rate, mtu), limit_bytes=queue_bytes(rate, mtu))
-    return both, both
+        if network.shaped:
+            return _per_destination(network, node, segments, netem=netem), Pfifo()
+        return _bucket(network, network.link, None, segments, 0, netem=netem), Pfifo()
+    link = network.link_of(node)
+    round_trip = max((network.round_trip_us(node, peer) for peer in network.peers(node)), default=0)
+    return (
+        _bucket(network, link, link.rate_bps, segments, round_trip, netem=netem),
+        _bucket(network, link, link.down_bps, segments, round_trip, netem=False),
+    )
 
 
-def _per_destination(network: Network, node: Node, rate_bps: int) -> Htb:
-    burst = max(min(PAIR_BURST_BYTES, burst_bytes(rate_bps, network.mtu)), int(rate_bps * 0.0005 / 8))
-    packets = max(20, min(PAIR_QUEUE_PACKETS, queue_bytes(rate_bps, network.mtu) // (network.mtu + 14)))
-    classes = [
-        HtbClass(
-            minor=peer.index + 1,
-            destination=peer.address,
-            rate_bps=rate_bps,
-            burst_bytes=burst,
-            limit_packets=packets,
+def _overhead(network: Network) -> int:
+    return FRAMING_BYTES[network.framing] - ETHERNET_HEADER_BYTES
+
+
+def _bucket(
+    network: Network, link: Link, rate_bps: int | None, segments: int, round_trip_us: int, *, netem: bool
+) -> Tbf | Pfifo:
+    if rate_bps is None:
+        return Pfifo(netem=Netem.of(link, OPEN_QUEUE_PACKETS) if netem and link.impaired else None)
+    depth = sizes(network, rate_bps, link, segments, round_trip_us)
+    delayed = Netem.of(link, _packets(network, depth.queue_bytes, rate_bps, link)) if netem and link.impaired else None
+    return Tbf(rate_bps=rate_bps, sizes=depth, overhead_bytes=_overhead(network), netem=delayed)
+
+
+def _packets(network: Network, queue_bytes: int, rate_bps: int, link: Link) -> int:
+    """netem's queue, with room for what is on its way (bandwidth-delay product)."""
+    on_their_way = rate_bps * (link.delay_us + 4 * link.jitter_us) / 8e6
+    return max(20, int((queue_bytes + 2 * on_their_way) / (network.mtu + ETHERNET_HEADER_BYTES)))
+
+
+def _per_destination(network: Network, node: Node, segments: int, *, netem: bool) -> Htb:
+    classes = []
+    for peer in network.peers(node):
+        link = network.path(node, peer)
+        rate = link.rate_bps
+        assert rate is not None, "a network of pairs has a rate for each or for none"
+        depth = sizes(network, rate, link, segments, network.round_trip_us(node, peer))
+        delayed = netem and link.impaired
+        classes.append(
+            HtbClass(
+                minor=peer.index + 1,
+                destination=peer.address,
+                rate_bps=rate,
+                sizes=depth,
+                limit_packets=max(50, depth.queue_bytes // (segments * (network.mtu + ETHERNET_HEADER_BYTES))),
+                overhead_bytes=_overhead(network),
+                netem=Netem.of(link, _packets(network, depth.queue_bytes, rate, link)) if delayed else None,
+            )
         )
-        for peer in network.peers(node)
-    ]
     rest = HtbClass(
         minor=REST_CLASS,
         destination=None,
         rate_bps=REST_RATE_BPS,
-        burst_bytes=burst_bytes(REST_RATE_BPS, network.mtu),
+        sizes=sizes(network, REST_RATE_BPS, Link(), 2, 0),
         limit_packets=20,
     )
     return Htb(classes=(*classes, rest))
@@ -173,8 +227,14 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
         have = found.get(key)
         if key == "classes":
             problems += _class_differences(asked, have or {}, where)
+        elif key == "leaf":
+            problems += differences(asked, have or {}, f"{where} leaf")
+        elif key.endswith("_share"):
+            if not isinstance(have, float) or abs(have - asked) > 2e-6:
+                problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
         elif key.endswith("burst_bytes"):
-            rate = expected.get("rate_bps", 0)
+            peak = key in ("peak_burst_bytes", "cburst_bytes")
+            rate = expected.get("ceil_bps", expected.get("peak_bps", 0)) if peak else expected.get("rate_bps", 0)
             # tc rounds the bucket's time to microseconds, the kernel down to its ticks
             slack = max(2, 2 * rate * TICK_NS / 8e9 + rate / 8e6)
             if not isinstance(have, int) or abs(have - asked) > slack:

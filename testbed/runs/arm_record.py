@@ -39,7 +39,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "codec": arm.codec.name if arm.exchange != "local" else None,
         "sync": arm.sync,
         "link": result.link,
-        "rate_bps": comparison.settings.link.rate_bps if shaped else None,
+        "rate_bps": comparison.settings.rate_bps if shaped else None,
         "modelled_goodput_bps": plan.modelled_goodput_bps if plan else None,
         "goodput_measured_bps": links.goodput_bps() if shaped else None,
         "rate_measured_bps": _rate_measured(comparison) if shaped else None,
@@ -131,9 +131,8 @@ def _closed_form(
 def _rate_measured(comparison: Comparison) -> float:
     """The rate that the measured goodput amounts to, as the shaper counts."""
     before = comparison.links.measured["before"]
-    assert comparison.settings.link.rate_bps is not None
     together = [link["ratio"] for link in before["links"] if link["phase"] == "together"]
-    return comparison.settings.link.rate_bps * fmean(together)
+    return comparison.settings.rate_bps * fmean(together)
 
 
 def _payload(result: ArmResult, nodes: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """`testbed emulate --dry-run`: the resolved configuration and every command, without doing anything."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from emulation.nodes.netns import NetnsBackend
 from testbed.runs.settings import Settings
@@ -20,7 +20,7 @@ def dry_run(settings: Settings) -> str:
     lines = [json.dumps(config, indent=2)]
     if settings.backend == "netns":
         lines += ["", "# the network, with the links under test"]
-        lines += NetnsBackend(replace(settings.network, link=settings.link)).commands()
+        lines += NetnsBackend(settings.network).commands()
     for node in settings.network.nodes:
         lines.append(f"on {node.name} ({node.address}): python -m testbed.runs.rank   # RANK={node.index}")
     return "\n".join(lines)

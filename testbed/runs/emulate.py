@@ -5,7 +5,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
 
-from emulation.network import FRAMING
 from emulation.nodes.base import Backend
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
@@ -23,7 +22,8 @@ __all__ = ["emulate", "make_backend"]
 
 def make_backend(settings: Settings) -> Backend:
     """Nodes for the settings' network, not yet built."""
-    return NetnsBackend(settings.network) if settings.backend == "netns" else HostBackend(settings.network)
+    unshaped = settings.network.unshaped()
+    return NetnsBackend(unshaped) if settings.backend == "netns" else HostBackend(unshaped)
 
 
 def emulate(settings: Settings, report: Report) -> dict[str, Any]:
@@ -82,9 +82,11 @@ def comparison_record(comparison: Comparison, arms: list[dict[str, Any]], wall_s
         "nodes": settings.nodes,
         "nodes_of_target": target.nodes if target else None,
         "accounting": settings.accounting,
-        "framing": FRAMING,
-        "bandwidth_bps": settings.link.rate_bps,
-        "delay_seconds": settings.link.delay_us / 1e6,
+        "framing": settings.network.framing,
+        "bandwidth_bps": settings.rate_bps,
+        "delay_seconds": settings.network.longest_round_trip_us / 2e6,
+        "loss": max(link.loss for link in settings.network.links),
+        "network_links": [asdict(link) for link in settings.network.links],
         "preset": settings.preset_name,
         "target": target.name if target else None,
         "pace": target.name if target else "none",

@@ -7,127 +7,282 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any, Literal
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from emulation import verify
-from emulation.network import Link, Network, star
+from emulation.events import Schedule
+from emulation.network import Network, Node
 from emulation.nodes.netns import NetnsBackend
-from emulation.shaping import netem
-from emulation.units import parse_delay, parse_rate
-from testbed.errors import UsageError
+from emulation.player import Player
+from emulation.traffic import Traffic
+from emulation.units import format_size, parse_size
+from testbed.errors import RunFailed, UsageError
+from testbed.runs.terminal import shell_on
 
-__all__ = ["network_for", "run_everywhere", "verify_links"]
+__all__ = ["Errand", "run_everywhere", "verify_links"]
 
 _STOP_SECONDS = 5.0
 
 
-def network_for(bw: str, delay: str, nodes: int, accounting: Literal["pair", "nic"]) -> Network:
-    """The network that texts describe; raises `UsageError`."""
-    if nodes < 2:
-        raise UsageError(f"{nodes} nodes were asked for; a network has at least 2")
-    link = Link(rate_bps=parse_rate(bw), delay_us=parse_delay(delay))
-    netem.refuse(link)
-    return star(nodes, link, accounting)
+# -- verify
 
 
-def verify_links(network: Network, *, as_json: bool) -> int:
+def verify_links(network: Network, tolerance: verify.Tolerance, *, as_json: bool) -> int:
     """Build, measure, print; 1 if a link is not what was asked. Runs inside a world."""
     with NetnsBackend(network) as backend:
-        measured = verify.measure(backend, network)
+        measured = verify.measure(backend, network, streams=(1, *verify.MANY_STREAMS))
         readback = backend.check_readback()
-    problems = verify.check(measured)
+        described = backend.describe()
+    problems = verify.check(measured, tolerance)
     if as_json:
-        print(json.dumps({**measured, "schema_version": 1, "problems": problems, "readback": readback}))
+        record = {**measured, "schema_version": 2, "tolerance": asdict(tolerance), "network": described}
+        print(json.dumps({**record, "problems": problems, "readback": readback}))
     else:
-        _print_measured(measured, problems)
+        _print_measured(network, measured, problems, tolerance)
     return 1 if problems else 0
 
 
-def _print_measured(measured: dict[str, Any], problems: list[str]) -> None:
+def _print_measured(
+    network: Network, measured: dict[str, Any], problems: list[str], tolerance: verify.Tolerance
+) -> None:
     console = Console()
-    table = Table(title="goodput of every link, Mbit/s (layer 2 framing: 95.6 % of the rate is goodput)")
-    for name in ("link", "direction", "phase", "expected", "measured", "ratio"):
+    counts = "layer 2 and above" if network.framing == "layer2" else "all that an Ethernet wire carries"
+    table = Table(title=f"goodput of every link, Mbit/s (rates count {counts})")
+    for name in ("link", "direction", "phase", "expected", "measured", "ratio", "first moments"):
         table.add_column(name, justify="left" if name in ("link", "direction", "phase") else "right")
     for link in measured["links"]:
-        name = f"{link['node']} → {link['peer']}" if link["peer"] else link["node"]
+        rated = link["ratio"] is not None
         table.add_row(
-            name,
+            f"{link['node']} → {link['peer']}" if link["peer"] else link["node"],
             link["direction"],
             link["phase"],
-            f"{link['expected_bps'] / 1e6:.3f}",
-            f"{link['goodput_bps'] / 1e6:.3f}",
-            f"{link['ratio']:.4f}",
+            f"{link['expected_bps'] / 1e6:.3f}" if rated and link["binding"] else "≤ rate",
+            f"{link['arrived_bps'] / 1e6:.3f}",
+            f"{link['ratio']:.4f}" if rated and link["binding"] else "",
+            f"{link['first_ratio']:.3f}" if link["first_ratio"] is not None else "",
         )
     console.print(table)
-    times = sorted(ping["median_us"] for ping in measured["round_trips"] if ping["median_us"] is not None)
-    if times:
+    trips = Table(title="round trips on idle links, ms")
+    for name in ("from", "to", "asked", "median", "p99", "lost"):
+        trips.add_column(name, justify="left" if name in ("from", "to") else "right")
+    for ping in measured["round_trips"]:
+        times = [f"{ping[key] / 1000:.2f}" if ping[key] is not None else "-" for key in ("median_us", "p99_us")]
+        trips.add_row(ping["from"], ping["to"], f"{ping['expected_us'] / 1000:g}", *times, f"{ping['lost']}")
+    console.print(trips)
+    for loss in measured["losses"]:
         console.print(
-            f"round trip, idle: median {times[len(times) // 2] / 1e3:.2f} ms, largest {times[-1] / 1e3:.2f} ms"
+            f"{loss['from']} → {loss['to']}: {loss['loss']:.3%} of {loss['sent']} datagrams lost, "
+            f"asked {loss['asked']:.3%} (chance alone: {loss['lowest']:.3%} to {loss['highest']:.3%})"
         )
     for problem in problems:
-        console.print(f"OUT OF TOLERANCE ({verify.TOLERANCE:.0%}): {problem}", style="bold red", markup=False)
+        console.print(f"OUT OF TOLERANCE: {problem}", style="bold red", markup=False)
     if not problems:
-        console.print(f"all {len(measured['links'])} measurements within {verify.TOLERANCE:.0%} of what was asked")
+        console.print(
+            f"all {len(measured['links'])} measurements within {tolerance.rate:.0%} of what was asked: "
+            f"{verify.proof(network, measured)}"
+        )
 
 
-def run_everywhere(network: Network, program: list[str]) -> int:
-    """`program` on every node, its output prefixed with the node; the worst exit status. Runs inside a world."""
-    with NetnsBackend(network) as backend:
-        proven = verify.verify(backend, network)
-        worst = max(abs(link["ratio"] - 1) for link in proven["links"])
-        print(f"testbed: links proven, goodput within {worst:.2%} of the expected", file=sys.stderr)
-        processes: dict[str, subprocess.Popen[bytes]] = {}
-        try:
-            for node in network.nodes:
-                environment = {**os.environ, "PYTHONUNBUFFERED": "1", **backend.environment(node)}
-                processes[node.name] = backend.popen(
-                    node,
-                    program,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                )
-            _relay(processes)
-            return max(_status(process.wait()) for process in processes.values())
-        except KeyboardInterrupt:
-            _interrupt(processes)
-            raise
+# -- exec
 
 
-def _status(code: int) -> int:
-    """As a shell says it: 128 + n for signal n."""
-    return 128 - code if code < 0 else code
+class Errand:
+    """What `testbed exec` was asked to do."""
+
+    def __init__(
+        self,
+        program: list[str],
+        *,
+        schedule: Schedule | None = None,
+        shell: str | None = None,
+        expect_bytes: str | None = None,
+        record: str | None = None,
+    ) -> None:
+        self.program = program
+        self.schedule = schedule
+        self.shell = shell
+        """A node on which the user gets a shell."""
+        self.expect_bytes = None if expect_bytes is None else parse_size(expect_bytes)
+        """Each node must have sent as many."""
+        self.record = None if record is None else Path(record)
+        if self.record is not None and self.record.exists():
+            raise UsageError(f"{self.record} exists already; name another file for --record")
+
+    def check(self, network: Network) -> None:
+        """Raise `UsageError` where it does not fit the network."""
+        names = [node.name for node in network.nodes]
+        if self.shell is not None and self.shell not in names:
+            raise UsageError(f"there is no node {self.shell!r}; this network's nodes are {', '.join(names)}")
+        if self.schedule is not None:
+            self.schedule.check(network)
 
 
-def _relay(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Copy whole lines to standard output, prefixed, until every program has closed its own."""
-    rest = dict.fromkeys(processes, b"")
-    with selectors.DefaultSelector() as selector:
-        for name, process in processes.items():
-            assert process.stdout is not None
-            selector.register(process.stdout, selectors.EVENT_READ, name)
-        while selector.get_map():
-            for key, _ in selector.select():
+class _Programs:
+    """The user's command on every node, its output prefixed, started anew when a schedule says so."""
+
+    def __init__(self, backend: NetnsBackend, program: list[str]) -> None:
+        self.backend = backend
+        self.program = program
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.statuses: dict[str, int] = {}
+        self.cpu_seconds: dict[str, float] = {}
+        self._selector = selectors.DefaultSelector()
+        self._rest: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def start(self, node: Node) -> None:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self.backend.environment(node)}
+        process = self.backend.popen(
+            node,
+            self.program,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        with self._lock:
+            self.running[node.name] = process
+            self._rest[process.stdout.fileno()] = b""
+            self._selector.register(process.stdout, selectors.EVENT_READ, (node.name, process))
+
+    def restart(self, node: Node) -> None:
+        """A node's program anew; an old one that still runs is ended first."""
+        old = self.running.get(node.name)
+        if old is not None:
+            self.backend.kill(node)
+        self.start(node)
+
+    def relay(self, until: "Player | None" = None) -> None:
+        """Copy whole lines to standard output, prefixed, until every program has ended and none will come."""
+        while self._selector.get_map() or (until is not None and not until.finished and self._may_restart(until)):
+            for key, _ in self._selector.select(0.2):
+                name, process = key.data
                 chunk = os.read(key.fd, 1 << 16)
-                *lines, rest[key.data] = (rest[key.data] + chunk).split(b"\n")
+                *lines, self._rest[key.fd] = (self._rest[key.fd] + chunk).split(b"\n")
                 if not chunk:
-                    selector.unregister(key.fileobj)
-                    lines = [rest[key.data]] if rest[key.data] else []
+                    lines = [self._rest[key.fd]] if self._rest[key.fd] else []
+                    with self._lock:
+                        self._selector.unregister(key.fileobj)
+                    self._reap(name, process)
                 for line in lines:
-                    sys.stdout.buffer.write(f"{key.data}: ".encode() + line + b"\n")
+                    sys.stdout.buffer.write(f"{name}: ".encode() + line + b"\n")
                 sys.stdout.buffer.flush()
+            if until is not None:
+                until.check()
+            self.backend.check_alive()
+
+    @staticmethod
+    def _may_restart(player: "Player") -> bool:
+        return "restart" in player.schedule.kinds()
+
+    def _reap(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Its exit status and processor time, with those of its own children."""
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.stdout is not None
+        process.stdout.close()
+        self.statuses[name] = 128 - code if code < 0 else code  # as a shell says it
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
+
+    def interrupt(self) -> None:
+        """Pass the interrupt on, show what the programs still say, and end those that do not stop."""
+        for process in self.running.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+        impatience = threading.Timer(_STOP_SECONDS, lambda: [process.kill() for process in self.running.values()])
+        impatience.start()
+        self.relay()
+        impatience.cancel()
 
 
-def _interrupt(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Pass the interrupt on, show what the programs still say, and end those that do not stop."""
-    for process in processes.values():
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-    impatience = threading.Timer(_STOP_SECONDS, lambda: [process.kill() for process in processes.values()])
-    impatience.start()
-    _relay({name: process for name, process in processes.items() if process.stdout and not process.stdout.closed})
-    impatience.cancel()
+def run_everywhere(network: Network, errand: Errand) -> int:
+    """The program on every node, or a shell on one; the worst exit status. Runs inside a world."""
+    with NetnsBackend(network) as backend, ExitStack() as stack:
+        proven = verify.verify(backend, network)
+        _say(f"links proven: {verify.proof(network, proven)}")
+        traffic = Traffic(backend)
+        stack.callback(traffic.close)
+        programs, started = _Programs(backend, errand.program), time.monotonic()
+        player = None
+        if errand.schedule is not None:
+            player = stack.enter_context(
+                Player(backend, errand.schedule, programs=programs, on_event=lambda event: _say(_told(event)))
+            )
+        try:
+            for node in network.nodes if errand.program else ():
+                programs.start(node)
+            if player is not None:
+                player.start()
+            if errand.shell is not None:
+                node = next(node for node in network.nodes if node.name == errand.shell)
+                programs.statuses[f"shell on {node.name}"] = shell_on(backend, node)
+            else:
+                programs.relay(player)
+        except KeyboardInterrupt:
+            programs.interrupt()
+            raise
+        seconds = time.monotonic() - started
+        moved = traffic.read().record()
+        backend.check_readback()
+    record = {
+        "schema_version": 1,
+        "command": errand.program,
+        "network": backend.describe(),
+        "wall_seconds": round(seconds, 3),
+        "cpu_seconds": {name: round(value, 3) for name, value in programs.cpu_seconds.items()},
+        "exit_status": programs.statuses,
+        **moved,
+        "events": player.events if player else [],
+    }
+    _print_moved(record, network)
+    if errand.record is not None:
+        errand.record.write_text(json.dumps(record, indent=2) + "\n")
+    _check_expected(errand, record)
+    return max(programs.statuses.values(), default=0)
+
+
+def _say(text: str) -> None:
+    print(f"testbed: {text}", file=sys.stderr, flush=True)
+
+
+def _told(event: dict[str, Any]) -> str:
+    return f"{event['applied_seconds']:.2f} s: {event['what']}"
+
+
+def _check_expected(errand: Errand, record: dict[str, Any]) -> None:
+    """A program that went past its links has sent too few bytes through them."""
+    if errand.expect_bytes is None:
+        return
+    short = {name: count for name, count in record["sent_bytes"].items() if count < errand.expect_bytes}
+    if short:
+        shown = ", ".join(f"{name} {count}" for name, count in short.items())
+        raise RunFailed(
+            f"each node was expected to send at least {format_size(errand.expect_bytes)} over its link, and the links "
+            f"counted less: {shown} bytes. The program moved less than you think, or found another way."
+        )
+
+
+def _print_moved(record: dict[str, Any], network: Network) -> None:
+    console = Console(stderr=True)
+    table = Table(title=f"bytes on the links (layer 2), {record['wall_seconds']:.1f} s")
+    table.add_column("node")
+    names = [node.name for node in network.nodes]
+    pairs = {(pair["from"], pair["to"]): pair["bytes"] for pair in record["pairs"]}
+    columns = ["sent", "received", "CPU s", *(f"to {name}" for name in names if pairs and len(names) <= 8)]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name in names:
+        cpu = record["cpu_seconds"].get(name)
+        cells = [f"{record['sent_bytes'][name]:,}", f"{record['received_bytes'][name]:,}"]
+        cells.append("" if cpu is None else f"{cpu:.2f}")
+        cells += [f"{pairs.get((name, other), 0):,}" if other != name else "" for other in names][: len(columns) - 3]
+        table.add_row(name, *cells)
+    console.print(table)

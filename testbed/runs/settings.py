@@ -5,11 +5,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from emulation.network import Link, Network, star
-from emulation.shaping import netem
-from emulation.units import format_rate, parse_delay, parse_duration, parse_percent, parse_rate
+from emulation.network import Network
+from emulation.schedule import Schedule, load_schedule
+from emulation.units import format_rate, parse_duration, parse_rate
 from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, names_in
 from testbed.errors import UsageError
+from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
 from testbed.targets import Target
 
@@ -23,17 +24,12 @@ _DEFAULT_NODES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user may set, as given: texts are not parsed yet."""
+class Request(Asked):
+    """What a user may set, as given: texts are not parsed yet. Nodes: by default 4, with --accounting nic and a target
+    all of the target's."""
 
-    bw: str
-    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
-    delay: str = "0ms"
-    """One-way delay. Refused: this version shapes rates only."""
-    loss: str = "0%"
-    """Packets lost. Refused, as a delay is."""
-    nodes: int | None = None
-    """Nodes to build (default 4; with --accounting nic and a target, all of the target's)."""
+    schedule: str | None = None
+    """How links change and fail while arms train live: a .toml, .csv, or Mahimahi .up/.down file."""
     preset: str = "quick"
     """What is trained: a name in experiments/presets, or a .toml file."""
     target: str = "paper-800m"
@@ -42,8 +38,6 @@ class Request:
     """'none': no target; the machine's own speed and message sizes."""
     live: str | None = None
     """Train every arm paced for this long (10min) instead of learning, timing and composing."""
-    accounting: Literal["pair", "nic"] = "pair"
-    """Whose the rate is: each pair's of nodes, or a node's whole access link."""
     backend: Literal["netns", "host"] = "netns"
     """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
     seed: int = 0
@@ -55,8 +49,6 @@ class Request:
     """The run's folder in runs/ (default: date, time and rate)."""
     budget: str = "100s"
     """Time for one arm's timed steps; fewer of the target's like layers are timed to keep to it."""
-    share: bool = False
-    """Run although another run uses this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +57,10 @@ class Settings:
 
     folder: Path
     command: str
-    link: Link
     network: Network
-    """With the links unshaped: they are shaped for the arms that need it."""
-    accounting: Literal["pair", "nic"]
+    """With the links under test; unshaped where they are not needed."""
+    schedule: Schedule | None
+    """How they change while arms train live."""
     backend: Literal["netns", "host"]
     preset_name: str
     preset: Preset
@@ -92,6 +84,16 @@ class Settings:
     def nodes(self) -> int:
         return len(self.network.nodes)
 
+    @property
+    def accounting(self) -> Literal["pair", "nic"]:
+        return self.network.accounting
+
+    @property
+    def rate_bps(self) -> int:
+        """Of the slowest path, on which a synchronous step waits."""
+        assert self.network.slowest_bps is not None
+        return self.network.slowest_bps
+
 
 def standard_arms(preset: Preset) -> tuple[Arm, ...]:
     """The five trainers of a comparison; the last four share link, sync interval, seed, data and warm start."""
@@ -108,8 +110,6 @@ def standard_arms(preset: Preset) -> tuple[Arm, ...]:
 
 def resolve(asked: Request, *, command: str) -> Settings:
     """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
-    link = Link(rate_bps=parse_rate(asked.bw), delay_us=parse_delay(asked.delay), loss=parse_percent(asked.loss))
-    netem.refuse(link)
     preset = load_toml(Preset, "presets", asked.preset)
     if asked.steps is not None:
         if asked.steps < 1:
@@ -117,16 +117,28 @@ def resolve(asked: Request, *, command: str) -> Settings:
         preset = replace(preset, steps=asked.steps)
     target_name = _target_name(asked.target, asked.pace, asked.live)
     target = load_toml(Target, "targets", target_name) if target_name else None
-    nodes = _check_nodes(asked.nodes, preset, target, whole=asked.accounting == "nic")
+    fallback = target.nodes if target is not None and asked.accounting == "nic" else _DEFAULT_NODES
+    if asked.bw is None and asked.network is None:
+        raise UsageError("no links were asked for: give a rate, BW=300mbit, or a network, NETWORK=cable")
+    network = network_for(asked, default_nodes=fallback)
+    if not network.shaped:
+        raise UsageError("no rate was given: type BW=300mbit, or NETWORK= and a network whose links have rates")
+    _check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")
     _check_fit(preset, target)
+    if asked.backend == "host" and (network.impaired or not network.uniform):
+        raise UsageError("host nodes are loopback: links there have a modelled rate only; use netns nodes for the rest")
+    schedule = load_schedule(asked.schedule, network) if asked.schedule else None
+    if schedule is not None and asked.live is None and target is not None:
+        raise UsageError("links that change need arms that train live on them: add LIVE=10min (or PACE=none)")
     if not 0 <= asked.seed < 2**32:
         raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0 to {2**32 - 1}")
     return Settings(
-        folder=check_name(asked.name, f"emulate-{format_rate(link.rate_bps or 0)}-{asked.accounting}"),
+        folder=check_name(
+            asked.name, f"emulate-{asked.network_name or format_rate(network.slowest_bps or 0)}-{network.accounting}"
+        ),
         command=command,
-        link=link,
-        network=star(nodes, Link(), asked.accounting),
-        accounting=asked.accounting,
+        network=network,
+        schedule=schedule,
         backend=asked.backend,
         preset_name=asked.preset,
         preset=preset,
@@ -154,10 +166,8 @@ def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
     return pace or target
 
 
-def _check_nodes(nodes: int | None, preset: Preset, target: Target | None, *, whole: bool) -> int:
-    """The number of nodes, by default 4, or all of the target's where its whole access link is what counts."""
-    if nodes is None:
-        nodes = target.nodes if target is not None and whole else _DEFAULT_NODES
+def _check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: bool) -> None:
+    """Whether so many nodes can share the preset's sequences, and stand for the target."""
     most = preset.batch * preset.task_chunks
     if target is not None:
         most = min(most, target.nodes)
@@ -176,7 +186,6 @@ def _check_nodes(nodes: int | None, preset: Preset, target: Target | None, *, wh
             f"with ACCOUNTING=nic a node's access link carries what it sends to all {target.nodes} nodes of "
             f"{target.name}: type NODES={target.nodes}, or PACE=none for the small model's own traffic"
         )
-    return nodes
 
 
 def _choose_arms(arms: tuple[Arm, ...], wanted: str | None) -> tuple[Arm, ...]:

@@ -26,8 +26,11 @@ from emulation.nodes.netns import NetnsBackend
 from emulation.units import *
 from emulation.world import run_in_world
 
-def net(n=2, rate=None, accounting="nic"):
-    return star(n, Link(rate_bps=parse_rate(rate) if rate else None), accounting)
+def net(n=2, rate=None, accounting="nic", **link):
+    return star(n, Link(rate_bps=parse_rate(rate) if rate else None, **link), accounting)
+
+def linked(network, **link):
+    return replace(network, link=Link(**link), node_links=(), pair_links=())
 
 def sh(text, check=True):
     return subprocess.run(text, shell=True, check=check, capture_output=True, text=True).stdout

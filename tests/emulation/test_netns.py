@@ -12,9 +12,9 @@ def test_the_kernel_has_what_was_asked_for_also_after_reshaping(world, accountin
 network = net(4, "300mbit", "{accounting}")
 with NetnsBackend(network) as backend:
     first = backend.check_readback()
-    backend.shape(Link())
+    backend.shape(network.unshaped())
     backend.check_readback()
-    backend.shape(Link(rate_bps=5_000_001))
+    backend.shape(linked(network, rate_bps=5_000_001))
     backend.check_readback()
     return first
 """)
@@ -170,7 +170,7 @@ with NetnsBackend(network) as backend:
     argv = [sys.executable, "-c", code, json.dumps(backend.counter(node))]
     process = backend.popen(node, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     first = int(process.stdout.readline())
-    backend.shape(Link(rate_bps=10_000_000))
+    backend.shape(linked(network, rate_bps=10_000_000))
     process.stdin.write(chr(10))
     process.stdin.flush()
     return [first, int(process.stdout.readline())]
@@ -219,6 +219,7 @@ with NetnsBackend(net(2)) as backend:
     [
         "ip -n n0 link add x0 type veth peer name x1 netns n1",
         "ip -n switch link add extra type veth peer name extra netns n1",
+        "ip -n switch route add 10.77.0.9/32 dev sw0",
         "ip -n n0 link set eth0 up && ip -n n0 route add 10.78.0.0/24 via 10.77.0.2",
     ],
 )

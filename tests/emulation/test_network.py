@@ -1,11 +1,14 @@
 """What a network is, and what its rates imply."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.errors import UsageError
-from emulation.network import Link, Network, burst_bytes, goodput_bps, gso_bytes, queue_bytes, star
+from emulation.network import Link, Network, goodput_bps, star
+from emulation.shaping.sizes import PEAK, segments_of, sizes
 
 
 def test_a_star_numbers_and_addresses_its_nodes():
@@ -17,20 +20,65 @@ def test_a_star_numbers_and_addresses_its_nodes():
 
 def test_goodput_is_1448_of_1514_bytes():
     assert goodput_bps(300e6) == pytest.approx(300e6 * 1448 / 1514)
+    assert goodput_bps(300e6, framing="ethernet") == pytest.approx(300e6 * 0.9415, rel=1e-4)
     assert goodput_bps(300e6, mtu=9000) == pytest.approx(300e6 * 8948 / 9014)
 
 
-@given(st.integers(5_000_000, 10**10))
-def test_a_bucket_holds_milliseconds_and_a_queue_at_most_fifty(rate):
-    assert burst_bytes(rate) * 8 / rate <= 0.0125
-    assert queue_bytes(rate) * 8 / rate <= 0.050
-    assert gso_bytes(rate) * 8 / rate <= 0.005
-    assert burst_bytes(rate) >= gso_bytes(rate) or burst_bytes(rate) >= 128 * 1024
+@given(st.integers(5_000_000, 10**10), st.integers(2, 8), st.sampled_from(["nic", "pair"]))
+def test_what_passes_at_once_is_milliseconds_and_a_queue_is_forty(rate, nodes, accounting):
+    network = star(nodes, Link(rate_bps=rate), accounting)
+    segments = segments_of(network, 0)
+    depth = sizes(network, rate, network.link, segments, 0)
+    assert 2 <= segments <= 44
+    assert segments * 1514 <= depth.peak_bytes <= depth.burst_bytes / 2
+    assert depth.peak_bytes * 8 / rate <= 0.006
+    assert depth.queue_bytes * 8 / rate <= 0.050
+    assert depth.peak_bps == pytest.approx(PEAK * rate, abs=1)
 
 
-def test_a_fast_links_bucket_holds_two_super_packets():
-    assert burst_bytes(300_000_000) == pytest.approx(128 * 1024, rel=0.002)
-    assert burst_bytes(10**10) == 1_250_000
+def test_a_queue_grows_with_the_round_trip_unless_it_is_given():
+    network = star(2, Link(rate_bps=10**8), "nic")
+    assert sizes(network, 10**8, network.link, 2, 100_000).queue_bytes == pytest.approx(10**8 * 0.1 / 8)
+    assert sizes(network, 10**8, Link(rate_bps=10**8, queue_us=5000), 2, 100_000).queue_bytes == 62_500
+    assert sizes(network, 10**8, Link(rate_bps=10**8, queue_bytes=50_000), 2, 100_000).queue_bytes == 50_000
+
+
+def test_packets_with_fates_of_their_own_travel_alone():
+    """A super-packet lost, or counted with Ethernet's extra bytes once, would be many packets in one."""
+    rate = Link(rate_bps=10**9)
+    assert segments_of(star(4, rate, "pair"), 0) > 1
+    assert segments_of(star(4, replace(rate, loss=0.01), "pair"), 0) == 1
+    assert segments_of(replace(star(4, rate, "pair"), framing="ethernet"), 0) == 1
+
+
+def test_coarse_super_packets_need_large_messages():
+    network = star(2, Link(rate_bps=300_000_000), "nic")
+    assert segments_of(network, 0) < segments_of(replace(network, smallest_message_bytes=4_000_000), 0)
+
+
+def test_a_path_is_the_senders_up_and_the_receivers_down():
+    slow, fast = Link(rate_bps=10**6, rate_down_bps=10**7, delay_us=10_000), Link(rate_bps=10**9, delay_us=1000)
+    network = replace(star(3, fast, "nic"), node_links=((1, slow),))
+    zero, one, two = network.nodes
+    assert network.path(one, zero).rate_bps == 10**6
+    assert network.path(zero, one).rate_bps == 10**7
+    assert network.path(zero, two).rate_bps == 10**9
+    assert network.round_trip_us(zero, one) == 11_000
+    assert network.slowest_bps == 10**6
+    assert network.total_bps == 2 * 10**9 + 10**6
+
+
+def test_changes_reach_all_links_or_those_named():
+    network = star(3, Link(rate_bps=10**8), "pair")
+
+    def slower(link):
+        return replace(link, rate_bps=10**6)
+
+    assert network.change(slower).links == (Link(rate_bps=10**6),)
+    only = network.change(slower, nodes=[1])
+    assert {(a.index, b.index) for a, b in only.pairs if only.path(a, b).rate_bps == 10**6} == {(1, 0), (1, 2)}
+    one = network.change(slower, pairs=[(2, 0)])
+    assert {(a.index, b.index) for a, b in one.pairs if one.path(a, b).rate_bps == 10**6} == {(2, 0)}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +91,18 @@ def test_a_fast_links_bucket_holds_two_super_packets():
         lambda: Link(rate_bps=10**12),
         lambda: Link(delay_us=-1),
         lambda: Link(loss=1.0),
+        lambda: Link(delay_us=10, jitter_us=-1),
+        lambda: Link(jitter_us=10),
+        lambda: Link(reorder=0.1),
+        lambda: Link(loss_burst=3.0),
+        lambda: Link(rate_down_bps=10**6),
+        lambda: Link(queue_bytes=1000, queue_us=1000),
+        lambda: replace(star(2, Link(), "nic"), node_links=((2, Link()),)),
+        lambda: replace(star(2, Link(), "nic"), pair_links=((0, 1, Link()),)),
+        lambda: replace(star(2, Link(), "pair"), pair_links=((0, 0, Link()),)),
+        lambda: replace(star(2, Link(), "pair"), pair_links=((0, 1, Link(rate_bps=10**6)),)),
+        lambda: replace(star(2, Link(), "nic"), node_mtus=((0, 9000),)),
+        lambda: replace(star(2, Link(), "nic"), framing="layer3"),
         lambda: Network(nodes=star(2, Link(), "nic").nodes, link=Link(), accounting="nic", mtu=100),
     ],
 )

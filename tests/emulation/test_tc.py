@@ -1,51 +1,78 @@
 """Shapers return commands and say what the kernel should report."""
 
 import copy
+import struct
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emulation.errors import UsageError
+from emulation.netlink import decode_tc
 from emulation.network import Link, star
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from emulation.shaping import tc
+from emulation.shaping.netem import Netem
 
 FAST = Link(rate_bps=300_000_000)
 
 
-def test_nic_accounting_is_a_token_bucket_at_both_ends():
+def test_nic_accounting_is_two_token_buckets_at_both_ends():
     network = star(4, FAST, "nic")
-    egress, ingress = tc.node_shapers(network, network.nodes[0], FAST)
+    egress, ingress = tc.node_shapers(network, network.nodes[0])
     assert egress == ingress
-    assert egress.lines("eth0", 1) == [
-        "qdisc replace dev eth0 root handle 1: tbf rate 300000000bit burst 131072b limit 1500000b"
-    ]
+    (line,) = egress.lines("eth0", 1)
+    assert line.startswith("qdisc replace dev eth0 root handle 1: tbf rate 300000000bit burst 131072b limit 1500000b")
+    assert "peakrate 309000000bit mtu " in line
+
+
+def test_a_node_may_send_slower_than_it_receives():
+    network = star(2, Link(rate_bps=10**7, rate_down_bps=10**8), "nic")
+    egress, ingress = tc.node_shapers(network, network.nodes[0])
+    assert isinstance(egress, tc.Tbf)
+    assert isinstance(ingress, tc.Tbf)
+    assert (egress.rate_bps, ingress.rate_bps) == (10**7, 10**8)
 
 
 def test_pair_accounting_is_a_class_per_destination():
     network = star(3, FAST, "pair")
-    egress, ingress = tc.node_shapers(network, network.nodes[1], FAST)
+    egress, ingress = tc.node_shapers(network, network.nodes[1])
     assert isinstance(egress, tc.Htb)
     assert isinstance(ingress, tc.Pfifo)
     assert [each.destination for each in egress.classes] == ["10.77.0.1", "10.77.0.3", None]
     lines = egress.lines("eth0", 0xA)
     assert "match ip dst 10.77.0.3/32 flowid a:3" in lines[-3]
     assert all(
-        "rate 300000000bit ceil 300000000bit" in line
+        "rate 300000000bit ceil 309000000bit" in line
         for line in lines
         if " flowid" not in line and line.startswith("class replace") and "fff " not in line
     )
 
 
+def test_every_pair_may_have_a_rate_of_its_own():
+    network = replace(star(3, FAST, "pair"), pair_links=((1, 2, Link(rate_bps=10**6)),))
+    egress, _ = tc.node_shapers(network, network.nodes[1])
+    assert isinstance(egress, tc.Htb)
+    assert [each.rate_bps for each in egress.classes[:2]] == [300_000_000, 10**6]
+
+
 def test_an_unshaped_link_still_counts():
     network = star(2, Link(), "pair")
-    assert tc.node_shapers(network, network.nodes[0], Link()) == (tc.Pfifo(), tc.Pfifo())
+    assert tc.node_shapers(network, network.nodes[0]) == (tc.Pfifo(), tc.Pfifo())
+
+
+def test_a_change_in_place_grafts_nothing():
+    network = star(3, FAST, "pair")
+    egress, _ = tc.node_shapers(network, network.nodes[0])
+    assert not any("root" in line or "filter" in line for line in egress.lines("eth0", 1, change=True))
 
 
 @pytest.mark.parametrize("accounting", ["nic", "pair"])
 def test_what_was_asked_for_has_no_differences_and_any_change_has(accounting):
     network = star(3, FAST, accounting)
-    egress, _ = tc.node_shapers(network, network.nodes[0], FAST)
+    egress, _ = tc.node_shapers(network, network.nodes[0])
     found = egress.expected()
     assert tc.differences(egress.expected(), found, "n0") == []
     changed = copy.deepcopy(found)
@@ -64,10 +91,54 @@ def test_every_command_is_known_without_running_any():
     assert any("disable_ipv6=1" in line for line in commands)
 
 
-def test_a_delay_or_a_loss_is_refused_rather_than_left_out():
-    for link in (Link(rate_bps=10**7, delay_us=20_000), Link(rate_bps=10**7, loss=0.01)):
-        with pytest.raises(UsageError, match="shapes rates only"):
-            NetnsBackend(star(2, link, "nic"))
+NETEM = Link(rate_bps=10**8, delay_us=20_000, jitter_us=1000, distribution="pareto", loss=0.01, reorder=0.02)
+
+
+def test_netem_stands_behind_the_bucket_or_in_each_class():
+    nic, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "nic")), netem=True)
+    line = nic.lines("eth0", 1)[1]
+    assert line.startswith("qdisc replace dev eth0 parent 1:1 handle 7ff8: netem limit ")
+    assert "delay 20000us 1000us distribution pareto loss random 1.000000% reorder 2.000000%" in line
+    pair, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "pair")), netem=True)
+    assert "qdisc replace dev eth0 parent 1:2 netem limit" in pair.lines("eth0", 1)[2]
+
+
+def test_netems_limit_holds_the_bandwidth_delay_product():
+    egress, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "nic")), netem=True)
+    assert isinstance(egress, tc.Tbf)
+    assert egress.netem is not None
+    assert egress.netem.limit_packets * 1514 * 8 >= 10**8 * 0.040
+
+
+@given(st.floats(0.001, 0.3), st.floats(1.0, 50.0))
+def test_gilbert_and_elliott_lose_the_share_and_the_runs_that_were_asked(loss, burst):
+    enter, leave = Netem(limit_packets=1, loss=loss, loss_burst=burst).gilbert_elliott()
+    if enter < 1:
+        assert enter / (enter + leave) == pytest.approx(loss)
+    assert 1 / leave == pytest.approx(burst)
+
+
+def test_netems_readback_is_compared_field_by_field():
+    expected = Netem.of(NETEM, 5000).expected()
+    assert tc.differences(expected, dict(expected), "n0") == []
+    for key, wrong in (("delay_us", 19_000), ("limit_packets", 1000), ("loss_share", 0.02), ("jitter_us", 0)):
+        assert key in tc.differences(expected, expected | {key: wrong}, "n0")[0]
+
+
+def test_netems_message_is_decoded():
+    """As a kernel of Debian 12 (6.1) reports `netem limit 4321 delay 20ms 1ms loss 1% reorder 2%`."""
+    certain = 2**32 - 1
+    options = struct.pack("=IIIIII", 20_000_000 // 64, 4321, int(0.01 * certain), 1, 0, 1_000_000 // 64)
+    options += struct.pack("=HHII", 12, 3, int(0.02 * certain), 0)  # TCA_NETEM_REORDER
+    options += struct.pack("=HHq", 12, 10, 20_000_000) + struct.pack("=HHq", 12, 11, 1_000_000)
+    message = struct.pack("=B3xiIII", 0, 2, 0x10000, 0xFFFFFFFF, 2)
+    message += struct.pack("=HH", 10, 1) + b"netem\0\0\0"
+    message += struct.pack("=HH", 4 + len(options), 2) + options
+    decoded = decode_tc(message)
+    assert decoded["kind"] == "netem"
+    assert (decoded["limit_packets"], decoded["delay_us"], decoded["jitter_us"]) == (4321, 20_000, 1000)
+    assert decoded["loss_share"] == pytest.approx(0.01, abs=1e-6)
+    assert decoded["reorder_share"] == pytest.approx(0.02, abs=1e-6)
 
 
 def test_host_nodes_refuse_a_rate():

@@ -27,7 +27,7 @@ WRONG = """
 network = net(2, "100mbit", "{accounting}")
 with NetnsBackend(network) as backend:
     {change}
-    measured = verify.measure(backend, network, seconds=0.3)
+    measured = verify.measure(backend, network, 0.3)
     return verify.check(measured)
 """
 
@@ -35,14 +35,14 @@ with NetnsBackend(network) as backend:
 @pytest.mark.parametrize(
     ("accounting", "change", "says"),
     [
-        ("nic", "backend.shape(Link())", "n1 down, alone"),
-        ("pair", "backend.shape(Link(rate_bps=110_000_000))", "+10"),
+        ("nic", "backend.shape(network.unshaped())", "n1 down, alone"),
+        ("pair", "backend.shape(linked(network, rate_bps=120_000_000))", "(+2"),
         (
             "nic",
             'sh("tc -n switch qdisc replace dev sw1 root tbf rate 90mbit burst 40000b limit 400000b")',
             "n1 down, alone",
         ),
-        ("pair", 'sh("tc -n n0 filter del dev eth0 parent 1:")', "-99"),
+        ("pair", 'sh("tc -n n0 filter del dev eth0 parent 1:")', "n0 -> n1, alone"),
     ],
 )
 def test_a_wrong_link_is_found(world, accounting, change, says):
@@ -54,7 +54,7 @@ def test_verify_refuses_a_wrong_link_in_one_sentence(world):
     said = world("""
 network = net(2, "100mbit")
 with NetnsBackend(network) as backend:
-    backend.shape(Link(rate_bps=50_000_000))
+    backend.shape(linked(network, rate_bps=50_000_000))
     try:
         verify.verify(backend, network)
     except LinkError as error:

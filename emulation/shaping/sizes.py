@@ -1,0 +1,85 @@
+"""How deep buckets and queues are, and how large a super-packet may be, for a rate and a round trip.
+
+A token bucket passes at once what it holds: after a pause a deep one hides a whole message, while a shallow one
+loses what it could not hold whenever the kernel's timer wakes late. Two buckets solve it: the first, of the asked
+rate, is deep, so that nothing is lost; the second, of a rate 5 % higher, holds a few packets, so that even the first
+bytes after a pause leave at the asked rate within 5 %. Where every message of a run is large, the second may hold 5 %
+of the smallest and then limits nothing: an undisturbed deep bucket makes up best for a busy machine.
+
+TCP hands super-packets to a shaper, which passes them whole. Fine ones cost processor time, coarse ones are bursts:
+they are as fine as a budget of packets per second for all links together allows, but not finer than 2 % of the
+smallest message of interest needs.
+"""
+
+from dataclasses import dataclass
+
+from emulation.network import FRAMING_BYTES, Link, Network
+
+__all__ = ["PEAK", "Sizes", "segments_of", "sizes"]
+
+PEAK = 1.05
+"""The second bucket's rate over the first's."""
+SUPER_PACKETS_PER_SECOND = 20_000
+"""What two cores pass, all links together, and still train beside it."""
+IMPAIRED_PER_SECOND = 10_000
+"""The same where each also passes the delay line."""
+MOST_SEGMENTS = 44
+"""64 KiB at MTU 1500, the most that the kernel makes by default."""
+TIMER_SECONDS = 300e-6
+"""How late the kernel's timers wake a shaper, generously."""
+GRAIN_SECONDS = 0.002
+"""A super-packet is never longer than this at its rate, two packets apart."""
+MESSAGE_SHARE = 0.02
+BURST_SHARE = 0.05
+DEEPEST_QUEUE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of one shaper, in bytes as the rate counts them."""
+
+    burst_bytes: int
+    """The deep bucket: 3.5 ms at the rate to 128 KiB, then 1 ms; what was lost to late timers is made up from it."""
+    peak_bps: int
+    """What passes per second at most, while it is."""
+    peak_bytes: int
+    """What passes at once: a super-packet, and what the peak rate sends while a timer is late."""
+    queue_bytes: int
+    """40 ms or a round trip at the rate, whichever is longer, at least 20 frames."""
+
+
+def segments_of(network: Network, node: int) -> int:
+    """How many packets TCP may put into a super-packet on this node: gso_max_segs."""
+    source = network.nodes[node]
+    paths = [network.path(source, peer) for peer in network.peers(source)]
+    rates = [path.rate_bps for path in paths if path.rate_bps is not None]
+    if network.framing == "ethernet" or any(path.packetwise for path in paths):
+        return 1  # what a rate counts beside layer 2 is counted once per super-packet; so is a loss
+    if not rates:
+        return MOST_SEGMENTS
+    frame_bits = (network.mtu + FRAMING_BYTES[network.framing]) * 8
+    budget = IMPAIRED_PER_SECOND if network.impaired else SUPER_PACKETS_PER_SECOND
+    affordable = -(-network.total_bps // (budget * frame_bits))
+    wanted = int(network.smallest_message_bytes * 8 * MESSAGE_SHARE / frame_bits)
+    longest = int(min(rates) * GRAIN_SECONDS / frame_bits)
+    return max(2, min(MOST_SEGMENTS, max(affordable, wanted), longest))
+
+
+def sizes(network: Network, rate_bps: int, link: Link, segments: int, round_trip_us: int) -> Sizes:
+    """Buckets and queue of a shaper of `rate_bps`, before which super-packets of `segments` packets wait."""
+    frame = network.mtu + FRAMING_BYTES[network.framing]
+    peak_bps = int(rate_bps * PEAK)
+    peak = segments * frame + int(peak_bps * TIMER_SECONDS / 8)
+    deep = max(5 * frame, min(128 * 1024, int(rate_bps * 0.0035 / 8)), int(rate_bps * 0.001 / 8), 2 * peak)
+    peak = max(peak, min(deep, int(network.smallest_message_bytes * BURST_SHARE)))
+    if link.queue_bytes is not None:
+        queue = link.queue_bytes
+    else:
+        seconds = max(0.040, round_trip_us / 1e6) if link.queue_us is None else link.queue_us / 1e6
+        queue = max(20 * frame, int(rate_bps * seconds / 8))
+    return Sizes(
+        burst_bytes=deep,
+        peak_bps=peak_bps,
+        peak_bytes=peak,
+        queue_bytes=max(segments * frame, min(queue, DEEPEST_QUEUE_BYTES)),
+    )

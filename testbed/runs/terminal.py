@@ -1,0 +1,59 @@
+"""An interactive shell on a node, with a terminal of its own: job control, editing and Ctrl-C work in it."""
+
+import fcntl
+import os
+import select
+import sys
+import termios
+import tty
+
+from emulation.network import Node
+from emulation.nodes.base import Backend
+
+__all__ = ["shell_on"]
+
+
+def shell_on(backend: Backend, node: Node) -> int:
+    """Run the user's shell on `node` until it ends; its exit status. Without a terminal it reads commands as given."""
+    shell = os.environ.get("SHELL", "/bin/sh")
+    environment = {**os.environ, **backend.environment(node), "PS1": f"{node.name}$ "}
+    if not sys.stdin.isatty():
+        return backend.popen(node, [shell], env=environment).wait()
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = backend.popen(
+        node,
+        [shell],
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        _copy(ours)
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        os.close(ours)
+    return process.wait()
+
+
+def _copy(terminal: int) -> None:
+    """What the user types goes to the shell, what it says to the user, until it has ended."""
+    while True:
+        for ready in select.select([0, terminal], [], [])[0]:
+            try:
+                data = os.read(ready, 4096)
+            except OSError:  # the shell's end has closed
+                return
+            if not data:
+                return
+            os.write(terminal if ready == 0 else 1, data)

@@ -1,0 +1,206 @@
+"""Delay, jitter, loss and reordering, by whichever this machine has: netem or the delay line. One suite for both."""
+
+import pytest
+
+pytestmark = pytest.mark.world
+
+MEASURE = """
+network = net({n}, "{rate}", "{accounting}", {link})
+with NetnsBackend(network) as backend:
+    measured = verify.verify(backend, network)
+    return measured | {{"by": backend.describe()["delays"]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "accounting", "link"),
+    [
+        (2, "100mbit", "nic", "delay_us=20_000"),
+        (3, "50mbit", "pair", "delay_us=5_000"),
+        (2, "20mbit", "nic", "delay_us=10_000, jitter_us=1_000, distribution='uniform'"),
+        (2, "20mbit", "pair", "delay_us=10_000, loss=0.02"),
+        (2, "20mbit", "nic", "delay_us=10_000, loss=0.05, loss_burst=4"),
+        (2, "20mbit", "pair", "loss=0.01"),
+    ],
+)
+def test_links_delay_and_lose_what_was_asked_for(world, n, rate, accounting, link):
+    measured = world(MEASURE.format(n=n, rate=rate, accounting=accounting, link=link), timeout=120)
+    assert measured["ok"]
+    assert measured["by"] in ("netem", "delay line")
+    assert len(measured["losses"]) == (n * (n - 1) if "loss" in link else 0)
+
+
+PACKETS = """
+import statistics
+network = net(2, None, "nic", {link})
+with NetnsBackend(network) as backend:
+    from emulation.probes import Probers
+    a, b = network.nodes
+    with Probers(backend) as probers:
+        probers.tell(a, do="ping", to=b.address, count=600, interval=0.002, patience=1.0)
+        return probers.read(a)["microseconds"]
+"""
+
+
+def sorted_times(world, link):
+    times = world(PACKETS.format(link=link))
+    assert None not in times
+    return sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "spread"), [("normal", 1.414), ("uniform", 0.816), ("pareto", 1.22)]
+)  # of two one-way delays, in units of the jitter
+def test_jitter_has_the_spread_of_its_distribution(world, distribution, spread):
+    times = sorted_times(world, f"delay_us=20_000, jitter_us=3_000, distribution='{distribution}'")
+    mean = sum(times) / len(times)
+    deviation = (sum((each - mean) ** 2 for each in times) / len(times)) ** 0.5
+    assert mean == pytest.approx(40_000, abs=1500)
+    assert 0.75 * spread < deviation / 3000 < 1.5 * spread
+
+
+def test_reordered_packets_come_first(world):
+    """A tenth of them skip one delay, in each direction."""
+    times = sorted_times(world, "delay_us=20_000, reorder=0.1")
+    early = sum(each < 30_000 for each in times) / len(times)
+    assert 0.12 < early < 0.27  # 1 - 0.9 ** 2 = 0.19
+
+
+def test_paths_differ_where_links_do(world):
+    trips = world(
+        """
+links = ((0, 1, Link(delay_us=30_000)), (2, 0, Link(delay_us=4_000)))
+network = replace(net(3, None, "pair"), pair_links=links)
+with NetnsBackend(network) as backend:
+    return verify.verify(backend, network)["round_trips"]
+""",
+        timeout=120,
+    )
+    by_pair = {(each["from"], each["to"]): each["median_us"] for each in trips}
+    assert by_pair["n0", "n1"] == pytest.approx(30_000, abs=1000)
+    assert by_pair["n0", "n2"] == pytest.approx(4_000, abs=1000)
+    assert by_pair["n1", "n2"] < 1000
+
+
+def test_a_delay_changes_in_place_and_goes_again(world):
+    trips = world("""
+network = net(2, "50mbit", "nic", delay_us=20_000)
+with NetnsBackend(network) as backend:
+    from emulation.probes import Probers
+    def trip():
+        with Probers(backend) as probers:
+            return probers.pings([network.nodes], 20)[0]["median_us"]
+    found = [trip()]
+    for delay in (5_000, 40_000, 0):
+        backend.change(linked(network, rate_bps=50_000_000, delay_us=delay))
+        backend.check_readback()
+        found.append(trip())
+    backend.shape(network.unshaped())
+    backend.check_readback()
+    return [*found, trip()]
+""")
+    assert trips[:3] == pytest.approx([40_000, 10_000, 80_000], abs=1500)
+    assert max(trips[3:]) < 2000
+
+
+def test_ipv6_has_no_way_past_the_links(world):
+    """The switch forwards none of it, though a program on a node may turn it on."""
+    said = world("""
+with NetnsBackend(net(2, "50mbit", "nic", delay_us=20_000)) as backend:
+    for index, node in enumerate(("n0", "n1")):
+        sh(f"ip netns exec {node} sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0")
+        sh(f"ip -n {node} -6 addr add fd77::{index + 1}/64 dev eth0 nodad")
+    code = "import socket\\ns = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)\\ns.settimeout(1)\\n"
+    code += "try: s.connect(('fd77::2', 9)); print('reached')\\nexcept OSError as e: print(type(e).__name__)"
+    process = backend.popen(backend.network.nodes[0], [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return process.communicate()[0]
+""")
+    assert "reached" not in said
+    assert "ConnectionRefused" not in said
+
+
+DELAY_LINE = """
+network = net(2, "50mbit", "nic", delay_us=10_000)
+with NetnsBackend(network, delays="delay line") as backend:
+    {act}
+    try:
+        {then}
+    except LinkError as error:
+        return str(error)
+    return "nothing was found"
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "then", "says"),
+    [
+        ("os.kill(backend.delay_line.pid, signal.SIGKILL); time.sleep(0.2)", "backend.check_alive()", "relay ended"),
+        (
+            "os.kill(backend.delay_line.pid, signal.SIGKILL); time.sleep(0.2)",
+            "verify.verify(backend, network)",
+            "relay ended",
+        ),
+        ("os.kill(backend.delay_line.pid, signal.SIGSTOP); time.sleep(3.5)", "backend.check_alive()", "silent"),
+        ('sh("ip netns exec switch iptables -t mangle -F")', "backend.check_readback()", "rules should be"),
+        (
+            'sh("ip netns exec switch iptables -t mangle -I FORWARD -j ACCEPT")',
+            "backend.check_readback()",
+            "rules should be",
+        ),
+    ],
+)
+def test_a_broken_delay_line_is_found(world, act, then, says):
+    assert says in world(DELAY_LINE.format(act=act, then=then))
+
+
+def test_a_dead_relay_lets_nothing_pass(world):
+    """Not delayed must not become not shaped: there is no bypass."""
+    lost = world("""
+from emulation.probes import Probers
+network = net(2, "50mbit", "nic", delay_us=10_000)
+with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
+    before = probers.pings([network.nodes], 20)[0]["lost"]
+    os.kill(backend.delay_line.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    return [before, probers.pings([network.nodes], 20)[0]["lost"]]
+""")
+    assert lost == [0, 20]
+
+
+def test_a_wrong_delay_is_found(world):
+    problems = world("""
+network = net(2, "50mbit", "nic", delay_us=10_000)
+with NetnsBackend(linked(network, rate_bps=50_000_000, delay_us=12_000)) as backend:
+    return verify.check(verify.measure(backend, network, 0.3))
+""")
+    assert any("round trip of 24." in each for each in problems), problems
+
+
+def test_a_wrong_loss_is_found(world):
+    problems = world("""
+network = net(2, "50mbit", "nic", loss=0.05)
+with NetnsBackend(linked(network, rate_bps=50_000_000, loss=0.01)) as backend:
+    from emulation.probes import Probers
+    with Probers(backend) as probers:
+        round_trips, losses = verify._datagrams(probers, network)
+    return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
+""")
+    assert any("datagrams got lost, asked for 5.000%" in each for each in problems), problems
+
+
+def test_few_rules_tell_the_paths_apart():
+    from dataclasses import replace
+
+    from emulation.network import Link, star
+    from emulation.shaping.delays import delay_rules, rule_lines
+
+    slow = Link(delay_us=10_000)
+    assert rule_lines(delay_rules(star(8, slow, "nic")), 8) == ["-A FORWARD -j NFQUEUE --queue-num 0"]
+    one = replace(star(4, Link(), "nic"), node_links=((2, slow),))
+    assert rule_lines(delay_rules(one), 4) == ["-A FORWARD -i sw2 -j NFQUEUE --queue-num 1"]
+    pair = replace(star(3, Link(), "pair"), pair_links=((0, 1, slow),))
+    assert rule_lines(delay_rules(pair), 3) == [
+        "-N from0",
+        "-A FORWARD -i sw0 -j from0",
+        "-A from0 -o sw1 -j NFQUEUE --queue-num 0",
+    ]
