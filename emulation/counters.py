@@ -33,6 +33,10 @@ class WireBytes:
     """... of those, at the node's own interface."""
     backlog_bytes: int | None
     """Waiting in the queues now, both directions."""
+    interface_tx_packets: int | None
+    """The node's interface's own count, a super-packet as one: the second source."""
+    interface_tx_bytes: int | None
+    """Likewise, with one header for each."""
 
 
 class WireCounter:
@@ -56,6 +60,7 @@ class WireCounter:
         if not self._ends:
             return WireBytes(**dict.fromkeys((field.name for field in fields(WireBytes)), None))
         tx, rx = (sock.root_qdisc(ifindex) for sock, ifindex in self._ends)
+        packets, sent = self._ends[0][0].interface_sent(self._ends[0][1])
         return WireBytes(
             tx_bytes=tx["bytes"],
             rx_bytes=rx["bytes"],
@@ -64,6 +69,8 @@ class WireCounter:
             drops=tx["drops"] + rx["drops"],
             tx_drops=tx["drops"],
             backlog_bytes=tx["backlog_bytes"] + rx["backlog_bytes"],
+            interface_tx_packets=packets,
+            interface_tx_bytes=sent,
         )
 
     def close(self) -> None:

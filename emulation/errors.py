@@ -23,3 +23,10 @@ class LinkError(EmulationError):
 
 class CapabilityError(EmulationError):
     """The machine refuses something that is needed: what, and what to change."""
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        """What the machine said, where that is known apart."""
+        self.remedy = remedy
+        """What to change, where that is known apart."""

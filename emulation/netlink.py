@@ -17,6 +17,7 @@ from emulation.shaping.tc import TICK_NS
 __all__ = ["TcSocket", "decode_tc"]
 
 RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS = 36, 38, 40, 42
+RTM_GETLINK = 18
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x8, 0x300
 _ROOT = 0xFFFFFFFF
@@ -25,6 +26,9 @@ _TIMEOUT_SECONDS = 5.0
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _TCMSG = struct.Struct("=B3xiIII")  # tcmsg: family, ifindex, handle, parent, info
+_IFINFOMSG = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_IFLA_STATS64 = 23
+_LINK_STATS = struct.Struct("=QQQQ")  # rtnl_link_stats64 begins: received, sent packets, received, sent bytes
 _ATTRIBUTE = struct.Struct("=HH")
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _RATESPEC = "BBHhHI"  # tc_ratespec; its last field is bytes/s
@@ -171,6 +175,14 @@ class TcSocket:
         self._send(RTM_GETQDISC, _NLM_F_ECHO, ifindex, _ROOT)  # without "echo" the answer goes to listeners only
         return next(self._answers(dump=False))
 
+    def interface_sent(self, ifindex: int) -> tuple[int, int]:
+        """(packets, bytes) that an interface has sent; a super-packet counts as one, with one header."""
+        self._request(RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+        message = next(self._messages(dump=False))
+        nested = _nested(message, _IFINFOMSG.size, len(message))
+        _, packets, _, sent = _LINK_STATS.unpack_from(nested[_IFLA_STATS64])
+        return packets, sent
+
     def qdiscs(self) -> list[dict[str, Any]]:
         """Every qdisc of the namespace."""
         self._send(RTM_GETQDISC, _NLM_F_DUMP, 0, 0)
@@ -185,12 +197,18 @@ class TcSocket:
         self._socket.close()
 
     def _send(self, kind: int, flags: int, ifindex: int, parent: int) -> None:
+        self._request(kind, flags, _TCMSG.pack(0, ifindex, 0, parent, 0))
+
+    def _request(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
-        body = _TCMSG.pack(0, ifindex, 0, parent, 0)
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
 
     def _answers(self, *, dump: bool) -> Iterator[dict[str, Any]]:
+        return map(decode_tc, self._messages(dump=dump))
+
+    def _messages(self, *, dump: bool) -> Iterator[bytes]:
+        """What the kernel answers, without its headers."""
         while True:
             try:
                 data = self._socket.recv(1 << 16)
@@ -208,6 +226,6 @@ class TcSocket:
                 if kind == _NLMSG_ERROR:
                     (number,) = struct.unpack_from("=i", body)
                     raise EmulationError(f"reading the shapers failed: {os.strerror(-number)}")
-                yield decode_tc(body)
+                yield body
                 if not dump:
                     return

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from emulation.errors import EmulationError
+from emulation.mark import mark
 from emulation.network import Node
 from emulation.nodes.base import Backend
 
@@ -41,7 +42,7 @@ class Probers:
             root = str(Path(__file__).resolve().parent.parent)
             for node in self.nodes:
                 argv = [sys.executable, "-P", "-S", "-m", "emulation.prober", node.address]
-                environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
+                environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", **mark()}
                 process = self.backend.popen(node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._processes.append(process)
             for node in self.nodes:

@@ -19,17 +19,10 @@ from typing import NoReturn
 
 from emulation import syscalls
 from emulation.errors import CapabilityError, UsageError
+from emulation.mark import mark
+from emulation.refusal import remedy_for
 
-__all__ = ["REMEDY", "run_in_world"]
-
-REMEDY = (
-    "run as root, or allow unprivileged user namespaces: "
-    "'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' (Ubuntu 24.04), "
-    "'sudo sysctl -w kernel.unprivileged_userns_clone=1' (Debian), "
-    "'sudo sysctl -w user.max_user_namespaces=10000'; in a container: docker run --privileged, or "
-    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-    "--security-opt systempaths=unconfined"
-)
+__all__ = ["run_in_world"]
 
 _FORWARDED = {signal.SIGINT, signal.SIGTERM}
 _SAME_SIGNAL_SECONDS = 1.0
@@ -57,11 +50,12 @@ def run_in_world(main: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     refusal_read, refusal_write = os.pipe()
-    caller = os.getpid()
+    caller, driver = os.getpid(), mark()
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child == 0:
         os.close(refusal_read)
+        os.environ.update(driver)
         _live(lambda: _enter(caller, refusal_write, main))
     os.close(refusal_write)
     forward = _Forwarder(child)
@@ -73,7 +67,12 @@ def run_in_world(main: Callable[[], int]) -> int:
     finally:
         forward.remove()
     if refusal:
-        raise CapabilityError(f"this machine refuses a private world ({refusal}). What to change: {REMEDY}.")
+        remedy = remedy_for(refusal)
+        raise CapabilityError(
+            f"this machine refuses a private world ({refusal}). What to change: {remedy}.",
+            reason=refusal,
+            remedy=remedy,
+        )
     if forward.killed:
         return 130
     return status if status >= 0 else 128 - status

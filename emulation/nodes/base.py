@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from emulation.mark import mark
 from emulation.network import Network, Node
 
 __all__ = ["MASTER_PORT", "Backend"]
@@ -118,7 +119,7 @@ class Backend(ABC):
         """What a distributed program on `node` reads to find its peers, as torchrun would set it.
 
         NCCL would join processes of one host by shared memory or between GPUs, past the links: it is told that each
-        node is a host of its own.
+        node is a host of its own. The mark tells `testbed clean` whose it is.
         """
         return {
             "RANK": str(node.index),
@@ -135,4 +136,5 @@ class Backend(ABC):
             "NCCL_IB_DISABLE": "1",
             "NODE_ADDRS": ",".join(each.address for each in self.network.nodes),
             "OMP_NUM_THREADS": "1",
+            **mark(),
         }

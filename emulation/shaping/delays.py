@@ -19,6 +19,7 @@ from typing import Any
 
 from emulation.commands import Batch, tool_path
 from emulation.errors import CapabilityError, EmulationError, LinkError
+from emulation.mark import mark
 from emulation.network import Link, Network
 from emulation.shaping.delay_line import COUNTERS, SLOT
 from emulation.shaping.netem import Netem
@@ -139,7 +140,7 @@ class DelayLine:
         with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="delay_line.", delete=False) as file:
             file.write(bytes(SLOT.size))
             self.statistics_path = file.name
-        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", "")}
+        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
         argv = [sys.executable, "-P", "-S", "-m", "emulation.shaping.delay_line"]
         self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         told = {"netns": self.netns, "statistics": self.statistics_path, "seed": self.seed}

@@ -39,7 +39,8 @@ class Sizes:
     """Of one shaper, in bytes as the rate counts them."""
 
     burst_bytes: int
-    """The deep bucket: 3.5 ms at the rate to 128 KiB, then 1 ms; what was lost to late timers is made up from it."""
+    """The deep bucket: 10 ms at the rate to 64 KiB, 3.5 ms to 128 KiB, then 1 ms; what was lost to late timers is made
+    up from it."""
     peak_bps: int
     """What passes per second at most, while it is."""
     peak_bytes: int
@@ -70,7 +71,13 @@ def sizes(network: Network, rate_bps: int, link: Link, segments: int, round_trip
     frame = network.mtu + FRAMING_BYTES[network.framing]
     peak_bps = int(rate_bps * PEAK)
     peak = segments * frame + int(peak_bps * TIMER_SECONDS / 8)
-    deep = max(5 * frame, min(128 * 1024, int(rate_bps * 0.0035 / 8)), int(rate_bps * 0.001 / 8), 2 * peak)
+    deep = max(
+        5 * frame,
+        min(64 * 1024, int(rate_bps * 0.010 / 8)),
+        min(128 * 1024, int(rate_bps * 0.0035 / 8)),
+        int(rate_bps * 0.001 / 8),
+        2 * peak,
+    )
     peak = max(peak, min(deep, int(network.smallest_message_bytes * BURST_SHARE)))
     if link.queue_bytes is not None:
         queue = link.queue_bytes

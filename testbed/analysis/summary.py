@@ -16,6 +16,7 @@ from testbed.analysis.words import sentences
 __all__ = ["print_summary", "summary_tables"]
 
 _COSTS = ("asked", "found", "step ± 95 %", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
+_LEDGER = ("payload", "resent", "predicted", "shaper", "interface", "largest gap", "drops", "suspect")
 _QUALITY = ("val loss", "against exact", "remote recall", "recovered", "valid")
 
 
@@ -27,7 +28,24 @@ def summary_tables(comparison: Comparison) -> list[Table]:
         name = Text(shown(arm["arm"], 13), style="" if arm.get("valid") else "red")
         costs.add_row(name, *(Text(cell) for cell in _costs(arm)))
         quality.add_row(name, *(Text(cell) for cell in _quality(arm)))
-    return [costs, quality]
+    ledger = _table("ledger: MB of all nodes and timed steps, from what was handed over to what left", _LEDGER)
+    for arm in comparison.arms:
+        if arm.get("ledger") and arm.get("link") == "shaped":
+            ledger.add_row(Text(shown(arm["arm"], 13)), *(Text(cell) for cell in _ledger(arm)))
+    return [costs, quality, *([ledger] if ledger.row_count else [])]
+
+
+def _ledger(arm: dict[str, Any]) -> list[str]:
+    """A row of the ledger, in megabytes."""
+    ledger = arm["ledger"]
+    keys = ("payload_bytes", "socket_resent_bytes", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes")
+    suspect = arm.get("suspect_steps") or 0
+    return [
+        *(_mega(ledger[key]) for key in keys),
+        f"{ledger['largest_difference']:.3%}",
+        f"{ledger['queue_drops']}",
+        f"{suspect}" if suspect else "-",
+    ]
 
 
 def _legend(facts: dict[str, Any]) -> str:

@@ -1,15 +1,17 @@
 """From payload to wire: does every byte that was handed to a socket show in the shaper's counters, and no other?
 
-Three counts are held against each other, per step and node:
+Four counts are held against each other, per step and node:
 
     payload   what the exchange was asked to send, by channel, in closed form
     sockets   tcp_info of every connection: bytes acknowledged, bytes sent, segments (linux/tcp.h)
     wire      the root qdisc of the node's interface: bytes of whole packets, segment by segment
+    interface the interface's own counter, in which a super-packet of k segments has one header and counts as one
+              packet: 66 bytes are added for each of the k - 1 others
 
 The peers must have acknowledged exactly the payload; the wire must carry what the sockets sent plus 66 bytes of
 headers for each of their segments, acknowledgements among them, within 1 % or 4 KB. Packets that found the node's
 own queue full count as sent though they never reached the wire: then the wire lies between that and the payload
-with its headers alone.
+with its headers alone. The interface, corrected, must agree with the wire as closely.
 """
 
 import socket
@@ -18,7 +20,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["HEADER_BYTES", "SocketBytes", "balance", "settle", "socket_bytes"]
+__all__ = [
+    "HEADER_BYTES",
+    "SocketBytes",
+    "balance",
+    "interface_wire_bytes",
+    "predicted_wire_bytes",
+    "settle",
+    "socket_bytes",
+]
 
 HEADER_BYTES = 66
 """Ethernet 14 + IPv4 20 + TCP 20 + timestamps 12."""
@@ -79,16 +89,41 @@ def settle(connections: Iterable[socket.socket], *, seconds: float = 5.0) -> boo
     return True
 
 
-def balance(handed_bytes: int, sockets: SocketBytes, wire_bytes: int | None, *, drops: int | None = 0) -> list[str]:
+def predicted_wire_bytes(sockets: SocketBytes) -> int:
+    """Payload as often as it was sent, and a header for every segment."""
+    return sockets.sent + HEADER_BYTES * sockets.segments
+
+
+def interface_wire_bytes(sent_bytes: int, sent_packets: int, wire_packets: int) -> int:
+    """An interface's bytes with the headers that its super-packets have on the wire."""
+    return sent_bytes + HEADER_BYTES * (wire_packets - sent_packets)
+
+
+def balance(
+    handed_bytes: int,
+    sockets: SocketBytes,
+    wire_bytes: int | None,
+    *,
+    drops: int | None = 0,
+    interface_bytes: int | None = None,
+) -> list[str]:
     """What does not add up, in sentences; empty if all does.
 
     `wire_bytes` None: nothing counts (host nodes). `drops`: packets that found one of the node's queues full.
+    `interface_bytes`: the interface's count, corrected.
     """
     problems = []
     if sockets.acked != handed_bytes:
         problems.append(f"ledger: {handed_bytes} bytes were handed to the sockets, whose peers have {sockets.acked}")
+    if wire_bytes is not None and interface_bytes is not None:
+        allowed = max(_TOLERANCE * wire_bytes, _TOLERANCE_BYTES)
+        if abs(interface_bytes - wire_bytes) > allowed:
+            problems.append(
+                f"ledger: the shaper counted {wire_bytes} bytes, the interface {interface_bytes} with its headers "
+                f"(allowed difference {allowed:.0f})"
+            )
     if wire_bytes is not None:
-        most = sockets.sent + HEADER_BYTES * sockets.segments
+        most = predicted_wire_bytes(sockets)
         least = sockets.acked + HEADER_BYTES * (sockets.acked // _SEGMENT_BYTES) if drops else most
         allowed = max(_TOLERANCE * most, _TOLERANCE_BYTES)
         if not least - allowed <= wire_bytes <= most + allowed:

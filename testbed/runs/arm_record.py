@@ -47,6 +47,34 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "valid": not why,
         "why": why,
         "invalid_steps": len(invalid),
+        "suspect_steps": sum(bool(step.suspect) for step in result.steps),
+        "suspect_why": next((step.suspect[0] for step in result.steps if step.suspect), None),
+        "ledger": _ledger(result),
+    }
+
+
+_LEDGER = ("sent", "resent", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes", "queue_drops")
+
+
+def _ledger(result: ArmResult) -> dict[str, Any] | None:
+    """From payload to interface, summed over the steps of all nodes; None where nothing counts."""
+    entries = [entry for rank in result.ledger for entry in rank if "step" in entry]
+    if not entries or entries[0]["wire_tx_bytes"] is None:
+        return None
+    sums = {key: sum(entry[key] for entry in entries) for key in _LEDGER}
+    apart = [abs(entry["wire_tx_bytes"] - entry["predicted_wire_bytes"]) for entry in entries]
+    return {
+        "payload_bytes": sum(sum(entry["payload_bytes"].values()) for entry in entries),
+        "socket_sent_bytes": sums["sent"],
+        "socket_resent_bytes": sums["resent"],
+        "predicted_wire_bytes": sums["predicted_wire_bytes"],
+        "wire_tx_bytes": sums["wire_tx_bytes"],
+        "interface_tx_bytes": sums["interface_tx_bytes"],
+        "queue_drops": sums["queue_drops"],
+        "largest_difference": max(
+            gap / max(1, entry["wire_tx_bytes"]) for gap, entry in zip(apart, entries, strict=True)
+        ),
+        "node_steps": len(entries),
     }
 
 

@@ -64,8 +64,10 @@ class ArmResult:
     """Each averaging of the weights as its own event."""
     sync_fraction: float = 1.0
     validations: list[dict[str, Any]] = field(default_factory=list)
-    ledger: list[dict[str, Any]] = field(default_factory=list)
+    ledger: list[list[dict[str, Any]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """What a schedule did to its links, and when."""
 
     @property
     def sync_seconds(self) -> list[float]:
@@ -104,7 +106,7 @@ class Comparison:
                     continue
                 if kind == "bw":
                     self.report(self.links.shape_and_verify("before"))
-                    ranks.order("reconnect")
+                    ranks.order("reconnect", delays=self.links.delays)
                 for arm in arms:
                     self._take(arm, learned.get(arm.name))
             self._verify_after()
@@ -239,6 +241,14 @@ class Comparison:
         settings, name = self.settings, result.arm.name
         self.report(f"train {name}: " + (f"{settings.live_seconds:.0f} s" if settings.live_seconds else "all steps"))
         self._begin(result.arm, result.plan, settings.mode)
+        with self.links.playing(result, self.report) as watch:
+            self.ranks.watch = watch
+            self._train_steps(result)
+        self.ranks.watch = self.links.backend.check_alive
+        self._validate_last(result)
+
+    def _train_steps(self, result: ArmResult) -> None:
+        settings, name = self.settings, result.arm.name
         clock = 0.0
         while len(result.steps) < settings.preset.steps:
             step = combine_steps(self.ranks.order("step"), 1.0)
@@ -252,7 +262,6 @@ class Comparison:
                 self.report(f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}")
             if settings.live_seconds and clock >= settings.live_seconds:
                 break
-        self._validate_last(result)
 
     def _validate_if_due(self, result: ArmResult) -> None:
         if len(result.steps) % self.settings.preset.validation_every == 0:

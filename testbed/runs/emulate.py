@@ -63,7 +63,9 @@ def _write_all(comparison: Comparison, where: dict[str, Any], wall_seconds: floa
         write_json(folder / "config.json", {"arm": asdict(result.arm), "plan": result.plan and asdict(result.plan)})
         (folder / "command.txt").write_text(settings.command + "\n")
         write_json(folder / "environment.json", where)
-        write_json(folder / "ledger.json", {"ranks": result.ledger})
+        write_json(folder / "ledger.json", {"schema_version": 1, "ranks": result.ledger})
+        if result.events:
+            write_json(folder / "events.json", {"schema_version": 1, "events": result.events})
         summaries[result.arm.name] = record | _series(result)
         write_json(folder / "summary.json", summaries[result.arm.name])
     record = comparison_record(comparison, arms, wall_seconds)

@@ -5,19 +5,25 @@ Three kinds of link an arm can have. `shaped`: the kernel holds it to the asked 
 for the cluster's link, for rates beyond this machine, and on host nodes. Modelled is never called measured.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emulation import verify
 from emulation.errors import LinkError
 from emulation.network import goodput_bps
 from emulation.nodes.base import Backend
+from emulation.player import Player
 from emulation.units import format_rate, parse_rate
 from testbed.config import Arm
 from testbed.pace import Plan, plan_for
 from testbed.runs.directory import write_json
 from testbed.runs.settings import Settings
+
+if TYPE_CHECKING:
+    from testbed.runs.comparison import ArmResult
 
 __all__ = ["Links"]
 
@@ -74,6 +80,37 @@ class Links:
         self.readback = self.backend.check_readback()
         return self._verify(phase)
 
+    @property
+    def delays(self) -> str | None:
+        """Where the delay line's counters are, if there is one."""
+        return self.backend.counter(self.network.nodes[0]).get("delays")
+
+    @contextmanager
+    def playing(self, result: "ArmResult", report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+        """The schedule, if there is one, on a shaped arm's links while it trains; then the links as they were.
+
+        Gives what to call now and then: it raises what must end the run.
+        """
+        schedule = self.settings.schedule
+        if schedule is None or result.link != "shaped":
+            yield self.backend.check_alive
+            return
+        tell = lambda event: report(f"  {event['applied_seconds']:.2f} s: {event['what']}")  # noqa: E731
+        with Player(self.backend, schedule, on_event=tell) as player:
+            player.start()
+
+            def watch() -> None:
+                player.check()
+                self.backend.check_alive()
+
+            yield watch
+            result.events = player.events
+        self.backend.heal()
+        for node in self.network.nodes:
+            self.backend.link_up(node)
+            self.backend.thaw(node)
+        self.backend.change(self.network)
+
     def verify_again(self) -> str:
         """Measure once more, after the timed steps."""
         return self._verify("after") if self.shapable and "before" in self.measured else "links were unshaped"
@@ -116,8 +153,11 @@ class Links:
         return self.goodput_bps() / (self.settings.nodes - 1 if self.settings.accounting == "nic" else 1)
 
     def closed_form_seconds(self, arm: Arm, plan: Plan) -> float:
-        """Compute plus bytes / measured goodput, of a whole step."""
-        return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm))
+        """Compute plus bytes / measured goodput, of a whole step; and each exchange's way through a shaped link."""
+        on_the_way = 0.0
+        if plan.message_bytes and not self.modelled(arm):
+            on_the_way = 2 * plan.layers * self.network.longest_round_trip_us / 2e6
+        return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm)) + on_the_way
 
     def other_accounting_seconds(self, plan: Plan) -> float:
         """The same step if the rate were counted the other way, at all of the target's nodes. Closed form."""

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 
 from emulation.counters import WireBytes, WireCounter
-from testbed.collector.ledger import SocketBytes, balance, settle, socket_bytes
+from testbed.collector.fidelity import Fidelity, Pulse, judge
+from testbed.collector.ledger import (
+    SocketBytes,
+    balance,
+    interface_wire_bytes,
+    predicted_wire_bytes,
+    settle,
+    socket_bytes,
+)
 from testbed.collector.metrics import MetricsFile, system_sample
 from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
@@ -42,6 +50,8 @@ class _Meter:
     sent: Counter[str]
     sockets: SocketBytes
     wire: WireBytes
+    pulse: Pulse
+    at_seconds: float
 
 
 class Rank:
@@ -54,6 +64,7 @@ class Rank:
         self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
         self.transport = Sockets.connect(self.rank, self.addresses)
         self.wire = WireCounter(json.loads(os.environ["TESTBED_COUNTER"]))
+        self.fidelity = Fidelity(None)
         self.preset: Preset
         self.mix: RecallMix
         self.seed = 0
@@ -86,9 +97,14 @@ class Rank:
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "sha256": self.warm.sha256, "losses": self.warm.losses}
 
-    def reconnect(self) -> dict[str, Any]:
-        """New connections: the old ones' windows and round trips belong to links that are no more."""
+    def reconnect(self, delays: str | None) -> dict[str, Any]:
+        """New connections: the old ones' windows and round trips belong to links that are no more.
+
+        `delays`: where the delay line's counters are, if there is one now.
+        """
         self.transport.close()
+        self.fidelity.close()
+        self.fidelity = Fidelity(delays)
         self.transport = Sockets.connect(self.rank, self.addresses)
         return {}
 
@@ -134,8 +150,8 @@ class Rank:
         self._check_payload(payload)
         why = [*result.overruns, *why]
         self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
-        wire = {key: moved[key] for key in ("wire_tx_bytes", "wire_rx_bytes")}
-        line = self._write(result, payload, wire, why)
+        shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "backlog_bytes", "resent", "fidelity", "suspect")
+        line = self._write(result, payload, {key: moved[key] for key in shown}, why)
         return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens}
 
     def average(self, fraction: float) -> dict[str, Any]:
@@ -209,6 +225,8 @@ class Rank:
             sent=Counter(self.transport.sent),
             sockets=socket_bytes(self.transport.peers.values()),
             wire=self.wire.read(),
+            pulse=self.fidelity.read(),
+            at_seconds=time.perf_counter(),
         )
 
     def _spent(self, before: "_Meter") -> tuple[dict[str, int], dict[str, Any], list[str]]:
@@ -216,19 +234,39 @@ class Rank:
         now = self._meter()
         payload = {channel: count - before.sent[channel] for channel, count in now.sent.items()}
         sockets = now.sockets.since(before.sockets)
+        fidelity, late, suspect = judge(before.pulse, now.pulse, now.at_seconds - before.at_seconds)
         moved = {
             "payload_bytes": payload,
             **asdict(sockets),
+            "predicted_wire_bytes": predicted_wire_bytes(sockets),
             "wire_tx_bytes": _difference(now.wire.tx_bytes, before.wire.tx_bytes),
             "wire_rx_bytes": _difference(now.wire.rx_bytes, before.wire.rx_bytes),
+            "interface_tx_bytes": _interface(before.wire, now.wire),
             "queue_drops": _difference(now.wire.tx_drops, before.wire.tx_drops),
+            "backlog_bytes": now.wire.backlog_bytes,
+            "fidelity": fidelity,
+            "suspect": suspect,
         }
-        why = balance(sum(payload.values()), sockets, moved["wire_tx_bytes"], drops=moved["queue_drops"])
-        return payload, moved, why
+        why = balance(
+            sum(payload.values()),
+            sockets,
+            moved["wire_tx_bytes"],
+            drops=moved["queue_drops"],
+            interface_bytes=moved["interface_tx_bytes"],
+        )
+        return payload, moved, [*why, *late]
 
     def _progress(self, done: int, total: int) -> None:
         if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):
             self.reply({"progress": [done, total]})
+
+
+def _interface(before: WireBytes, now: WireBytes) -> int | None:
+    """What the interface has sent meanwhile, as the wire would carry it."""
+    sent = _difference(now.interface_tx_bytes, before.interface_tx_bytes)
+    packets = _difference(now.interface_tx_packets, before.interface_tx_packets)
+    wire = _difference(now.tx_packets, before.tx_packets)
+    return None if sent is None or packets is None or wire is None else interface_wire_bytes(sent, packets, wire)
 
 
 def _difference(now: int | None, before: int | None) -> int | None:

@@ -23,6 +23,7 @@ __all__ = ["Ranks"]
 
 _LOG_LINES = 12
 _GRACE_SECONDS = 0.5
+_WATCH_SECONDS = 1.0
 _END_SECONDS = 5.0
 _WHITELIST = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 
@@ -34,6 +35,8 @@ class Ranks:
         self.backend = backend
         self.logs = logs
         self.progress: Callable[[int, int], None] = lambda *_: None
+        self.watch: Callable[[], None] = backend.check_alive
+        """Called while ranks are at work; raises what must end the run."""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._replies: list[int] = []
         self._buffers: list[bytes] = []
@@ -104,7 +107,10 @@ class Ranks:
             for rank, descriptor in enumerate(self._replies):
                 selector.register(descriptor, selectors.EVENT_READ, rank)
             while len(answers) < len(self._replies):
-                for key, _ in selector.select():
+                ready = selector.select(_WATCH_SECONDS)
+                if not ready:
+                    self.watch()
+                for key, _ in ready:
                     chunk = os.read(key.fd, 1 << 20)
                     if not chunk:
                         self._lost([key.data])

@@ -22,6 +22,11 @@ class Step:
     wire_tx_bytes: float | None
     valid: bool
     why: list[str] = field(default_factory=list)
+    suspect: list[str] = field(default_factory=list)
+    """What the machine did meanwhile that may have prolonged it."""
+    resent_bytes: float = 0.0
+    queue_drops: float = 0.0
+    """A node's means."""
     time_seconds: float | None = None
     """Since the first step, where steps are trained one after the other."""
 
@@ -68,8 +73,15 @@ def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
         payload_bytes=payload,
         wire_tx_bytes=None if None in wire else scale * fmean(wire),
         valid=all(answer["valid"] for answer in answers),
-        why=[f"rank {rank}: {why}" for rank, answer in enumerate(answers) for why in answer.get("why", [])],
+        why=_said(answers, "why"),
+        suspect=_said(answers, "suspect"),
+        resent_bytes=fmean(answer["resent"] for answer in answers),
+        queue_drops=fmean(answer["queue_drops"] or 0 for answer in answers),
     )
+
+
+def _said(answers: list[dict[str, Any]], key: str) -> list[str]:
+    return [f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer.get(key, [])]
 
 
 def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:

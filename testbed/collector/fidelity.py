@@ -1,0 +1,91 @@
+"""Whether emulator and machine kept up during a step: what makes it invalid, and what makes it suspect.
+
+    late      releases of the delay line more than 1 ms after they were due     above 5 %: invalid, 1 %: suspect
+    steal     time that the hypervisor gave to other machines (/proc/stat)      above 5 %: suspect
+    pressure  time in which some process waited for a processor (PSI)           above 60 %: suspect
+    waiting   time in which this very rank waited for one (schedstat)           above 10 %: suspect
+
+Only the first touches what the link did; the others tell why a step may have taken longer than on a quiet machine.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emulation.shaping.delays import DelayCounter
+
+__all__ = ["Fidelity", "Pulse", "judge"]
+
+_LATE, _SOME_LATE, _STEAL, _PRESSURE, _WAITING = 0.05, 0.01, 0.05, 0.60, 0.10
+_FEWEST_RELEASES = 50
+_STEAL_FIELD = 7  # of the line "cpu" in /proc/stat, proc(5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """Counters at one moment. None: this machine does not keep them."""
+
+    releases: int
+    late: int
+    steal_ticks: int
+    ticks: int
+    pressure_us: int | None
+    waiting_ns: int | None
+
+
+class Fidelity:
+    """Reads the pulse of one rank's node. `delays`: the delay line's counters, as the backend described them."""
+
+    def __init__(self, delays: str | None) -> None:
+        self._delays = DelayCounter(delays)
+
+    def read(self) -> Pulse:
+        """Now; some tens of microseconds."""
+        delays = self._delays.read()
+        ticks = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]]
+        pressure = _read("/proc/pressure/cpu").partition("total=")[2].split("\n", 1)[0]
+        waiting = _read("/proc/self/schedstat").split()
+        return Pulse(
+            releases=delays["releases"],
+            late=delays["late"],
+            steal_ticks=ticks[_STEAL_FIELD],
+            ticks=sum(ticks[: _STEAL_FIELD + 1]),
+            pressure_us=int(pressure) if pressure else None,
+            waiting_ns=int(waiting[1]) if len(waiting) == 3 else None,
+        )
+
+    def close(self) -> None:
+        self._delays.close()
+
+
+def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Shares of a step of so many seconds, what makes it invalid, and what makes it suspect."""
+    releases, late = now.releases - before.releases, now.late - before.late
+    shares: dict[str, float | None] = {
+        "late_share": late / releases if releases else 0.0,
+        "steal_share": (now.steal_ticks - before.steal_ticks) / max(1, now.ticks - before.ticks),
+        "pressure_share": _share(before.pressure_us, now.pressure_us, seconds * 1e6),
+        "waiting_share": _share(before.waiting_ns, now.waiting_ns, seconds * 1e9),
+    }
+    invalid = []
+    if releases >= _FEWEST_RELEASES and late > _LATE * releases:
+        invalid.append(f"delay line: {late} of {releases} releases were more than 1 ms late")
+    limits = {
+        "late_share": (_SOME_LATE, "of the delay line's releases were more than 1 ms late"),
+        "steal_share": (_STEAL, "of the machine's time went to other machines"),
+        "pressure_share": (_PRESSURE, "of the time some process waited for a processor"),
+        "waiting_share": (_WAITING, "of the time this rank waited for a processor"),
+    }
+    suspect = [f"{shares[key]:.0%} {what}" for key, (limit, what) in limits.items() if (shares[key] or 0.0) > limit]
+    return {key: share if share is None else round(share, 4) for key, share in shares.items()}, invalid, suspect
+
+
+def _share(before: int | None, now: int | None, whole: float) -> float | None:
+    return None if before is None or now is None else (now - before) / max(1.0, whole)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
