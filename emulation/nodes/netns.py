@@ -14,6 +14,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
@@ -162,13 +163,12 @@ class NetnsBackend(Backend):
     def change(self, network: Network) -> None:
         """Alter links in place: queues, counters and what is on its way stay."""
         before, self.network = self.network, self._same_nodes(network)
-        batches = {batch.netns: batch for batch in self._shape_batches(before, change=True) if batch.tool == "tc"}
+        had = {line for batch in self._shape_batches(before, change=True) for line in batch.shown()}
         for batch in self._shape_batches(network, change=True):
-            if batch.tool == "tc":
-                had = set(batches[batch.netns].lines)
-                altered = tuple(line for line in batch.lines if line not in had)
-                if altered:
-                    Batch(tool="tc", netns=batch.netns, lines=altered).run()
+            shown = zip(batch.lines, batch.shown(), strict=True)
+            altered = tuple(line for line, whole in shown if whole not in had)
+            if altered:
+                replace(batch, lines=altered).run()
         rules = self._delay_rules(network)
         if rules != self.delay_line.rules:
             self.delay_line.apply(rules)
@@ -270,7 +270,7 @@ class NetnsBackend(Backend):
     def signal(self, node: Node, number: int) -> None:
         inside = os.stat(netns_path(node.name)).st_ino
         for entry in os.listdir("/proc"):
-            if entry.isdigit():
+            if entry.isdigit() and int(entry) != os.getpid():
                 with suppress(OSError):
                     if os.stat(f"/proc/{entry}/ns/net").st_ino == inside:
                         os.kill(int(entry), number)
@@ -282,7 +282,8 @@ class NetnsBackend(Backend):
     ) -> subprocess.Popen[Any]:
         nsenter = tool_path("nsenter") or "nsenter"
         command = [nsenter, f"--net={netns_path(node.name)}", "--", *argv]
-        return subprocess.Popen(command, env=env, **popen_kwargs)
+        with in_netns(node.name):  # it is born there: a signal to the node's processes finds it at once
+            return subprocess.Popen(command, env=env, **popen_kwargs)
 
     def counter(self, node: Node) -> dict[str, Any]:
         return {

@@ -29,7 +29,7 @@ import time
 from collections import deque
 from typing import Any
 
-from emulation.syscalls import die_with_parent, in_netns
+from emulation.syscalls import in_netns
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
@@ -302,8 +302,11 @@ def _hurry() -> str:
 
 
 def main() -> None:
-    """Serve: the first line of standard input says in which namespace."""
-    die_with_parent()
+    """Serve: the first line of standard input says in which namespace, its end ends the relay.
+
+    The kernel's parent-death signal would come too early: it is sent when the thread that started this process ends,
+    and that may be a player's, whose schedule was the first to ask for a delay.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = json.loads(_first_line())
     relay = Relay(told["netns"], told["statistics"], told["seed"])

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emulation import verify
+from emulation.errors import EmulationError
 from emulation.events import Schedule
 from emulation.network import Network, Node
 from emulation.nodes.netns import NetnsBackend
@@ -24,7 +26,7 @@ from emulation.player import Player
 from emulation.traffic import Traffic
 from emulation.units import format_size, parse_size
 from testbed.errors import RunFailed, UsageError
-from testbed.runs.terminal import shell_on
+from testbed.runs.terminal import line_end, shell_on
 
 __all__ = ["Errand", "run_everywhere", "verify_links"]
 
@@ -114,6 +116,8 @@ class Errand:
         self.record = None if record is None else Path(record)
         if self.record is not None and self.record.exists():
             raise UsageError(f"{self.record} exists already; name another file for --record")
+        if self.record is not None and not self.record.parent.is_dir():
+            raise UsageError(f"there is no folder {self.record.parent}; make it, or name another file for --record")
 
     def check(self, network: Network) -> None:
         """Raise `UsageError` where it does not fit the network."""
@@ -122,6 +126,8 @@ class Errand:
             raise UsageError(f"there is no node {self.shell!r}; this network's nodes are {', '.join(names)}")
         if self.schedule is not None:
             self.schedule.check(network)
+            if not self.program and "restart" in self.schedule.kinds():
+                raise UsageError("the schedule restarts a command, and none was given; type it behind '--'")
 
 
 class _Programs:
@@ -155,14 +161,19 @@ class _Programs:
 
     def restart(self, node: Node) -> None:
         """A node's program anew; an old one that still runs is ended first."""
-        old = self.running.get(node.name)
-        if old is not None:
+        if node.name in self.running:
             self.backend.kill(node)
         self.start(node)
 
-    def relay(self, until: "Player | None" = None) -> None:
-        """Copy whole lines to standard output, prefixed, until every program has ended and none will come."""
-        while self._selector.get_map() or (until is not None and not until.finished and self._may_restart(until)):
+    def relay(self, until: Player | None = None, pause: threading.Event | None = None) -> None:
+        """Copy whole lines to standard output, prefixed, until every program has ended and none will come.
+
+        Or until `pause`: it may be called again then.
+        """
+        while pause is None or not pause.is_set():
+            more = until is not None and not until.finished and "restart" in until.schedule.kinds()
+            if not more and not self._selector.get_map():  # asked in this order: the last event may start one
+                return
             for key, _ in self._selector.select(0.2):
                 name, process = key.data
                 chunk = os.read(key.fd, 1 << 16)
@@ -172,35 +183,41 @@ class _Programs:
                     with self._lock:
                         self._selector.unregister(key.fileobj)
                     self._reap(name, process)
+                end = line_end(1)
                 for line in lines:
-                    sys.stdout.buffer.write(f"{name}: ".encode() + line + b"\n")
+                    sys.stdout.buffer.write(f"{name}: ".encode() + line + end)
                 sys.stdout.buffer.flush()
             if until is not None:
                 until.check()
             self.backend.check_alive()
 
-    @staticmethod
-    def _may_restart(player: "Player") -> bool:
-        return "restart" in player.schedule.kinds()
-
     def _reap(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Its exit status and processor time, with those of its own children."""
+        """Its exit status, unless another was started in its place, and processor time with its own children's."""
         _, status, usage = os.wait4(process.pid, 0)
-        code = process.returncode = os.waitstatus_to_exitcode(status)
+        process.returncode = os.waitstatus_to_exitcode(status)
         assert process.stdout is not None
         process.stdout.close()
-        self.statuses[name] = 128 - code if code < 0 else code  # as a shell says it
+        if self.running[name] is process:
+            self.statuses[name] = _as_shell(process.returncode)
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
 
     def interrupt(self) -> None:
-        """Pass the interrupt on, show what the programs still say, and end those that do not stop."""
-        for process in self.running.values():
-            if process.returncode is None:
-                process.send_signal(signal.SIGINT)
-        impatience = threading.Timer(_STOP_SECONDS, lambda: [process.kill() for process in self.running.values()])
+        """Pass it on to all processes, as a terminal would; show what they still say; end those that do not stop."""
+        self._signal(signal.SIGINT)
+        self._signal(signal.SIGCONT)  # the frozen ones hear it too
+        impatience = threading.Timer(_STOP_SECONDS, self._signal, [signal.SIGKILL])
         impatience.start()
         self.relay()
         impatience.cancel()
+
+    def _signal(self, number: int) -> None:
+        for node in self.backend.network.nodes:
+            self.backend.signal(node, number)
+
+
+def _as_shell(code: int) -> int:
+    """An exit status as a shell says it."""
+    return 128 - code if code < 0 else code
 
 
 def run_everywhere(network: Network, errand: Errand) -> int:
@@ -223,10 +240,12 @@ def run_everywhere(network: Network, errand: Errand) -> int:
                 player.start()
             if errand.shell is not None:
                 node = next(node for node in network.nodes if node.name == errand.shell)
-                programs.statuses[f"shell on {node.name}"] = shell_on(backend, node)
-            else:
-                programs.relay(player)
+                programs.statuses[f"shell on {node.name}"] = _shell_beside(backend, node, programs, player)
+            programs.relay(player)
         except KeyboardInterrupt:
+            if player is not None:
+                with suppress(EmulationError):
+                    player.close()
             programs.interrupt()
             raise
         seconds = time.monotonic() - started
@@ -249,8 +268,21 @@ def run_everywhere(network: Network, errand: Errand) -> int:
     return max(programs.statuses.values(), default=0)
 
 
+def _shell_beside(backend: NetnsBackend, node: Node, programs: _Programs, player: Player | None) -> int:
+    """The user's shell until it ends, and meanwhile what the programs say."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        relayed = pool.submit(programs.relay, player, ended)
+        try:
+            status = _as_shell(shell_on(backend, node))
+        finally:
+            ended.set()
+        relayed.result()
+    return status
+
+
 def _say(text: str) -> None:
-    print(f"testbed: {text}", file=sys.stderr, flush=True)
+    print(f"testbed: {text}", file=sys.stderr, end=line_end(2).decode(), flush=True)
 
 
 def _told(event: dict[str, Any]) -> str:

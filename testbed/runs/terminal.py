@@ -10,7 +10,7 @@ import tty
 from emulation.network import Node
 from emulation.nodes.base import Backend
 
-__all__ = ["shell_on"]
+__all__ = ["line_end", "shell_on"]
 
 
 def shell_on(backend: Backend, node: Node) -> int:
@@ -57,3 +57,11 @@ def _copy(terminal: int) -> None:
             if not data:
                 return
             os.write(terminal if ready == 0 else 1, data)
+
+
+def line_end(descriptor: int) -> bytes:
+    """What ends a line there: a terminal that is raw, as it is while a shell has it, needs to be told to go back."""
+    try:
+        return b"\n" if termios.tcgetattr(descriptor)[1] & termios.OPOST else b"\r\n"
+    except termios.error:
+        return b"\n"
