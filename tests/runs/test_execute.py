@@ -216,6 +216,24 @@ def test_a_program_that_goes_past_its_links_is_found(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("accounting", ["pair", "nic"])
+def test_a_program_that_changes_its_link_is_found(tmp_path, accounting):
+    """What it moved then is worth nothing, and no record is written."""
+    done = run_exec(
+        tmp_path,
+        "--accounting",
+        accounting,
+        "--record",
+        "moved.json",
+        program=["tc", "qdisc", "del", "dev", "eth0", "root"],
+    )
+    assert done.returncode == 1
+    assert "50mbit was asked for" in done.stderr
+    assert "Something else changed the shapers" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "moved.json").exists()
+
+
 # -- schedules
 
 
