@@ -165,8 +165,9 @@ class Network:
     congestion_control: str | None = None
     """TCP's, per namespace; None: reno, the one that every kernel allows and that restarts well after idle
     gaps."""
-    smallest_message_bytes: int = 4096
-    """The smallest message of interest: bursts are at most 5 % of it where the machine can afford it."""
+    smallest_message_bytes: int | None = None
+    """The smallest message of interest, whose time on the link has to be right: see `emulation.shaping.sizes`. None:
+    not known."""
 
     def __post_init__(self) -> None:
         if self.accounting not in ("nic", "pair"):

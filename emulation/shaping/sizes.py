@@ -2,35 +2,41 @@
 
 A token bucket passes at once what it holds: after a pause a deep one hides a whole message, while a shallow one
 loses what it could not hold whenever the kernel's timer wakes late. Two buckets solve it: the first, of the asked
-rate, is deep, so that nothing is lost; the second, of a rate 5 % higher, holds a few packets, so that even the first
-bytes after a pause leave at the asked rate within 5 %. Where every message of a run is large, the second may hold 5 %
-of the smallest and then limits nothing: an undisturbed deep bucket makes up best for a busy machine.
+rate, is deep, so that nothing is lost; the second, of a slightly higher rate, holds a few packets, so that even the
+first bytes after a pause leave at nearly the asked rate. How tight the second is depends on the messages of interest:
+
+    small    at most 64 KiB: 3 % over the rate, a super-packet and 60 us of the rate at once. Messages of any size take
+             the time that they should, within 5 % and 4 frames, on a machine that is otherwise idle.
+    unknown  5 % over the rate, 300 us at once: a busy machine still carries the rate.
+    large    the second holds 5 % of the smallest message, and the deep one makes up for a busy machine undisturbed.
 
 TCP hands super-packets to a shaper, which passes them whole. Fine ones cost processor time, coarse ones are bursts:
 they are as fine as a budget of packets per second for all links together allows, but not finer than 2 % of the
 smallest message of interest needs.
 """
 
+import math
 from dataclasses import dataclass
 
 from emulation.network import FRAMING_BYTES, Link, Network
 
 __all__ = ["PEAK", "Sizes", "segments_of", "sizes"]
 
-PEAK = 1.05
+PEAK, TIGHT_PEAK = 1.05, 1.03
 """The second bucket's rate over the first's."""
-SUPER_PACKETS_PER_SECOND = 20_000
-"""What two cores pass, all links together, and still train beside it."""
-IMPAIRED_PER_SECOND = 10_000
-"""The same where each also passes the delay line."""
+TIMER_SECONDS, TIGHT_TIMER_SECONDS = 300e-6, 60e-6
+"""How late the kernel's timers may wake a shaper without loss; on an idle machine 50 us are usual."""
+SMALL_MESSAGE_BYTES = 64 * 1024
+SUPER_PACKETS_PER_SECOND, TIGHT_SUPER_PACKETS_PER_SECOND = 20_000, 60_000
+"""What two cores pass, all links together, and still train beside it; and what they pass at most."""
+IMPAIRED_SHARE = 0.5
+"""Of that, where each super-packet also passes the delay line."""
 MOST_SEGMENTS = 44
 """64 KiB at MTU 1500, the most that the kernel makes by default."""
-TIMER_SECONDS = 300e-6
-"""How late the kernel's timers wake a shaper, generously."""
 GRAIN_SECONDS = 0.002
 """A super-packet is never longer than this at its rate, two packets apart."""
-MESSAGE_SHARE = 0.02
-BURST_SHARE = 0.05
+MESSAGE_SHARE, BURST_SHARE = 0.02, 0.05
+"""Of the smallest message: what a super-packet, and what the second bucket, may be."""
 DEEPEST_QUEUE_BYTES = 512 * 1024 * 1024
 
 
@@ -59,18 +65,25 @@ def segments_of(network: Network, node: int) -> int:
     if not rates:
         return MOST_SEGMENTS
     frame_bits = (network.mtu + FRAMING_BYTES[network.framing]) * 8
-    budget = IMPAIRED_PER_SECOND if network.impaired else SUPER_PACKETS_PER_SECOND
-    affordable = -(-network.total_bps // (budget * frame_bits))
-    wanted = int(network.smallest_message_bytes * 8 * MESSAGE_SHARE / frame_bits)
+    budget = TIGHT_SUPER_PACKETS_PER_SECOND if _tight(network) else SUPER_PACKETS_PER_SECOND
+    affordable = math.ceil(network.total_bps / (budget * (IMPAIRED_SHARE if network.impaired else 1) * frame_bits))
+    wanted = int((network.smallest_message_bytes or 0) * 8 * MESSAGE_SHARE / frame_bits)
     longest = int(min(rates) * GRAIN_SECONDS / frame_bits)
     return max(2, min(MOST_SEGMENTS, max(affordable, wanted), longest))
+
+
+def _tight(network: Network) -> bool:
+    smallest = network.smallest_message_bytes
+    return smallest is not None and smallest <= SMALL_MESSAGE_BYTES
 
 
 def sizes(network: Network, rate_bps: int, link: Link, segments: int, round_trip_us: int) -> Sizes:
     """Buckets and queue of a shaper of `rate_bps`, before which super-packets of `segments` packets wait."""
     frame = network.mtu + FRAMING_BYTES[network.framing]
-    peak_bps = int(rate_bps * PEAK)
-    peak = segments * frame + int(peak_bps * TIMER_SECONDS / 8)
+    smallest = network.smallest_message_bytes
+    tight = _tight(network)
+    peak_bps = int(rate_bps * (TIGHT_PEAK if tight else PEAK))
+    peak = segments * frame + int(peak_bps * (TIGHT_TIMER_SECONDS if tight else TIMER_SECONDS) / 8)
     deep = max(
         5 * frame,
         min(64 * 1024, int(rate_bps * 0.010 / 8)),
@@ -78,7 +91,7 @@ def sizes(network: Network, rate_bps: int, link: Link, segments: int, round_trip
         int(rate_bps * 0.001 / 8),
         2 * peak,
     )
-    peak = max(peak, min(deep, int(network.smallest_message_bytes * BURST_SHARE)))
+    peak = max(peak, min(deep, int((smallest or 0) * BURST_SHARE)))
     if link.queue_bytes is not None:
         queue = link.queue_bytes
     else:

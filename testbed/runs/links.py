@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Links"]
 
+_UNPACED_MESSAGE_BYTES = 4096
+"""What a compressed message of a small model may have."""
 _SHARE_OF_CAPACITY = 0.7
 """Beyond this share of what the machine carries all to all, a rate counts as one that it does not carry."""
 
@@ -46,13 +48,13 @@ class Links:
         self.round_trip_seconds = 0.0
         self.capacity: dict[str, Any] = {}
 
-    def _smallest_message(self) -> int:
-        """Bytes of the smallest message that a paced arm exchanges; the network's own default where none is."""
+    def _smallest_message(self) -> int | None:
+        """Bytes of the smallest message that a paced arm exchanges; without a pace a few thousand."""
         settings = self.settings
         if settings.target is None:
-            return settings.network.smallest_message_bytes
+            return _UNPACED_MESSAGE_BYTES
         plans = [plan_for(arm, settings.target, timed_layers=1) for arm in settings.arms if arm.exchange != "local"]
-        return min((plan.message_bytes for plan in plans), default=settings.network.smallest_message_bytes)
+        return min((plan.message_bytes for plan in plans), default=None)
 
     def preflight(self) -> str:
         """Prove the link before minutes are spent on learning; then take the shapers off. What was found, in words."""

@@ -51,6 +51,14 @@ def test_packets_with_fates_of_their_own_travel_alone():
     assert segments_of(replace(star(4, rate, "pair"), framing="ethernet"), 0) == 1
 
 
+def test_small_messages_meet_tight_buckets():
+    """Four frames pass at once at 300 Mbit/s, so that a message of 16 KB takes the time of at least 12."""
+    network = replace(star(2, Link(rate_bps=300_000_000), "nic"), smallest_message_bytes=4096)
+    depth = sizes(network, 300_000_000, network.link, segments_of(network, 0), 0)
+    assert depth.peak_bytes <= 4 * 1514
+    assert depth.peak_bps == 309_000_000
+
+
 def test_coarse_super_packets_need_large_messages():
     network = star(2, Link(rate_bps=300_000_000), "nic")
     assert segments_of(network, 0) < segments_of(replace(network, smallest_message_bytes=4_000_000), 0)

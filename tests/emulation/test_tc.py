@@ -25,7 +25,7 @@ def test_nic_accounting_is_two_token_buckets_at_both_ends():
     assert egress == ingress
     (line,) = egress.lines("eth0", 1)
     assert line.startswith("qdisc replace dev eth0 root handle 1: tbf rate 300000000bit burst 131072b limit 1500000b")
-    assert "peakrate 309000000bit mtu " in line
+    assert "peakrate 315000000bit mtu " in line
 
 
 def test_a_node_may_send_slower_than_it_receives():
@@ -45,7 +45,7 @@ def test_pair_accounting_is_a_class_per_destination():
     lines = egress.lines("eth0", 0xA)
     assert "match ip dst 10.77.0.3/32 flowid a:3" in lines[-3]
     assert all(
-        "rate 300000000bit ceil 309000000bit" in line
+        "rate 300000000bit ceil 315000000bit" in line
         for line in lines
         if " flowid" not in line and line.startswith("class replace") and "fff " not in line
     )

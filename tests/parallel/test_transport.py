@@ -6,7 +6,15 @@ from contextlib import suppress
 import pytest
 import torch
 
-from testbed.collector.ledger import SocketBytes, balance, settle, socket_bytes
+from testbed.collector.ledger import (
+    HEADER_BYTES,
+    SocketBytes,
+    balance,
+    interface_wire_bytes,
+    predicted_wire_bytes,
+    settle,
+    socket_bytes,
+)
 from testbed.errors import PeerLost
 from testbed.parallel.sync import all_reduce, all_reduce_bytes, average
 from testbed.parallel.transport import HEAD_BYTES, Sockets, _call
@@ -70,6 +78,17 @@ def test_what_the_own_queue_dropped_is_not_on_the_wire():
     assert balance(1_000_000, sockets, 1_100_000, drops=5) == []
     assert balance(1_000_000, sockets, 1_100_000, drops=0) != []
     assert balance(1_000_000, sockets, 900_000, drops=5) != []
+
+
+def test_the_interface_must_agree_with_the_shaper():
+    """Its own count has one header for each of 100 super-packets of 8 segments; the wire has 800."""
+    sockets = SocketBytes(acked=1_000_000, sent=1_000_000, resent=0, segments=800)
+    wire = predicted_wire_bytes(sockets)
+    interface = 1_000_000 + 100 * HEADER_BYTES
+    corrected = interface_wire_bytes(interface, 100, 800)
+    assert corrected == wire
+    assert balance(1_000_000, sockets, wire, interface_bytes=corrected) == []
+    assert "the interface" in balance(1_000_000, sockets, wire, interface_bytes=interface)[0]
 
 
 def test_ranks_out_of_step_are_noticed():

@@ -35,9 +35,10 @@ WRONG_RATE = """
 from dataclasses import replace
 from emulation.nodes.netns import NetnsBackend
 real = NetnsBackend.shape
-def shape(self, link):
-    real(self, replace(link, rate_bps=link.rate_bps * 9 // 10) if link.rate_bps else link)
-    self.link = link
+def shape(self, network):
+    slower = lambda link: replace(link, rate_bps=link.rate_bps and link.rate_bps * 9 // 10)
+    real(self, network.change(slower))
+    self.network = network
 NetnsBackend.shape = shape
 """
 BLIND = "NetnsBackend.check_readback = lambda self, readback=None: self.readback()\n"
@@ -114,11 +115,10 @@ def in_world(main):
     def sabotaged():
         from testbed.runs.links import Links
         from dataclasses import replace
-        from emulation.nodes.netns import NetnsBackend
         real = Links.verify_again
         def verify_again(self):
-            link = self.settings.link
-            self.backend.shape(replace(link, rate_bps=link.rate_bps // 2))
+            slower = lambda link: replace(link, rate_bps=link.rate_bps // 2)
+            self.backend.shape(self.network.change(slower))
             return real(self)
         Links.verify_again = verify_again
         return main()
@@ -130,6 +130,33 @@ cli._in_world = in_world
     arms = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
     assert [arm["valid"] for arm in arms] == [False]
     assert "after the timed steps" in arms[0]["why"][0]
+
+
+def test_a_relay_that_dies_ends_the_run(tmp_path):
+    """Packets on delayed links go nowhere then: the run must not wait for them, and say why."""
+    deadly = """
+import testbed.cli as cli
+inner = cli._in_world
+def in_world(main):
+    def sabotaged():
+        import os, signal
+        from testbed.runs.comparison import Comparison
+        from emulation.nodes.netns import NetnsBackend
+        NetnsBackend._by_netem = lambda self, network: False
+        real = Comparison._train_steps
+        def train(self, result):
+            os.kill(self.links.backend.delay_line.pid, signal.SIGKILL)
+            real(self, result)
+        Comparison._train_steps = train
+        return main()
+    return inner(sabotaged)
+cli._in_world = in_world
+"""
+    done = sabotaged(tmp_path, deadly, *UNPACED, "--delay", "5ms")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "relay ended" in done.stderr
+    assert "relay ended" in (tmp_path / "runs" / "run" / "FAILED").read_text()
+    assert not (tmp_path / "runs" / "run" / "comparison.json").exists()
 
 
 def test_a_rate_beyond_the_machine_is_modelled_and_says_so(tmp_path):
