@@ -315,6 +315,22 @@ with NetnsBackend(network) as backend:
     assert found == [[True, False, True], [None, -9, None]]
 
 
+def test_a_kill_finds_a_program_that_has_just_been_started(world):
+    """As a schedule may want it at 0 s: it is on its node from its first moment on."""
+    statuses = world(f"""{LIVE}
+statuses = []
+with NetnsBackend(net(2)) as backend:
+    node = backend.network.nodes[0]
+    for _ in range(40):
+        program = backend.popen(node, ["sleep", "30"])
+        backend.kill(node)
+        wait(lambda: program.poll() is not None, 5)
+        statuses.append(program.returncode)
+return statuses
+""")
+    assert statuses == [-9] * 40
+
+
 # -- errors
 
 
