@@ -7,8 +7,11 @@ STAMP  := $(VENV)/.installed
 
 # What a user may set; each becomes a flag of the command when it is given.
 flag = $(if $($(1)),--$(2)="$($(1))")
-FLAGS_link    = $(call flag,BW,bw) $(call flag,DELAY,delay) $(call flag,NODES,nodes) $(call flag,ACCOUNTING,accounting)
-FLAGS_emulate = $(FLAGS_link) $(call flag,LOSS,loss) $(call flag,PRESET,preset) $(call flag,TARGET,target) \
+FLAGS_link    = $(call flag,BW,bw) $(call flag,DOWN,down) $(call flag,DELAY,delay) $(call flag,JITTER,jitter) \
+	$(call flag,DISTRIBUTION,distribution) $(call flag,LOSS,loss) $(call flag,LOSS_BURST,loss-burst) \
+	$(call flag,REORDER,reorder) $(call flag,QUEUE,queue) $(call flag,MTU,mtu) $(call flag,FRAMING,framing) \
+	$(call flag,NETWORK,network) $(call flag,NODES,nodes) $(call flag,ACCOUNTING,accounting)
+FLAGS_emulate = $(FLAGS_link) $(call flag,SCHEDULE,schedule) $(call flag,PRESET,preset) $(call flag,TARGET,target) \
 	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,BACKEND,backend) $(call flag,SEED,seed) \
 	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
@@ -31,10 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $@
 
-emulate: $(STAMP) ## five trainers over links of BW=300mbit (DELAY= NODES= PRESET= TARGET= PACE= LIVE= ACCOUNTING=)
+emulate: $(STAMP) ## five trainers over links of BW=300mbit, or NETWORK=cable (DELAY= LOSS= LIVE= SCHEDULE= …: README)
 	@$(BIN)/testbed emulate $(FLAGS_emulate) $(ARGS)
 
-verify: $(STAMP) ## build links of BW=… and measure them
+verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot

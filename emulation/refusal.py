@@ -32,9 +32,7 @@ def remedy_for(said: str, *, proc: Path = Path("/proc"), root: bool | None = Non
             "'sudo sysctl -w user.max_user_namespaces=10000 user.max_net_namespaces=10000'"
         )
     if not root and _read(proc, "sys/kernel/unprivileged_userns_clone") == "0":
-        return (
-            "user namespaces are for root only here: 'sudo sysctl -w kernel.unprivileged_userns_clone=1', or run as root"
-        )
+        return "user namespaces are for root only: 'sudo sysctl -w kernel.unprivileged_userns_clone=1', or run as root"
     if not root and _read(proc, "sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor restricts user namespaces: "

@@ -23,6 +23,7 @@ from emulation.network import Network
 from emulation.world import run_in_world
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
+from testbed.runs.parse import flag, parse
 from testbed.runs.settings import Request, resolve
 
 __all__ = ["main"]
@@ -32,7 +33,10 @@ _PIPE_COLUMNS = 110
 
 @dataclass(frozen=True, kw_only=True)
 class Emulate(Request):
-    """Train five arms over an emulated network and compare them: loss against hours, bytes on the wire."""
+    """Train five arms over an emulated network and compare them: loss against hours, bytes on the wire.
+
+    For example: testbed emulate --bw 300mbit; testbed emulate --network cable --live 10min.
+    """
 
     dry_run: bool = False
     """Print the resolved configuration and every command, and do nothing."""
@@ -42,33 +46,37 @@ class Emulate(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Asked):
-    """Build links, measure every one of them, and compare with what was asked."""
+    """Build links, measure every one of them, and compare with what was asked.
 
-    tolerance_rate: str = "2%"
+    For example: testbed verify --bw 100mbit --delay 20ms; testbed verify --network cable.
+    """
+
+    tolerance_rate: Annotated[str, flag("PERCENT")] = "2%"
     """How far a goodput may be from the expected one."""
-    tolerance_round_trip: str = "1ms"
+    tolerance_round_trip: Annotated[str, flag("TIME")] = "1ms"
     """How far a median round trip may be from the asked one, beside 2 % of it."""
     dry_run: bool = False
     """Print every command, and do nothing."""
     json: bool = False
+    """Print what was measured as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exec(Asked):
-    """Run any command on every node of an emulated network: testbed exec --nodes 4 --bw 300mbit -- CMD…
+    """Run any command on every node of an emulated network: testbed exec --bw 300mbit -- CMD…
 
-    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and NODE_ADDRS
-    are set; output is prefixed with the node; the exit status is the worst one. At the end the bytes that each node
-    sent and received are printed.
+    The command stands behind '--'. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME,
+    NCCL_SOCKET_IFNAME and NODE_ADDRS are set. Output is prefixed with the node; the exit status is the worst one. At
+    the end the bytes that each node sent and received are printed.
     """
 
-    schedule: str | None = None
+    schedule: Annotated[str | None, flag("FILE")] = None
     """How links change and fail meanwhile: a .toml, .csv, or Mahimahi .up/.down file."""
-    shell: str | None = None
+    shell: Annotated[str | None, flag("NODE")] = None
     """Open a shell on this node (n0), beside the command if there is one."""
-    expect_bytes: str | None = None
+    expect_bytes: Annotated[str | None, flag("SIZE")] = None
     """Fail unless each node has sent so much over its link (500MB): a program that found another way has not."""
-    record: str | None = None
+    record: Annotated[str | None, flag("FILE")] = None
     """Write what was moved, as JSON, to this file."""
     dry_run: bool = False
     """Print every command, and do nothing."""
@@ -78,27 +86,32 @@ class Exec(Asked):
 class Train:
     """Train one arm as a rank of torchrun, on real machines or on one: torchrun --nproc-per-node 4 -m testbed train"""
 
-    arm: str = "latent"
+    arm: Annotated[str, flag("ARM")] = "latent"
     """centralised, decentralised, subspace, latent or control."""
-    preset: str = "quick"
-    seed: int = 0
-    steps: int | None = None
+    preset: Annotated[str, flag("NAME|FILE")] = "quick"
+    """What is trained: a name in experiments/presets, or a .toml file."""
+    seed: Annotated[int, flag("N")] = 0
+    """Of weights and data."""
+    steps: Annotated[int | None, flag("N")] = None
+    """The preset's unless given."""
     transport: Literal["sockets", "distributed"] = "sockets"
     """Plain TCP between ranks, or torch.distributed (NCCL on GPUs, else gloo)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """What this machine can do, and what to change where it cannot."""
+    """What this machine can do, and what to change where it cannot; exit status 1 if a run could not be."""
 
     json: bool = False
+    """Print it as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """The runs of this checkout, newest last."""
+    """The runs of this folder (runs/), newest last."""
 
     json: bool = False
+    """Print them as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,7 @@ class Clean:
     """End what is left of crashed runs of ours, if anything is; runs/ stays."""
 
     dry_run: bool = False
+    """Only say what would be ended."""
 
 
 Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
@@ -123,13 +137,11 @@ def main(argv: list[str] | None = None) -> int:
     """The exit status of `testbed ARGV…`."""
     arguments = sys.argv[1:] if argv is None else argv
     arguments, program = _split(arguments)
-    command = tyro.cli(
-        Command,  # pyrefly: ignore
-        args=arguments,
-        prog="testbed",
-        description="A testbed for training over slow links.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    try:
+        command = parse(Command, arguments)
+    except UsageError as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2
     if program and not isinstance(command, Exec):
         print(f"testbed: '-- {shlex.join(program)}' belongs to testbed exec only", file=sys.stderr)
         return 2
@@ -267,9 +279,9 @@ def _network(asked: Asked) -> Network:
 
 
 def _print_commands(network: Network, program: str | None = None) -> int:
-    from emulation.nodes.netns import NetnsBackend
+    from testbed.runs.dry import network_commands
 
-    print("\n".join(NetnsBackend(network).commands()))
+    print("\n".join(network_commands(network)))
     if program:
         print("\n".join(f"on {node.name}: {program}" for node in network.nodes))
     return 0
@@ -282,15 +294,16 @@ def _train(command: Train, _: list[str]) -> int:
 
 
 def _doctor(command: Doctor, _: list[str]) -> int:
-    from emulation.capability import probe
+    from emulation.doctor import probe
+    from testbed.runs.directory import RUNS
     from testbed.runs.tables import capability_table
 
-    capabilities = probe()
+    capabilities = probe(RUNS)
     if command.json:
         print(json.dumps({"schema_version": 1, "capabilities": [asdict(each) for each in capabilities]}, indent=2))
     else:
         Console().print(capability_table(capabilities))
-    return 0
+    return 0 if all(each.ok for each in capabilities if each.needed) else 1
 
 
 def _runs(command: Runs, _: list[str]) -> int:

@@ -2,47 +2,52 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Framing, Link, Network, star
 from emulation.settings import SETTINGS, alter, parse_settings
 from testbed.errors import UsageError
-from testbed.networks import network_from
+from testbed.networks import network_spec
+from testbed.runs.parse import flag
 
 __all__ = ["Asked", "network_for"]
+
+_DEFAULT_NODES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Texts as given: not parsed yet."""
 
-    bw: str | None = None
-    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
-    down: str | None = None
+    bw: Annotated[str | None, flag("RATE")] = None
+    """Rate of a link: 300mbit, 1gbit, 2.5gbit …; one of --bw and --network is needed."""
+    down: Annotated[str | None, flag("RATE")] = None
     """Rate of what a node receives, where it differs (with --accounting nic)."""
-    delay: str | None = None
+    delay: Annotated[str | None, flag("TIME")] = None
     """One-way delay of a path: 20ms; a round trip is twice that."""
-    jitter: str | None = None
+    jitter: Annotated[str | None, flag("TIME")] = None
     """Spread of the delay: 2ms."""
-    distribution: Literal["normal", "uniform", "pareto"] | None = None
-    """Of the jitter (default normal)."""
-    loss: str | None = None
+    distribution: Annotated[Literal["normal", "uniform", "pareto"] | None, flag("normal|uniform|pareto")] = None
+    """Of the jitter; normal unless given."""
+    loss: Annotated[str | None, flag("PERCENT")] = None
     """Packets lost: 1%."""
-    loss_burst: float | None = None
-    """Mean number of packets lost in a row (Gilbert-Elliott); default: each on its own."""
-    reorder: str | None = None
+    loss_burst: Annotated[float | None, flag("PACKETS")] = None
+    """Mean number of packets lost in a row: 3; each is lost on its own unless given."""
+    reorder: Annotated[str | None, flag("PERCENT")] = None
     """Packets that are not delayed and so overtake others: 1%."""
-    queue: str | None = None
-    """Depth of a link's queue: 500kB or 40ms (default: 40 ms or a round trip)."""
-    mtu: int | None = None
-    framing: Framing | None = None
-    """What a rate counts: layer2 (95.6 % of it is goodput; default) or ethernet (94.15 %)."""
-    network: str | None = None
-    """A network by name (experiments/networks) or a .toml file; the flags above change all its links."""
-    nodes: int | None = None
-    """Nodes to build (default 4, or the network's)."""
-    accounting: Literal["pair", "nic"] | None = None
-    """Whose the rate is: each pair's of nodes (default), or a node's whole access link."""
+    queue: Annotated[str | None, flag("SIZE|TIME")] = None
+    """Depth of a link's queue: 500kB or 40ms; the longer of 40 ms and a round trip unless given."""
+    mtu: Annotated[int | None, flag("BYTES")] = None
+    """Largest packet: 576 to 9000; 1500 unless given."""
+    framing: Annotated[Framing | None, flag("layer2|ethernet")] = None
+    """What a rate counts: layer2 (95.6 % of it is goodput) unless given, or ethernet, a bare wire (94.15 %)."""
+    network: Annotated[str | None, flag("NAME|FILE")] = None
+    """A network by name (cable, wan10 …) or a .toml file; the flags above change all its links."""
+    nodes: Annotated[int | None, flag("N")] = None
+    """Nodes to build; 4, or the network's own number, unless given."""
+    accounting: Annotated[Literal["pair", "nic"] | None, flag("pair|nic")] = None
+    """Whose the rate is: each pair's of nodes (pair), or a node's whole access link (nic); pair unless given."""
     share: bool = False
     """Run although another run uses this machine."""
 
@@ -52,18 +57,23 @@ class Asked:
         return Path(self.network).stem if self.network else None
 
 
-def network_for(asked: Asked, *, default_nodes: int = 4) -> Network:
-    """The network that texts describe; raises `UsageError`."""
+def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
+    """The network that texts describe; raises `UsageError`.
+
+    `nic_nodes`: how many nodes there are with accounting nic, unless asked otherwise.
+    """
     if asked.nodes is not None and asked.nodes < 2:
         raise UsageError(f"{asked.nodes} nodes were asked for; a network has at least 2")
     if asked.network is not None:
-        network = network_from(asked.network, asked.nodes)
-        if asked.accounting not in (None, network.accounting):
-            raise UsageError(f"the network {asked.network} counts per {network.accounting}; leave --accounting out")
+        spec = network_spec(asked.network)
+        if asked.accounting not in (None, spec.accounting):
+            raise UsageError(f"the network {asked.network} counts per {spec.accounting}; leave --accounting out")
+        network = spec.network(asked.nodes or (nic_nodes if spec.accounting == "nic" else None))
     else:
-        network = star(asked.nodes or default_nodes, Link(), asked.accounting or "pair")
-    texts = {name: getattr(asked, name) for name in SETTINGS if getattr(asked, name) is not None}
-    changes = parse_settings(texts, "the command")
+        accounting = asked.accounting or "pair"
+        count = asked.nodes or (nic_nodes if accounting == "nic" else None) or _DEFAULT_NODES
+        network = star(count, Link(), accounting)
+    changes = _changes(asked)
     if "rate_down_bps" in changes and network.accounting == "pair":
         raise UsageError("a rate down belongs to a node's access link: add --accounting nic")
     if "rate_bps" in changes:
@@ -75,3 +85,16 @@ def network_for(asked: Asked, *, default_nodes: int = 4) -> Network:
     if asked.framing is not None:
         network = replace(network, framing=asked.framing)
     return network
+
+
+def _changes(asked: Asked) -> dict[str, Any]:
+    """What the flags change of every link; an error begins with the flag."""
+    changes: dict[str, Any] = {}
+    for name in SETTINGS:
+        if (text := getattr(asked, name)) is not None:
+            try:
+                changes |= parse_settings({name: text}, "")
+            except NetworkUsageError as error:
+                said = str(error).removeprefix(f": {name}: ")
+                raise UsageError(f"--{name.replace('_', '-')}: {said}") from None
+    return changes

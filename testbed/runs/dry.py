@@ -1,26 +1,57 @@
 """`testbed emulate --dry-run`: the resolved configuration and every command, without doing anything."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
+from emulation.network import Network
 from emulation.nodes.netns import NetnsBackend
 from testbed.runs.settings import Settings
 
-__all__ = ["dry_run"]
+__all__ = ["dry_run", "network_commands"]
+
+_EVENTS_SHOWN = 20
 
 
 def dry_run(settings: Settings) -> str:
     """What `testbed emulate` would do, as text."""
-    config = asdict(settings) | {
+    config = asdict(replace(settings, schedule=None)) | {
         "folder": str(settings.folder),
         "mode": settings.mode,
         "nodes": settings.nodes,
+        "network": _network(settings.network),
+        "link": asdict(settings.network.link),
+        "schedule": settings.schedule and settings.schedule.describe()[:_EVENTS_SHOWN],
     }
-    config.pop("network")
     lines = [json.dumps(config, indent=2)]
+    if settings.schedule is not None and len(settings.schedule) > _EVENTS_SHOWN:
+        lines.append(f"# … and {len(settings.schedule) - _EVENTS_SHOWN} more events")
     if settings.backend == "netns":
-        lines += ["", "# the network, with the links under test"]
-        lines += NetnsBackend(settings.network).commands()
+        lines += ["", "# the network, with the links under test", *network_commands(settings.network)]
     for node in settings.network.nodes:
         lines.append(f"on {node.name} ({node.address}): python -m testbed.runs.rank   # RANK={node.index}")
     return "\n".join(lines)
+
+
+def network_commands(network: Network) -> list[str]:
+    """What builds and shapes a network."""
+    lines = NetnsBackend(network).commands()
+    if network.impaired:
+        lines.append("# iptables: the delay line's queues; where the kernel has netem, tc puts that into the shapers")
+    return lines
+
+
+def _network(network: Network) -> dict[str, Any]:
+    """All but the link that most have, which stands for itself."""
+    own: dict[str, Any] = {network.nodes[index].name: link for index, link in network.node_links}
+    own |= {f"{network.nodes[a].name} -> {network.nodes[b].name}": link for a, b, link in network.pair_links}
+    return {
+        "accounting": network.accounting,
+        "framing": network.framing,
+        "mtu": network.mtu,
+        "links_that_differ": {
+            name: {key: value for key, value in asdict(link).items() if value != getattr(network.link, key)}
+            for name, link in own.items()
+            if link != network.link
+        },
+    }

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from emulation.nodes.base import Backend
@@ -46,7 +46,11 @@ def emulate(settings: Settings, report: Report) -> dict[str, Any]:
 
 
 def _config(settings: Settings) -> dict[str, Any]:
-    data = asdict(settings) | {"folder": str(settings.folder), "mode": settings.mode}
+    data: dict[str, Any] = asdict(replace(settings, schedule=None)) | {
+        "folder": str(settings.folder),
+        "mode": settings.mode,
+    }
+    data["schedule"] = settings.schedule and settings.schedule.describe()
     return {key: value for key, value in data.items() if key != "network"} | {"nodes": settings.nodes}
 
 
@@ -103,6 +107,7 @@ def comparison_record(comparison: Comparison, arms: list[dict[str, Any]], wall_s
             comparison.links.backend.describe().get("congestion_control") or ["the host's"]
         ),
         "backend": settings.backend,
+        "schedule": settings.schedule and settings.schedule.describe(),
         "void": void_reason(arms),
         "run_seconds": wall_seconds,
         "links": comparison.links.evidence(),

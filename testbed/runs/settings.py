@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from emulation.network import Network
 from emulation.schedule import Schedule, load_schedule
@@ -12,6 +12,7 @@ from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, n
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
+from testbed.runs.parse import flag
 from testbed.targets import Target
 
 __all__ = ["Request", "Settings", "resolve", "standard_arms"]
@@ -20,34 +21,34 @@ VOCABULARY = 400
 """Of bytes and the recall task (`testbed.data.recall`)."""
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
-_DEFAULT_NODES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Asked):
-    """What a user may set, as given: texts are not parsed yet. Nodes: by default 4, with --accounting nic and a target
+    """What a user may set, as given: texts are not parsed yet. Nodes: by default 4, with accounting nic and a target
     all of the target's."""
 
-    schedule: str | None = None
-    """How links change and fail while arms train live: a .toml, .csv, or Mahimahi .up/.down file."""
-    preset: str = "quick"
+    schedule: Annotated[str | None, flag("FILE")] = None
+    """How links change and fail while arms train (--live or --pace none): a .toml, .csv, or Mahimahi .up/.down file."""
+    preset: Annotated[str, flag("NAME|FILE")] = "quick"
     """What is trained: a name in experiments/presets, or a .toml file."""
-    target: str = "paper-800m"
-    """Whom a node stands for: a name in experiments/targets, or a .toml file."""
-    pace: str | None = None
-    """'none': no target; the machine's own speed and message sizes."""
-    live: str | None = None
+    target: Annotated[str, flag("NAME|FILE")] = "paper-800m"
+    """Whose speed and message sizes a node has: a name in experiments/targets, or a .toml file."""
+    pace: Annotated[str | None, flag("none")] = None
+    """none: no target; the machine's own speed and message sizes."""
+    live: Annotated[str | None, flag("TIME")] = None
     """Train every arm paced for this long (10min) instead of learning, timing and composing."""
-    backend: Literal["netns", "host"] = "netns"
+    backend: Annotated[Literal["netns", "host"], flag("netns|host")] = "netns"
     """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
-    seed: int = 0
-    steps: int | None = None
-    """Context-parallel steps (default: the preset's)."""
-    arms: str | None = None
-    """Only these, comma separated: centralised,decentralised,subspace,latent,control."""
-    name: str | None = None
-    """The run's folder in runs/ (default: date, time and rate)."""
-    budget: str = "100s"
+    seed: Annotated[int, flag("N")] = 0
+    """Of weights and data."""
+    steps: Annotated[int | None, flag("N")] = None
+    """Context-parallel steps; the preset's unless given."""
+    arms: Annotated[str | None, flag("ARM,…")] = None
+    """Only these: centralised,decentralised,subspace,latent,control."""
+    name: Annotated[str | None, flag("NAME")] = None
+    """The run's folder in runs/; date, time and rate unless given."""
+    budget: Annotated[str, flag("TIME")] = "100s"
     """Time for one arm's timed steps; fewer of the target's like layers are timed to keep to it."""
 
 
@@ -117,10 +118,9 @@ def resolve(asked: Request, *, command: str) -> Settings:
         preset = replace(preset, steps=asked.steps)
     target_name = _target_name(asked.target, asked.pace, asked.live)
     target = load_toml(Target, "targets", target_name) if target_name else None
-    fallback = target.nodes if target is not None and asked.accounting == "nic" else _DEFAULT_NODES
     if asked.bw is None and asked.network is None:
         raise UsageError("no links were asked for: give a rate, BW=300mbit, or a network, NETWORK=cable")
-    network = network_for(asked, default_nodes=fallback)
+    network = network_for(asked, nic_nodes=target.nodes if target is not None else None)
     if not network.shaped:
         raise UsageError("no rate was given: type BW=300mbit, or NETWORK= and a network whose links have rates")
     _check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")

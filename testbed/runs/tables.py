@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,14 +12,29 @@ from testbed.runs.directory import RUNS, read_json
 __all__ = ["capability_table", "list_runs", "runs_table"]
 
 
+_ONE_LINE = 42
+
+
 def capability_table(capabilities: list[Capability]) -> Table:
-    """What was tried, whether it works, and what to do where it does not."""
-    table = Table(title="this machine")
-    for name in ("what", "works", "detail", "remedy"):
-        table.add_column(name, overflow="fold")
+    """What was tried, whether it works, and what to do where it does not; what every run needs comes first."""
+    bad = [each for each in capabilities if each.needed and not each.ok]
+    missing = [each.name for each in bad if each.detail != "not tried"]
+    caption = (
+        f"a run needs what is missing here: {', '.join(missing)}" if missing else "all that a run needs works here"
+    )
+    table = Table(title="what this machine can do", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("works")
+    table.add_column("found, and → what to change", overflow="fold")
+    needed = True
     for each in capabilities:
-        works = "[green]yes[/green]" if each.ok else "[yellow]no[/yellow]"
-        table.add_row(escape(each.name), works, escape(each.detail), "" if each.ok else escape(each.remedy or ""))
+        if needed and not each.needed:
+            table.add_section()
+        needed = each.needed
+        works = "[green]yes[/green]" if each.ok else "[bold red]NO[/bold red]" if needed else "[yellow]no[/yellow]"
+        remedy = "" if each.ok or not each.remedy else f"[yellow]→ {escape(each.remedy)}[/yellow]"
+        gap = " " if len(each.detail) + len(each.remedy) < _ONE_LINE else "\n"
+        table.add_row(escape(each.name), works, f"{escape(each.detail)}{gap}{remedy}".rstrip())
     return table
 
 

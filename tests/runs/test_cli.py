@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from tests.worlds import needs_world
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--bw", "300mbps"], "300mbps"),
+        (["--bw", "300mbps"], "type 300mbit for bits, or 2400mbit for bytes"),
+        (["--bw", "300kbps"], "type 300kbit for bits, or 2400kbit for bytes"),
         (["--bw", "300kb"], "300kb"),
         (["--bw", "0"], "0"),
         (["--bw", "0mbit"], "0mbit"),
@@ -36,10 +36,22 @@ from tests.worlds import needs_world
         (["--bw", "300mbit", "--live", "soon"], "soon"),
         (["--bw", "300mbit", "--delay", "20"], "20"),
         (["--bw", "300mbit", "--delay", "-1ms"], "-1ms"),
-        (["--bw", "300mbit", "--delay", "20ms"], "netem"),
-        (["--bw", "300mbit", "--loss", "1%"], "netem"),
-        (["--bw", "300mbit", "--backend", "host", "--delay", "20ms"], "netem"),
+        (["--bw", "300mbit", "--backend", "host", "--delay", "20ms"], "netns"),
+        (["--bw", "300mbit", "--backend", "host", "--network", "islands"], "netns"),
         (["--bw", "300mbit", "--loss", "150%"], "150%"),
+        (["--bw", "300mbit", "--loss", "100%"], "100%"),
+        (["--bw", "300mbit", "--jitter", "2ms"], "delay"),
+        (["--bw", "300mbit", "--loss-burst", "3"], "loss above 0%"),
+        (["--bw", "300mbit", "--loss-burst", "three"], "three"),
+        (["--bw", "300mbit", "--queue", "deep"], "--queue"),
+        (["--bw", "300mbit", "--mtu", "100"], "576"),
+        (["--bw", "300mbit", "--nodes", "many"], "--nodes: 'many' is no whole number"),
+        (["--bw", "300mbit", "--distribution", "gauss"], "normal, pareto, uniform"),
+        (["--bw", "300mbit", "--down", "1gbit"], "--accounting nic"),
+        (["--bw", "300mbit", "--dealy", "20ms"], "--dealy=20ms"),
+        (["--network", "cabel"], "did you mean 'cable'"),
+        (["--network", "cable", "--accounting", "pair"], "nic"),
+        (["--preset", "quick"], "BW=300mbit"),
         (["--bw", "300mbit", "--arms", "latnet"], "latnet"),
         (["--bw", "300mbit", "--name", "../x"], "../x"),
         (["--bw", "300mbit", "--steps", "0"], "0 steps"),
@@ -54,6 +66,85 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, arguments, named):
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "named"),
+    [
+        ({"t.csv": "seconds,rate_bps\n0,1000000\n5,fast\n"}, ["--schedule", "t.csv"], "t.csv, line 3: 'fast'"),
+        ({"t.toml": '[[at]]\ntime = "1s"\nnodes = [9]\nbw = "1mbit"\n'}, ["--schedule", "t.toml"], "node 9"),
+        ({"t.toml": '[[at]]\ntime = "1s"\nnodes = [1]\nfault = "explode"\n'}, ["--schedule", "t.toml"], "explode"),
+        ({}, ["--schedule", "t.csv"], "t.csv"),
+        ({"t.txt": "0\n"}, ["--schedule", "t.txt"], "t.txt"),
+        ({"t.csv": "seconds,rate_bps\n0,1000000\n"}, ["--schedule", "t.csv", "--live", ""], "LIVE"),
+        (
+            {
+                "m.toml": 'name = "m"\nsource = "none"\naccounting = "pair"\n[matrix]\nregions = ["a", "b"]\n'
+                'rate = [["1mbit", "1mbit"]]\n'
+            },
+            ["--network", "m.toml"],
+            "write 2 rows of 2 values",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["emulate", "exec"])
+def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, name, files, arguments, named):
+    """Where in the file the mistake is; status 2; nothing created."""
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    given = {"--bw": "300mbit", "--live": "2min"} if "--network" not in arguments else {"--live": "2min"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    if name == "exec" and given.pop("--live") == "":
+        pytest.skip("of training only")
+    flags = [f"{flag}={value}" for flag, value in given.items() if value]
+    done = run_testbed(tmp_path, name, *flags, *(["--", "true"] if name == "exec" else []))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("network", ["cable", "islands", "lte"])
+def test_a_network_by_name_can_be_looked_at(tmp_path, network):
+    """Its links, each command, and of access links as many as the target has nodes."""
+    done = run_testbed(tmp_path, "emulate", "--network", network, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    config, _ = json.JSONDecoder().raw_decode(done.stdout)
+    assert config["link"]["rate_bps"] > 0
+    assert config["nodes"] == (4 if network == "islands" else 8)
+    assert bool(config["network"]["links_that_differ"]) == (network == "islands")
+    assert "tc -n n0" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_can_be_looked_at(tmp_path):
+    """What happens, and when, in the dry run's configuration."""
+    (tmp_path / "t.csv").write_text("seconds,rate_bps\n0,1000000\n5,2000000\n")
+    done = run_testbed(tmp_path, "emulate", "--bw", "5mbit", "--live", "2min", "--schedule", "t.csv", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    config, _ = json.JSONDecoder().raw_decode(done.stdout)
+    assert [event["what"] for event in config["schedule"]] == ["all links: bw 1mbit", "all links: bw 2mbit"]
+
+
+@pytest.mark.parametrize("command_name", ["emulate", "verify", "exec", "train", "doctor", "runs", "clean"])
+def test_help_explains_every_flag(tmp_path, command_name):
+    """No flag without a sentence, no `None`."""
+    done = run_testbed(tmp_path, command_name, "--help")
+    assert done.returncode == 0
+    assert "None" not in done.stdout
+    inside = [line.strip("│ ") for line in done.stdout.splitlines() if line.startswith("│")]
+    for number, line in enumerate(inside):
+        if line.startswith("--"):
+            explained = "  " in line or (number + 1 < len(inside) and not inside[number + 1].startswith("-"))
+            assert explained, line
+
+
+def test_a_flag_that_is_not_there_names_the_nearest(tmp_path):
+    """Not the parser's box, but a sentence."""
+    done = run_testbed(tmp_path, "verify", "--bw", "300mbit", "--dealy", "20ms")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--dealy" in done.stderr
+    assert "did you mean --delay TIME?" in done.stderr
 
 
 def test_ambiguous_units_name_both_meanings(tmp_path):
@@ -163,12 +254,18 @@ def test_a_second_run_is_refused_unless_shared(tmp_path, monkeypatch):
 
 
 def test_doctor_prints_a_table_and_json(tmp_path):
-    """Each capability really tried, with a remedy where it is missing."""
+    """Each capability really tried, with a remedy where it is missing; the status says whether a run could be."""
     done = run_testbed(tmp_path, "doctor", "--json")
-    assert done.returncode == 0, done.stderr
-    for each in json.loads(done.stdout)["capabilities"]:
-        assert each["ok"] or each["remedy"] or each["detail"]
-    assert run_testbed(tmp_path, "doctor").returncode == 0
+    found = json.loads(done.stdout)["capabilities"]
+    able = all(each["ok"] for each in found if each["needed"])
+    assert done.returncode == (0 if able else 1), done.stderr
+    for each in found:
+        assert set(each) == {"name", "ok", "detail", "remedy", "needed"}
+        assert each["ok"] or each["remedy"]
+    table = run_testbed(tmp_path, "doctor")
+    assert table.returncode == done.returncode
+    assert all(each["name"] in table.stdout for each in found)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reading_only_the_beginning_is_no_error(tmp_path):
@@ -196,29 +293,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     done = run_testbed(tmp_path, "emulate", "--bw", "300mbit")
     assert done.returncode == 2
     assert "write" in done.stderr
-
-
-def test_clean_finds_what_carries_our_mark_and_waits_for_runs(tmp_path, monkeypatch):
-    """A process with the mark of a rank is found, one without it is not; refused while a run is under way."""
-    from testbed.runs import clean, directory
-
-    monkeypatch.setattr(directory, "_LOCK", tmp_path / "lock")
-    monkeypatch.setattr(directory, "_SHARED_LOCK", tmp_path / "shared")
-    with directory.machine_lock(share=True), pytest.raises(UsageError, match="under way"):
-        clean.clean(dry_run=True)
-    ours = subprocess.Popen(["sleep", "60"], env={**os.environ, "TESTBED_REPLIES": "9"})
-    foreign = subprocess.Popen(["sleep", "60"])
-    try:
-        deadline = time.monotonic() + 5
-        while ours.pid not in clean._marked() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert ours.pid in clean._marked()
-        assert foreign.pid not in clean._marked()
-        assert "would end" in clean.clean(dry_run=True)
-    finally:
-        for process in (ours, foreign):
-            process.kill()
-            process.wait()
 
 
 def test_constants_agree():
