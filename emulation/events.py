@@ -222,7 +222,8 @@ class Schedule:
             try:
                 event.check(network)
                 if isinstance(event, Change):
-                    network = event.apply(network)
+                    network, before = event.apply(network), network
+                    _check_same_kind(before, network)
             except UsageError as error:
                 raise UsageError(f"at {format_duration(event.at_seconds)}: {error}") from None
 
@@ -238,6 +239,21 @@ class Schedule:
         repeats = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
         own = [{**event.describe(), **repeats} for event in self.events]
         return own + [event for trace in self.traces for event in trace.describe()]
+
+
+def _check_same_kind(before: Network, after: Network) -> None:
+    """A link with a rate has another queue in the kernel than one without; replacing it would start counters anew."""
+    if _without_rate(before) != _without_rate(after):
+        raise UsageError(
+            "a link without a rate cannot be given one while it is used, nor lose it; "
+            "give every link a rate from the beginning, for example 10gbit."
+        )
+
+
+def _without_rate(network: Network) -> list[bool]:
+    if network.accounting == "pair":
+        return [not network.shaped]
+    return [network.link_of(node).rate_bps is None for node in network.nodes]
 
 
 def _time(event: Change | Fault) -> float:

@@ -169,9 +169,18 @@ class NetnsBackend(Backend):
             altered = tuple(line for line, whole in shown if whole not in had)
             if altered:
                 replace(batch, lines=altered).run()
+        self._end_netems(before, network)
         rules = self._delay_rules(network)
         if rules != self.delay_line.rules:
             self.delay_line.apply(rules)
+
+    def _end_netems(self, before: Network, after: Network) -> None:
+        """Where a link has lost its delay; only a node's own shaper has one."""
+        for node in after.nodes if self._by_netem(before) else ():
+            old, new = (tc.node_shapers(each, node, netem=self._by_netem(each))[0] for each in (before, after))
+            lines = tc.leaf_lines(old, new, "eth0", self._handle)
+            if lines:
+                Batch(tool="tc", netns=node.name, lines=tuple(lines)).run()
 
     def _same_nodes(self, network: Network) -> Network:
         assert network.nodes == self.network.nodes, "links change, nodes do not"

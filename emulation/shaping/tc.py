@@ -13,7 +13,7 @@ from emulation.network import ETHERNET_HEADER_BYTES, FRAMING_BYTES, Link, Networ
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import Sizes, segments_of, sizes
 
-__all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "differences", "node_shapers"]
+__all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "differences", "leaf_lines", "node_shapers"]
 
 OPEN_QUEUE_PACKETS = 10_000
 """A queue that should never fill: where nothing is shaped, or where only counting is wanted."""
@@ -220,9 +220,18 @@ def _per_destination(network: Network, node: Node, segments: int, *, netem: bool
     return Htb(classes=(*classes, rest))
 
 
+def leaf_lines(before: Shaper, after: Shaper, device: str, handle: int) -> list[str]:
+    """A plain queue in place of the netem behind a bucket, which a change of the bucket leaves there."""
+    if isinstance(before, Tbf) and isinstance(after, Tbf) and before.netem and not after.netem:
+        return [f"qdisc replace dev {device} parent {handle:x}:1 bfifo limit {after.sizes.queue_bytes}b"]
+    return []
+
+
 def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> list[str]:
     """What the kernel has that was not asked for, in plain sentences; an empty list is a match."""
     problems = []
+    if "leaf" in found and "leaf" not in expected:
+        problems.append(f"{where}: a {found['leaf'].get('kind')} was not asked for")
     for key, asked in expected.items():
         have = found.get(key)
         if key == "classes":

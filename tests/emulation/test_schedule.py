@@ -518,3 +518,13 @@ def test_the_examples_load(path: Path):
     schedule = load_schedule(path, nic())
     assert len(schedule) >= 2
     json.dumps(schedule.describe())
+
+
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_a_link_without_a_rate_cannot_be_given_one(accounting):
+    """The kernel could not do it in place; delays and losses it can."""
+    network = star(3, Link(delay_us=5_000), accounting)
+    Schedule(events=(Change(at_seconds=1, settings={"delay_us": 10_000, "loss": 0.01}),)).check(network)
+    with pytest.raises(UsageError, match="at 1s: a link without a rate cannot be given one"):
+        Schedule(events=(bw(1, 10_000_000),)).check(network)
+    Schedule(events=(bw(1, 10_000_000),)).check(star(3, Link(rate_bps=20_000_000), accounting))

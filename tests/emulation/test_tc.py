@@ -103,6 +103,17 @@ def test_netem_stands_behind_the_bucket_or_in_each_class():
     assert "qdisc replace dev eth0 parent 1:2 netem limit" in pair.lines("eth0", 1)[2]
 
 
+def test_a_netem_that_is_no_longer_wanted_is_replaced_and_found_if_not():
+    network = star(2, Link(rate_bps=20_000_000, delay_us=20_000), "nic")
+    plain = star(2, Link(rate_bps=20_000_000), "nic")
+    delayed = tc.node_shapers(network, network.nodes[0], netem=True)[0]
+    bucket = tc.node_shapers(plain, plain.nodes[0], netem=True)[0]
+    assert tc.leaf_lines(delayed, bucket, "eth0", 1) == ["qdisc replace dev eth0 parent 1:1 bfifo limit 100000b"]
+    assert tc.leaf_lines(bucket, bucket, "eth0", 1) == tc.leaf_lines(delayed, delayed, "eth0", 1) == []
+    found = bucket.expected() | {"leaf": delayed.expected()["leaf"]}
+    assert tc.differences(bucket.expected(), found, "n0 tx") == ["n0 tx: a netem was not asked for"]
+
+
 def test_netems_limit_holds_the_bandwidth_delay_product():
     egress, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "nic")), netem=True)
     assert isinstance(egress, tc.Tbf)
