@@ -59,11 +59,9 @@ def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None) -> 
             p99 = max(ping["p99_us"] for ping in measured["round_trips"]) / 1000
             base = median if base is None else base
             added, added_p99 = median - base - 2 * delay / 1000, p99 - base - 2 * delay / 1000
-            print(
-                f"| {format_rate(rate)} | {format_delay(delay)} | {_span(ratios['alone'])} | {_span(ratios['together'])} "
-                f"| {added:+.2f} ms | {added_p99:+.2f} ms | {resent} | {described['delays'] or '-'} |",
-                flush=True,
-            )
+            spans = [_span(ratios[phase]) for phase in ("alone", "together")]
+            trips = [f"{added:+.2f} ms", f"{added_p99:+.2f} ms"]
+            _row(format_rate(rate), format_delay(delay), *spans, *trips, resent, described["delays"] or "-")
             allowed = 0.01 if delay == 0 else 0.02
             worst = max(abs(ratio - 1) for ratio in ratios["alone"])
             where = f"{format_rate(rate)}, {format_delay(delay)}"
@@ -97,12 +95,9 @@ def messages(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None)
                     times.sort()
                     low, middle, high = times[0], statistics.median(times), quantile(times, 0.95)
                     good = expected - allowed <= low and high <= expected + allowed
-                    print(
-                        f"| {format_rate(rate)} | {format_delay(delay)} | {format_size(size)} | {expected * 1e3:.2f} ms "
-                        f"| {low / expected - 1:+.1%} | {middle / expected - 1:+.1%} | {high / expected - 1:+.1%} "
-                        f"| {'yes' if good else 'no'} |",
-                        flush=True,
-                    )
+                    off = [f"{each / expected - 1:+.1%}" for each in (low, middle, high)]
+                    link = (format_rate(rate), format_delay(delay), format_size(size))
+                    _row(*link, f"{expected * 1e3:.2f} ms", *off, "yes" if good else "no")
                     if not good:
                         missed.append(f"{format_rate(rate)}, {format_delay(delay)}, {format_size(size)}: {high:.6f} s")
     return missed
@@ -151,6 +146,10 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
 def _span(ratios: list[float]) -> str:
     return f"{min(ratios):.3f} … {max(ratios):.3f}"
 
@@ -164,10 +163,8 @@ def _sizes() -> list[str]:
             network: Network = star(nodes, Link(rate_bps=rate), accounting)
             segments = segments_of(network, 0)
             depth = sizes(network, rate, network.link, segments, 0)
-            print(
-                f"| {nodes}, `{accounting}` | {format_rate(rate)} | {segments} packets "
-                f"| {depth.peak_bytes / 1000:.1f} kB | {depth.burst_bytes / 1000:.0f} kB | {depth.queue_bytes / 1000:.0f} kB |"
-            )
+            depths = [f"{each / 1000:.1f} kB" for each in (depth.peak_bytes, depth.burst_bytes, depth.queue_bytes)]
+            _row(f"{nodes}, `{accounting}`", format_rate(rate), f"{segments} packets", *depths)
     return []
 
 

@@ -1,4 +1,4 @@
-"""Run `ip`, `bridge` and `tc` in batches, one process for many lines; any line that fails raises."""
+"""Run `ip`, `tc` and `iptables` in batches, one process for many lines; any line that fails raises."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ from typing import Literal
 from emulation import syscalls
 from emulation.errors import CapabilityError, EmulationError
 
-__all__ = ["Batch", "run_all", "tool_path", "write_sysctl"]
+__all__ = ["Batch", "iptables", "run_all", "tool_path", "write_sysctl"]
 
-Tool = Literal["ip", "bridge", "tc", "sysctl", "iptables", "ip6tables"]
+Tool = Literal["ip", "tc", "sysctl", "iptables"]
 
 _UNSUPPORTED = ("Unknown device type", "qdisc kind is unknown", "Operation not supported", "not permitted")
 
@@ -39,7 +39,7 @@ class Batch:
         if self.tool == "sysctl":
             where = f"nsenter --net={syscalls.netns_path(self.netns)} -- " if self.netns else ""
             return [f"{where}sysctl -w {line}" for line in self.lines]
-        if self.tool in ("iptables", "ip6tables"):
+        if self.tool == "iptables":
             return [f"ip netns exec {self.netns} {self.tool} -t {self.table} {line}" for line in ("-F", *self.lines)]
         where = f" -n {self.netns}" if self.netns else ""
         return [f"{self.tool}{where} {line}" for line in self.lines]
@@ -49,7 +49,7 @@ class Batch:
         if self.tool == "sysctl":
             self._write_sysctls()
             return
-        if self.tool in ("iptables", "ip6tables"):
+        if self.tool == "iptables":
             self._restore_tables()
             return
         argv = [tool_path(self.tool) or self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
@@ -61,20 +61,10 @@ class Batch:
 
     def _restore_tables(self) -> None:
         """The lines become the whole table, in one step."""
-        assert self.netns is not None, "rules are set inside a node's namespace only"
         lines = [line.replace("-N ", ":") + " - [0:0]" if line.startswith("-N ") else line for line in self.lines]
         text = "\n".join((f"*{self.table}", *lines, "COMMIT", ""))
-        said = "not installed: type 'sudo apt-get install iptables'"
-        for flavour in ("", "-legacy", "-nft"):
-            path = tool_path(f"{self.tool}{flavour}-restore")
-            if path is None:
-                continue
-            with syscalls.in_netns(self.netns):
-                done = subprocess.run([path, "-w"], input=text, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return
-            said = " / ".join(done.stderr.split("\n")).strip(" /")
-        raise CapabilityError(f"'{self.tool}-restore' failed on {self.netns}: {said}. Delays without netem need it.")
+        assert self.netns is not None, "rules are set inside a node's namespace only"
+        iptables(self.netns, "-restore", "-w", text=text)
 
     def _fail(self, said: str) -> None:
         number = said.rpartition("-:")[2].split()[0:1]
@@ -92,6 +82,26 @@ class Batch:
             for line in self.lines:
                 key, _, value = line.partition("=")
                 write_sysctl(key, value.strip('"'))
+
+
+_flavours: list[str] = ["", "-legacy", "-nft"]
+"""Of iptables; the one that works stays alone, for each sees its own rules only."""
+
+
+def iptables(netns: str, suffix: str, *words: str, text: str = "") -> str:
+    """What iptables, or with a `suffix` iptables-restore or -save, says inside a namespace; CapabilityError."""
+    said = "not installed: type 'sudo apt-get install iptables'"
+    for flavour in tuple(_flavours):
+        path = tool_path(f"iptables{flavour}{suffix}")
+        if path is None:
+            continue
+        with syscalls.in_netns(netns):
+            done = subprocess.run([path, *words], input=text, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            _flavours[:] = [flavour]
+            return done.stdout
+        said = " / ".join(done.stderr.split("\n")).strip(" /")
+    raise CapabilityError(f"'iptables{suffix}' failed on {netns}: {said}. Delays without netem need it.")
 
 
 def write_sysctl(key: str, value: str) -> None:

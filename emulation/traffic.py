@@ -6,15 +6,13 @@ their proportion (exact but for the share of headers).
 """
 
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from emulation.commands import Batch, tool_path
+from emulation.commands import Batch, iptables
 from emulation.counters import WireBytes, WireCounter
 from emulation.errors import EmulationError
 from emulation.nodes.netns import SWITCH, NetnsBackend
-from emulation.syscalls import in_netns
 
 __all__ = ["Moved", "Traffic"]
 
@@ -70,14 +68,8 @@ class Traffic:
             return counted
         if not self._by_filter:
             return {}
-        with in_netns(SWITCH):
-            done = subprocess.run(
-                [tool_path("iptables-save") or "iptables-save", "-c", "-t", "filter"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        return {(int(a), int(b)): int(count) for _, count, a, b in _COUNTED.findall(done.stdout)}
+        said = iptables(SWITCH, "-save", "-c", "-t", "filter")
+        return {(int(a), int(b)): int(count) for _, count, a, b in _COUNTED.findall(said)}
 
     def read(self) -> Moved:
         """What has moved since the start."""

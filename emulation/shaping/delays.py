@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulation.commands import Batch, tool_path
+from emulation.commands import Batch, iptables
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.mark import mark
 from emulation.network import Link, Network
@@ -129,10 +129,8 @@ class DelayLine:
 
     def read_rules(self) -> list[str]:
         """The rules that the kernel has."""
-        words = [tool_path("iptables") or "iptables", "-w", "-t", "mangle", "-S"]
-        with in_netns(self.netns):
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-        return [line.strip() for line in done.stdout.splitlines() if not line.startswith("-P")]
+        said = iptables(self.netns, "", "-w", "-t", "mangle", "-S")
+        return [line.strip() for line in said.splitlines() if not line.startswith("-P")]
 
     # -- the relay's life
 

@@ -8,11 +8,10 @@
 Only the first touches what the link did; the others tell why a step may have taken longer than on a quiet machine.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from emulation.shaping.delays import DelayCounter
 
 __all__ = ["Fidelity", "Pulse", "judge"]
 
@@ -34,14 +33,14 @@ class Pulse:
 
 
 class Fidelity:
-    """Reads the pulse of one rank's node. `delays`: the delay line's counters, as the backend described them."""
+    """Reads the pulse of one rank's node. `delays` gives the delay line's counters, all 0 where there is none."""
 
-    def __init__(self, delays: str | None) -> None:
-        self._delays = DelayCounter(delays)
+    def __init__(self, delays: Callable[[], Mapping[str, int]]) -> None:
+        self._delays = delays
 
     def read(self) -> Pulse:
         """Now; some tens of microseconds."""
-        delays = self._delays.read()
+        delays = self._delays()
         ticks = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]]
         pressure = _read("/proc/pressure/cpu").partition("total=")[2].split("\n", 1)[0]
         waiting = _read("/proc/self/schedstat").split()
@@ -53,9 +52,6 @@ class Fidelity:
             pressure_us=int(pressure) if pressure else None,
             waiting_ns=int(waiting[1]) if len(waiting) == 3 else None,
         )
-
-    def close(self) -> None:
-        self._delays.close()
 
 
 def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, Any], list[str], list[str]]:

@@ -39,7 +39,9 @@ class Links:
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
-        self.network = replace(settings.network, smallest_message_bytes=self._smallest_message())
+        self.network = replace(
+            settings.network, nodes=backend.network.nodes, smallest_message_bytes=self._smallest_message()
+        )
         """With the links under test."""
         self.shapable = settings.backend == "netns"
         self.measured: dict[str, dict[str, Any]] = {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from emulation.counters import WireBytes, WireCounter
+from emulation.shaping.delays import DelayCounter
 from testbed.collector.fidelity import Fidelity, Pulse, judge
 from testbed.collector.ledger import (
     SocketBytes,
@@ -64,7 +65,8 @@ class Rank:
         self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
         self.transport = Sockets.connect(self.rank, self.addresses)
         self.wire = WireCounter(json.loads(os.environ["TESTBED_COUNTER"]))
-        self.fidelity = Fidelity(None)
+        self.delays = DelayCounter(None)
+        self.fidelity = Fidelity(self.delays.read)
         self.preset: Preset
         self.mix: RecallMix
         self.seed = 0
@@ -103,8 +105,9 @@ class Rank:
         `delays`: where the delay line's counters are, if there is one now.
         """
         self.transport.close()
-        self.fidelity.close()
-        self.fidelity = Fidelity(delays)
+        self.delays.close()
+        self.delays = DelayCounter(delays)
+        self.fidelity = Fidelity(self.delays.read)
         self.transport = Sockets.connect(self.rank, self.addresses)
         return {}
 
