@@ -411,7 +411,8 @@ def test_verify_measures_every_link(tmp_path, accounting):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     measured = json.loads(done.stdout)
-    assert {link["phase"] for link in measured["links"]} == {"alone", "together"}
+    phases = {link["phase"] for link in measured["links"]}
+    assert phases == {"alone", "8 streams", "32 streams", "together"}
     assert {link["direction"] for link in measured["links"]} == ({"pair"} if accounting == "pair" else {"up", "down"})
     assert measured["problems"] == []
     assert len(measured["round_trips"]) == 6
