@@ -4,7 +4,7 @@
     messages  completion of single messages of 4 KB to 5 MB, each after a second of idleness
     scale     nodes up and down
     relay     the delay line's processor time with 8 saturated nodes
-    slow      grid and messages at rates that an emulated processor carries (benchmarks/netem_vm.py)
+    slow      grid at rates that an emulated processor carries (benchmarks/netem_vm.py), with buckets for large messages
 
 Prints Markdown tables; run it on an otherwise idle machine. Exit status 1 if a figure misses its goal.
 """
@@ -37,7 +37,7 @@ MESSAGES = 12
 FRAME_BYTES = 1514
 
 
-def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None) -> list[str]:
+def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None, smallest: int | None = None) -> list[str]:
     """Two nodes, access links, cubic."""
     missed = []
     print("| rate | delay one way | alone | together | added round trip, median | p99 | resent | by |")
@@ -46,7 +46,7 @@ def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None) -> 
         base = None
         for delay in delays:
             network = star(2, Link(rate_bps=rate, delay_us=delay), "nic")
-            network = replace(network, congestion_control="cubic")
+            network = replace(network, congestion_control="cubic", smallest_message_bytes=smallest)
             with NetnsBackend(network, delays=by) as backend:
                 measured = verify.measure(backend, network)
                 described = backend.describe()
@@ -180,7 +180,7 @@ def main() -> int:
         "messages": [lambda: messages(rates, (0, 25_000), by=options.by)],
         "scale": [_sizes, scale],
         "relay": [relay],
-        "slow": [lambda: grid(SLOW_RATES, SLOW_DELAYS_US, by=options.by)],
+        "slow": [lambda: grid(SLOW_RATES, SLOW_DELAYS_US, by=options.by, smallest=5_000_000)],
     }
     chosen = [part for name, every in parts.items() if name != "slow" for part in every]
     missed: list[str] = []
