@@ -33,11 +33,10 @@ from emulation.syscalls import in_netns
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
-COUNTERS = ("beats_ns", "packets", "lost", "overtaking", "releases", "late", "lateness_ns", "worst_ns")
+COUNTERS = ("beats_ns", "packets", "lost", "overtaking", "released", "late", "lateness_ns", "worst_ns")
 SLOT = struct.Struct("=" + "Q" * len(COUNTERS))
-"""The counters in the shared file. `beats_ns`: when the relay last went round (CLOCK_MONOTONIC). A release is late when
-its first packet leaves more than 1 ms after it was due; lateness is summed over releases, the worst is since the start.
-"""
+"""The counters in the shared file, of packets. `beats_ns`: when the relay last went round (CLOCK_MONOTONIC). `late`: let
+go more than 1 ms after they were due; lateness is summed over all, the worst is since the start."""
 LATE_NS = 1_000_000
 
 _NETLINK_NETFILTER = 12
@@ -47,6 +46,7 @@ _REQUEST, _ACK = 0x1, 0x5
 _CFG_COMMAND, _CFG_PARAMETERS, _CFG_MAXLEN, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
 _BIND, _META, _F_GSO = 1, 1, 4
 _ACCEPT, _DROP = 1, 0
+_ERROR = 2  # NLMSG_ERROR
 _QUEUE_PACKETS = 100_000
 _RECEIVE_BYTES = 64 << 20
 _SO_RCVBUFFORCE, _SO_TIMESTAMP = 33, 29
@@ -55,7 +55,9 @@ _PR_SET_TIMERSLACK = 29
 _BATCH_MESSAGES = 128
 _IDLE_SECONDS = 0.2
 _BIAS_NS = 60_000
-"""What a packet spends on its way into the queue and out again beside the wait, measured on an idle machine."""
+"""Taken from every delay: what a packet spends on its way into the queue and out again, measured on an idle machine. A
+delay below it is none."""
+_NOENT = 2
 
 _HEAD = struct.Struct("=IHHIIBB")  # nlmsghdr, then nfgenmsg's family and version; its queue number is big-endian
 _WHO = struct.Struct(">H4xI")  # queue number, (attribute's head), packet's number: at 18
@@ -89,14 +91,25 @@ class Line:
         self.distribution, self.loss, self.reorder = "normal", 0.0, 0.0
         self.enter, self.leave, self.bad = 0.0, 1.0, False
         self.plain = True
+        self.settings: dict[str, Any] = {}
+        """As told."""
 
     def set(self, settings: dict[str, Any]) -> None:
         """From now on; what waits keeps its time."""
+        self.settings = settings
         self.delay_ns = max(0, settings["delay_us"] * 1000 - _BIAS_NS)
         self.jitter_ns = settings["jitter_us"] * 1000
         self.distribution, self.reorder = settings["distribution"], settings["reorder"]
         self.loss, self.enter, self.leave = settings["loss"], settings["enter"], settings["leave"]
         self.plain = not (self.jitter_ns or self.loss or self.reorder)
+
+    def append(self, due: int, number: int) -> None:
+        """Behind all that wait; while jittered ones do, a verdict for "all up to this one" would let them go too."""
+        self.last_due = due
+        if self.jittered:
+            heapq.heappush(self.jittered, (due, number))
+        else:
+            self.waiting.append((due, number))
 
     def lost(self) -> bool:
         """Whether the next packet is; `enter` above 0: the two states of Gilbert and Elliott."""
@@ -131,7 +144,7 @@ class Relay:
         self.seed = seed
         self.lines: dict[int, Line] = {}
         self.beats_ns = self.packets = self.lost = self.overtaking = 0
-        self.releases = self.late = self.lateness_ns = self.worst_ns = 0
+        self.released = self.late = self.lateness_ns = self.worst_ns = 0
         self.stamp_at = 0
         """Where in a message the time stamp is; the kernel keeps one order."""
         with open(statistics, "r+b") as file:
@@ -163,7 +176,7 @@ class Relay:
         for line in lines:
             for each in json.loads(line)["lines"]:
                 self.line(each["queue"]).set(each)
-            _answer({"done": True, "at_seconds": time.monotonic()})
+            _answer({"holds": [line.settings for line in self.lines.values()]})
         return bool(data)
 
     def line(self, queue: int) -> Line:
@@ -182,7 +195,7 @@ class Relay:
         self.socket.send(_message(_CONFIG, _ACK, queue, attributes))
         while True:
             answer = self.socket.recv(4096)
-            if struct.unpack_from("=H", answer, 4)[0] == 2:  # NLMSG_ERROR; what else comes belongs to another queue
+            if _kind(answer) == _ERROR:  # what else comes belongs to another queue
                 error = struct.unpack_from("=i", answer, 16)[0]
                 break
             self.take(answer, time.monotonic_ns(), time.time_ns())
@@ -202,6 +215,11 @@ class Relay:
 
     def take(self, message: bytes | bytearray, now: int, clock: int) -> None:
         """One packet: how long it waits from when it arrived, or its end."""
+        if _kind(message) != _PACKET:
+            error = -struct.unpack_from("=i", message, 16)[0] if _kind(message) == _ERROR else 0
+            if error not in (0, _NOENT):  # a packet that its queue no longer has is gone, no more
+                raise OSError(error, f"the kernel refused a verdict: {os.strerror(error)}")
+            return
         queue, number = _WHO.unpack_from(message, 18)
         stamp_at = self.stamp_at
         if message[stamp_at : stamp_at + 4] != _STAMP_HEAD:
@@ -214,8 +232,7 @@ class Relay:
         line = self.lines[queue]
         self.packets += 1
         if line.plain:
-            line.last_due = due = max(now + line.delay_ns, line.last_due)  # a shorter delay reorders nothing
-            line.waiting.append((due, number))
+            line.append(max(now + line.delay_ns, line.last_due), number)  # a shorter delay reorders nothing
             return
         if line.loss and line.lost():
             self.lost += 1
@@ -226,8 +243,7 @@ class Relay:
         elif line.jitter_ns:
             heapq.heappush(line.jittered, (now + line.wait_ns(), number))
         else:
-            line.last_due = due = max(now + line.delay_ns, line.last_due)
-            line.waiting.append((due, number))
+            line.append(max(now + line.delay_ns, line.last_due), number)
 
     def release(self, now: int) -> int:
         """Let go what is due; when the next is, or a far time."""
@@ -237,10 +253,10 @@ class Relay:
             if waiting:
                 due = waiting[0][0]
                 if due <= now:
-                    self._note(now - due)
-                    number = waiting.popleft()[1]
+                    number = 0
                     while waiting and waiting[0][0] <= now:
-                        number = waiting.popleft()[1]
+                        due, number = waiting.popleft()
+                        self._note(now - due)
                     self.socket.send(_verdict(_VERDICT_BATCH, line.queue, _ACCEPT, number))
                 if waiting:
                     soonest = min(soonest, waiting[0][0])
@@ -256,12 +272,16 @@ class Relay:
         return soonest
 
     def _note(self, lateness_ns: int) -> None:
-        """Remember how late the first packet of a release is."""
-        self.releases += 1
+        """Remember how late a packet is let go."""
+        self.released += 1
         self.lateness_ns += lateness_ns
         self.late += lateness_ns > LATE_NS
         if lateness_ns > self.worst_ns:
             self.worst_ns = lateness_ns
+
+
+def _kind(message: bytes | bytearray) -> int:
+    return struct.unpack_from("=H", message, 4)[0]
 
 
 def _find_stamp(message: bytes | bytearray) -> int:

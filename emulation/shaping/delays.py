@@ -11,8 +11,10 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +87,21 @@ def rule_lines(rules: list[Rule], nodes: int) -> list[str]:
         if len(queues) == nodes - 1 and len(set(queues.values())) == 1:
             first.append(f"-A FORWARD -i sw{source} -j NFQUEUE --queue-num {next(iter(queues.values()))}")
         else:
-            first.append(f"-A FORWARD -i sw{source} -j from{source}")
+            first.append(f"-A FORWARD -i sw{source} -j from{source:03d}")
             behind += [
-                f"-A from{source} -o sw{target} -j NFQUEUE --queue-num {queue}"
+                f"-A from{source:03d} -o sw{target} -j NFQUEUE --queue-num {queue}"
                 for target, queue in sorted(queues.items())
             ]
-    chains = [f"-N from{source}" for source in sorted(by_source) if any(f"-A from{source} " in line for line in behind)]
+    chains = [
+        f"-N from{source:03d}"
+        for source in sorted(by_source)
+        if any(f"-A from{source:03d} " in line for line in behind)
+    ]
     return [*chains, *first, *behind]
+
+
+def _held(settings: dict[str, Any]) -> str:
+    return f"queue {settings['queue']}: {json.dumps(settings, sort_keys=True)}"
 
 
 class DelayLine:
@@ -108,6 +118,14 @@ class DelayLine:
         self.statistics_path: str | None = None
         """For `DelayCounter`."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Make the file of counters, so that whoever wants to read them knows where, also before there is a relay."""
+        if self.statistics_path is None:
+            with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="delay_line.", delete=False) as file:
+                file.write(bytes(SLOT.size))
+                self.statistics_path = file.name
 
     def apply(self, rules: list[Rule]) -> None:
         """Make packets wait as `rules` say, from now on; those that wait keep their time."""
@@ -115,29 +133,30 @@ class DelayLine:
             self._start()
         if rules:
             self._tell({"lines": [rule.settings() for rule in rules]})
-        if self.lines(rules) != self.lines():
+        if rule_lines(rules, self.nodes) != rule_lines(self.rules, self.nodes):
             self.batch(rules).run()
         self.rules = rules
 
-    def lines(self, rules: list[Rule] | None = None) -> list[str]:
-        """The kernel's rules for `rules`, or for those that are in place."""
-        return rule_lines(self.rules if rules is None else rules, self.nodes)
+    def lines(self) -> list[str]:
+        """What `read_rules` should find: the kernel's rules, and what the relay holds for each queue."""
+        return [*rule_lines(self.rules, self.nodes), *(_held(rule.settings()) for rule in self.rules)]
 
     def batch(self, rules: list[Rule]) -> Batch:
         """The command that puts `rules` in place of those before."""
-        return Batch(tool="iptables", netns=self.netns, lines=tuple(self.lines(rules)))
+        return Batch(tool="iptables", netns=self.netns, lines=tuple(rule_lines(rules, self.nodes)))
 
     def read_rules(self) -> list[str]:
-        """The rules that the kernel has."""
+        """The rules that the kernel has, and what the relay holds for the queues in use."""
         said = iptables(self.netns, "", "-w", "-t", "mangle", "-S")
-        return [line.strip() for line in said.splitlines() if not line.startswith("-P")]
+        used = {rule.queue for rule in self.rules}
+        holds = self._tell({"lines": []})["holds"] if used else []
+        kernel = [line.strip() for line in said.splitlines() if not line.startswith("-P")]
+        return [*kernel, *(_held(each) for each in holds if each["queue"] in used)]
 
     # -- the relay's life
 
     def _start(self) -> None:
-        with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="delay_line.", delete=False) as file:
-            file.write(bytes(SLOT.size))
-            self.statistics_path = file.name
+        self.prepare()
         environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
         argv = [sys.executable, "-P", "-S", "-m", "emulation.shaping.delay_line"]
         self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -145,7 +164,11 @@ class DelayLine:
         self.priority = self._tell(told)["priority"]
 
     def _tell(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Give the relay one command, and its answer."""
+        """Give the relay one command, and its answer; a player's thread may ask at the same time."""
+        with self._lock:
+            return self._ask(message)
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -204,7 +227,8 @@ class DelayLine:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # what it was told after its end
+                        pipe.close()
             self._process = None
         if self.statistics_path is not None:
             os.unlink(self.statistics_path)

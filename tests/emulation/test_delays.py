@@ -205,7 +205,51 @@ def test_few_rules_tell_the_paths_apart():
     assert rule_lines(delay_rules(one), 4) == ["-A FORWARD -i sw2 -j NFQUEUE --queue-num 1"]
     pair = replace(star(3, Link(), "pair"), pair_links=((0, 1, slow),))
     assert rule_lines(delay_rules(pair), 3) == [
-        "-N from0",
-        "-A FORWARD -i sw0 -j from0",
-        "-A from0 -o sw1 -j NFQUEUE --queue-num 0",
+        "-N from000",
+        "-A FORWARD -i sw0 -j from000",
+        "-A from000 -o sw1 -j NFQUEUE --queue-num 0",
     ]
+
+
+def test_jitter_ends_without_a_loss(world):
+    """Packets that wait in a heap and packets that come in order must not be let go by one verdict."""
+    times = world("""
+from emulation.probes import Probers
+network = net(2, None, "nic", delay_us=40_000, jitter_us=15_000)
+with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
+    a, b = network.nodes
+    probers.tell(a, do="ping", to=b.address, count=400, interval=0.002, patience=1.0)
+    time.sleep(0.4)
+    backend.change(linked(network, delay_us=40_000))
+    found = probers.read(a)["microseconds"]
+    backend.check_readback()
+    return found
+""")
+    assert None not in times
+    assert min(times[-50:]) > 79_000
+
+
+def test_what_the_relay_holds_is_read_back(world):
+    said = world("""
+network = net(2, "50mbit", "nic", delay_us=10_000)
+with NetnsBackend(network, delays="delay line") as backend:
+    line = backend.delay_line
+    wrong = line.rules[0].settings() | {"delay_us": 9_000}
+    line._tell({"lines": [wrong]})
+    try:
+        backend.check_readback()
+    except LinkError as error:
+        return str(error)
+""")
+    assert "rules should be" in said
+
+
+def test_rules_of_many_nodes_are_listed_in_the_kernels_order(world):
+    """More than ten chains: iptables sorts their names as text."""
+    count = world("""
+links = tuple((a, b, Link(delay_us=1000 * (1 + (a + b) % 3))) for a in range(12) for b in range(12) if a != b)
+network = replace(net(12, None, "pair"), pair_links=links)
+with NetnsBackend(network, delays="delay line") as backend:
+    return len(backend.check_readback()["delay_line"])
+""")
+    assert count == 12 + 12 + 132 + 3
