@@ -153,7 +153,7 @@ class NetnsBackend(Backend):
         """Make the links be those of `network`, now; counters restart at zero with the new shapers.
 
         Each shaper is grafted in one step; with accounting "pair" its classes follow within microseconds,
-        during which packets pass unshaped: shape between steps, not during one.
+        during which packets meet 1 Mbit/s: shape between steps, not during one.
         """
         self.network = self._same_nodes(network)
         self._handle = self._handle % LAST_HANDLE + 1
@@ -394,6 +394,6 @@ def _read_device(sock: TcSocket, qdiscs: list[dict[str, Any]], ifindex: int) -> 
     classes = {}
     for each in sock.classes(ifindex) if root["kind"] == "htb" else ():
         leaf = leaves.get(each["info"], {})
-        below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_packets": leaf.get("limit_packets")}
+        below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_bytes": leaf.get("limit_bytes")}
         classes[f"{each['handle'] & 0xFFFF:x}"] = each | below
     return root | {"classes": classes}

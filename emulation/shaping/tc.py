@@ -93,7 +93,6 @@ class HtbClass:
     """An IPv4 address; None: the rest."""
     rate_bps: int
     sizes: Sizes
-    limit_packets: int
     overhead_bytes: int = 0
     netem: Netem | None = None
 
@@ -102,7 +101,7 @@ class HtbClass:
         quantum = max(1514, min(self.sizes.peak_bytes, 60_000))
         overhead = f" overhead {self.overhead_bytes}" if self.overhead_bytes else ""
         class_id = f"{handle:x}:{self.minor:x}"
-        leaf = self.netem.words() if self.netem else f"pfifo limit {self.limit_packets}"
+        leaf = self.netem.words() if self.netem else f"bfifo limit {self.sizes.queue_bytes}b"
         lines = [
             f"class replace dev {device} parent {handle:x}: classid {class_id} htb rate {self.rate_bps}bit{overhead} "
             f"ceil {self.sizes.peak_bps}bit burst {self.sizes.burst_bytes}b cburst {self.sizes.peak_bytes}b "
@@ -127,7 +126,7 @@ class HtbClass:
         }
         if self.netem:
             return expected | {"leaf": self.netem.expected()}
-        return expected | {"limit_packets": self.limit_packets}
+        return expected | {"limit_bytes": self.sizes.queue_bytes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +134,7 @@ class Htb:
     """A class per destination, none of which borrows from another."""
 
     classes: tuple[HtbClass, ...] = field(default=())
+    """The rest first: what finds no class passes unshaped."""
 
     def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
@@ -205,7 +205,6 @@ def _per_destination(network: Network, node: Node, segments: int, *, netem: bool
                 destination=peer.address,
                 rate_bps=rate,
                 sizes=depth,
-                limit_packets=max(50, depth.queue_bytes // (segments * (network.mtu + ETHERNET_HEADER_BYTES))),
                 overhead_bytes=_overhead(network),
                 netem=Netem.of(link, _packets(network, depth.queue_bytes, rate, link)) if delayed else None,
             )
@@ -215,9 +214,8 @@ def _per_destination(network: Network, node: Node, segments: int, *, netem: bool
         destination=None,
         rate_bps=REST_RATE_BPS,
         sizes=sizes(network, REST_RATE_BPS, Link(), 2, 0),
-        limit_packets=20,
     )
-    return Htb(classes=(*classes, rest))
+    return Htb(classes=(rest, *classes))
 
 
 def leaf_lines(before: Shaper, after: Shaper, device: str, handle: int) -> list[str]:

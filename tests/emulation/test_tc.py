@@ -41,9 +41,9 @@ def test_pair_accounting_is_a_class_per_destination():
     egress, ingress = tc.node_shapers(network, network.nodes[1])
     assert isinstance(egress, tc.Htb)
     assert isinstance(ingress, tc.Pfifo)
-    assert [each.destination for each in egress.classes] == ["10.77.0.1", "10.77.0.3", None]
+    assert [each.destination for each in egress.classes] == [None, "10.77.0.1", "10.77.0.3"]
     lines = egress.lines("eth0", 0xA)
-    assert "match ip dst 10.77.0.3/32 flowid a:3" in lines[-3]
+    assert "match ip dst 10.77.0.3/32 flowid a:3" in lines[-1]
     assert all(
         "rate 300000000bit ceil 315000000bit" in line
         for line in lines
@@ -55,7 +55,24 @@ def test_every_pair_may_have_a_rate_of_its_own():
     network = replace(star(3, FAST, "pair"), pair_links=((1, 2, Link(rate_bps=10**6)),))
     egress, _ = tc.node_shapers(network, network.nodes[1])
     assert isinstance(egress, tc.Htb)
-    assert [each.rate_bps for each in egress.classes[:2]] == [300_000_000, 10**6]
+    assert [each.rate_bps for each in egress.classes[1:]] == [300_000_000, 10**6]
+
+
+def test_what_finds_no_class_is_shaped_before_any_other():
+    network = star(3, FAST, "pair")
+    lines = tc.node_shapers(network, network.nodes[0])[0].lines("eth0", 1)
+    assert lines[0].endswith("root handle 1: htb default fff")
+    assert "classid 1:fff htb rate 1000000bit" in lines[1]
+
+
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_a_queue_is_as_many_bytes_as_were_asked_for(accounting):
+    """In bytes and not in packets, of which the kernel counts a super-packet as one."""
+    network = star(2, replace(FAST, queue_bytes=100_000), accounting)
+    egress = tc.node_shapers(network, network.nodes[0])[0]
+    assert [" limit 100000b" in line for line in egress.lines("eth0", 1)].count(True) == 1
+    shaper = egress.expected()
+    assert (shaper["classes"]["2"] if accounting == "pair" else shaper)["limit_bytes"] == 100_000
 
 
 def test_an_unshaped_link_still_counts():
@@ -77,7 +94,7 @@ def test_what_was_asked_for_has_no_differences_and_any_change_has(accounting):
     assert tc.differences(egress.expected(), found, "n0") == []
     changed = copy.deepcopy(found)
     target = changed["classes"]["2"] if accounting == "pair" else changed
-    for key in ("rate_bps", "burst_bytes", "limit_packets" if accounting == "pair" else "limit_bytes"):
+    for key in ("rate_bps", "burst_bytes", "limit_bytes"):
         kept = target[key]
         target[key] = kept // 2
         assert key in tc.differences(egress.expected(), changed, "n0")[0]
@@ -100,7 +117,7 @@ def test_netem_stands_behind_the_bucket_or_in_each_class():
     assert line.startswith("qdisc replace dev eth0 parent 1:1 handle 7ff8: netem limit ")
     assert "delay 20000us 1000us distribution pareto loss random 1.000000% reorder 2.000000%" in line
     pair, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "pair")), netem=True)
-    assert "qdisc replace dev eth0 parent 1:2 netem limit" in pair.lines("eth0", 1)[2]
+    assert "qdisc replace dev eth0 parent 1:2 netem limit" in pair.lines("eth0", 1)[4]
 
 
 def test_a_netem_that_is_no_longer_wanted_is_replaced_and_found_if_not():
