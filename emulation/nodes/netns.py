@@ -202,7 +202,15 @@ class NetnsBackend(Backend):
         """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
         if network.impaired and self.delays is None:
             self.delays = "netem" if self._is_open and _try_netem() else "delay line"
+        if network.accounting == "pair" and not network.shaped and not network.uniform:
+            return False  # without rates a node has one queue for all pairs, and one netem would delay them alike
         return network.impaired and self.delays == "netem"
+
+    def _delays_used(self) -> str | None:
+        """What delays and loses packets now; None: nothing does, or what will is not known yet."""
+        if not self.network.impaired or self.delays is None:
+            return None
+        return "netem" if self._by_netem(self.network) else "delay line"
 
     def _delay_rules(self, network: Network) -> list[Rule]:
         return [] if self._by_netem(network) else delay_rules(network)
@@ -324,7 +332,7 @@ class NetnsBackend(Backend):
             "framing_bytes": FRAMING_BYTES[network.framing],
             "rate_bps": rate,
             "goodput_expected_bps": goodput_bps(rate, network.mtu, network.framing) if rate else None,
-            "delays": self.delays if network.impaired else None,
+            "delays": self._delays_used(),
             "delay_line_priority": self.delay_line.priority,
             "mtu": self.network.mtu,
             "congestion_control": sorted(set(self._congestion_control.values())),

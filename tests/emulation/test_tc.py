@@ -131,6 +131,23 @@ def test_a_netem_that_is_no_longer_wanted_is_replaced_and_found_if_not():
     assert tc.differences(bucket.expected(), found, "n0 tx") == ["n0 tx: a netem was not asked for"]
 
 
+def test_pairs_without_a_rate_that_differ_are_delayed_by_the_delay_line():
+    """Netem would delay all that a node sends alike, and agree with itself."""
+    network = replace(star(3, Link(delay_us=1000), "pair"), pair_links=((0, 1, Link(delay_us=50_000)),))
+    backend = NetnsBackend(network, delays="netem")
+    commands = backend.commands()
+    assert not any("netem" in command for command in commands)
+    assert any("NFQUEUE" in command for command in commands)
+    assert backend.describe()["delays"] == "delay line"
+    for alike in (star(3, Link(delay_us=1000), "pair"), replace(network, link=FAST, pair_links=())):
+        assert not any("NFQUEUE" in command for command in NetnsBackend(alike, delays="netem").commands())
+    nic = NetnsBackend(replace(star(2, Link(), "nic"), node_links=((0, Link(delay_us=1000)),)), delays="netem")
+    assert [command for command in nic.commands() if "netem" in command] == [
+        "tc -n n0 qdisc replace dev eth0 root handle 1: netem limit 10000 delay 1000us"
+    ]
+    assert nic.describe()["delays"] == "netem"
+
+
 def test_netems_limit_holds_the_bandwidth_delay_product():
     egress, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "nic")), netem=True)
     assert isinstance(egress, tc.Tbf)
