@@ -31,6 +31,7 @@ from testbed.runs.terminal import line_end, shell_on
 __all__ = ["Errand", "run_everywhere", "verify_links"]
 
 _STOP_SECONDS = 5.0
+_ROUND_SECONDS, _REAP_SECONDS = 0.2, 0.02
 
 
 # -- verify
@@ -141,6 +142,8 @@ class _Programs:
         self.cpu_seconds: dict[str, float] = {}
         self._selector = selectors.DefaultSelector()
         self._rest: dict[int, bytes] = {}
+        self._silent: list[tuple[str, subprocess.Popen[bytes]]] = []
+        """Their output has ended; they may not have."""
         self._lock = threading.Lock()
 
     def start(self, node: Node) -> None:
@@ -168,13 +171,14 @@ class _Programs:
     def relay(self, until: Player | None = None, pause: threading.Event | None = None) -> None:
         """Copy whole lines to standard output, prefixed, until every program has ended and none will come.
 
-        Or until `pause`: it may be called again then.
+        With `pause`: until that is set, and it may be called again then. Player and links are watched meanwhile.
         """
         while pause is None or not pause.is_set():
             more = until is not None and not until.finished and "restart" in until.schedule.kinds()
-            if not more and not self._selector.get_map():  # asked in this order: the last event may start one
+            # asked in this order: the last event may start one
+            if pause is None and not more and not self._selector.get_map() and not self._silent:
                 return
-            for key, _ in self._selector.select(0.2):
+            for key, _ in self._selector.select(_ROUND_SECONDS if not self._silent else _REAP_SECONDS):
                 name, process = key.data
                 chunk = os.read(key.fd, 1 << 16)
                 *lines, self._rest[key.fd] = (self._rest[key.fd] + chunk).split(b"\n")
@@ -182,24 +186,28 @@ class _Programs:
                     lines = [self._rest[key.fd]] if self._rest[key.fd] else []
                     with self._lock:
                         self._selector.unregister(key.fileobj)
-                    self._reap(name, process)
+                    process.stdout.close()
+                    self._silent.append((name, process))
                 end = line_end(1)
                 for line in lines:
                     sys.stdout.buffer.write(f"{name}: ".encode() + line + end)
                 sys.stdout.buffer.flush()
+            self._silent = [each for each in self._silent if not self._reap(*each)]
             if until is not None:
                 until.check()
             self.backend.check_alive()
 
-    def _reap(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Its exit status, unless another was started in its place, and processor time with its own children's."""
-        _, status, usage = os.wait4(process.pid, 0)
+    def _reap(self, name: str, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it has ended. Its exit status, unless another was started in its place, and processor time with its
+        own children's."""
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if not pid:
+            return False
         process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.stdout is not None
-        process.stdout.close()
         if self.running[name] is process:
             self.statuses[name] = _as_shell(process.returncode)
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
+        return True
 
     def interrupt(self) -> None:
         """Pass it on to all processes, as a terminal would; show what they still say; end those that do not stop."""
@@ -242,6 +250,8 @@ def run_everywhere(network: Network, errand: Errand) -> int:
                 node = next(node for node in network.nodes if node.name == errand.shell)
                 programs.statuses[f"shell on {node.name}"] = _shell_beside(backend, node, programs, player)
             programs.relay(player)
+            if player is not None:
+                player.close()  # a change under way would be taken for a wrong link
         except KeyboardInterrupt:
             if player is not None:
                 with suppress(EmulationError):
@@ -269,12 +279,20 @@ def run_everywhere(network: Network, errand: Errand) -> int:
 
 
 def _shell_beside(backend: NetnsBackend, node: Node, programs: _Programs, player: Player | None) -> int:
-    """The user's shell until it ends, and meanwhile what the programs say."""
-    ended = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        relayed = pool.submit(programs.relay, player, ended)
+    """The user's shell until it ends, and meanwhile what the programs say; what must end the run ends the shell."""
+    ended, failed = threading.Event(), threading.Event()
+
+    def relay() -> None:
         try:
-            status = _as_shell(shell_on(backend, node))
+            programs.relay(player, ended)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        relayed = pool.submit(relay)
+        try:
+            status = _as_shell(shell_on(backend, node, failed))
         finally:
             ended.set()
         relayed.result()

@@ -3,9 +3,12 @@
 import fcntl
 import os
 import select
+import subprocess
 import sys
 import termios
+import threading
 import tty
+from contextlib import suppress
 
 from emulation.network import Node
 from emulation.nodes.base import Backend
@@ -13,12 +16,18 @@ from emulation.nodes.base import Backend
 __all__ = ["line_end", "shell_on"]
 
 
-def shell_on(backend: Backend, node: Node) -> int:
-    """Run the user's shell on `node` until it ends; its exit status. Without a terminal it reads commands as given."""
+_ROUND_SECONDS = 0.2
+
+
+def shell_on(backend: Backend, node: Node, stop: threading.Event) -> int:
+    """Run the user's shell on `node` until it ends, or is ended because of `stop`; its exit status.
+
+    Without a terminal it reads commands as given.
+    """
     shell = os.environ.get("SHELL", "/bin/sh")
     environment = {**os.environ, **backend.environment(node), "PS1": f"{node.name}$ "}
     if not sys.stdin.isatty():
-        return backend.popen(node, [shell], env=environment).wait()
+        return _wait(backend.popen(node, [shell], env=environment), stop)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
 
@@ -39,17 +48,26 @@ def shell_on(backend: Backend, node: Node) -> int:
     before = termios.tcgetattr(0)
     tty.setraw(0)
     try:
-        _copy(ours)
+        _copy(ours, stop)
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
         os.close(ours)
-    return process.wait()
+    return _wait(process, stop)
 
 
-def _copy(terminal: int) -> None:
-    """What the user types goes to the shell, what it says to the user, until it has ended."""
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
+    """The exit status of a process, which is ended if `stop` is set first."""
     while True:
-        for ready in select.select([0, terminal], [], [])[0]:
+        if stop.is_set():
+            process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_ROUND_SECONDS)
+
+
+def _copy(terminal: int, stop: threading.Event) -> None:
+    """What the user types goes to the shell, what it says to the user, until it has ended or is to be."""
+    while not stop.is_set():
+        for ready in select.select([0, terminal], [], [], _ROUND_SECONDS)[0]:
             try:
                 data = os.read(ready, 4096)
             except OSError:  # the shell's end has closed

@@ -1,0 +1,133 @@
+"""`testbed exec` on nodes that are plain processes: when it ends, what it watches, and what ends it."""
+
+import io
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from emulation.errors import LinkError
+from emulation.events import Change, Schedule
+from emulation.network import Link, star
+from testbed.runs import execute
+from testbed.runs.execute import Errand, run_everywhere
+from testbed.runs.terminal import shell_on
+
+NETWORK = star(2, Link(rate_bps=50_000_000), "nic")
+
+
+class Local:
+    """A backend whose nodes are this machine; `fails_after` seconds its links are lost, a change takes `slow`."""
+
+    def __init__(self, network=NETWORK, *, fails_after: float = 1e9, slow: float = 0.0) -> None:
+        self.network = network
+        self.slow = slow
+        self.fails_at = time.monotonic() + fails_after
+        self.changing = False
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def environment(self, node):
+        return {"RANK": str(node.index)}
+
+    def popen(self, _node, argv, **options):
+        self.processes.append(subprocess.Popen(argv, **options))
+        return self.processes[-1]
+
+    def check_alive(self) -> None:
+        if time.monotonic() > self.fails_at:
+            raise LinkError("the relay ended.")
+
+    def change(self, network) -> None:
+        self.changing = True
+        time.sleep(self.slow)
+        self.network = network
+        self.changing = False
+
+    def check_readback(self, _readback=None):
+        assert not self.changing, "read while a change is under way"
+        return {}
+
+    def describe(self):
+        return {}
+
+
+@pytest.fixture
+def patient_shell(monkeypatch, tmp_path):
+    """The user's shell takes no commands and stays."""
+    shell = tmp_path / "shell"
+    shell.write_text("#!/bin/sh\nexec sleep 20\n")
+    shell.chmod(0o755)
+    monkeypatch.setenv("SHELL", str(shell))
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch):
+    """Gives how to run an errand: links are not built, traffic is not counted."""
+
+    def run(errand: Errand, **options) -> int:
+        backend = Local(**options)
+        traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
+        monkeypatch.setattr(execute, "NetnsBackend", lambda _: backend)
+        monkeypatch.setattr(execute, "Traffic", lambda _: traffic)
+        monkeypatch.setattr(execute, "verify", SimpleNamespace(verify=lambda *_: {}, proof=lambda *_: ""))
+        monkeypatch.setattr(execute, "_print_moved", lambda *_: None)
+        return run_everywhere(NETWORK, errand)
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    return run
+
+
+def test_a_change_under_way_is_waited_for_before_links_are_read(on_this_machine):
+    schedule = Schedule(events=(Change(at_seconds=0, settings={"rate_bps": 20_000_000}),))
+    assert on_this_machine(Errand(["true"], schedule=schedule), slow=1.0) == 0
+
+
+def test_a_program_that_closes_its_output_and_goes_on_holds_nobody_up(on_this_machine, capfdbinary):
+    """The other's output is shown meanwhile, the links are watched, and it is waited for."""
+    code = "import os, time\nrank = os.environ['RANK']\nif rank == '0':\n    os.close(1); os.close(2)\n"
+    code += (
+        "time.sleep(0.7)\nif rank == '1':\n    print(time.monotonic())\n    os._exit(0)\ntime.sleep(1.2)\nos._exit(7)"
+    )
+    began = time.monotonic()
+    assert on_this_machine(Errand([sys.executable, "-c", code])) == 7
+    assert time.monotonic() - began > 1.8
+    with pytest.raises(LinkError):
+        on_this_machine(Errand(["sh", "-c", "exec >&- 2>&-; sleep 20"]), fails_after=0.5)
+    assert time.monotonic() - began < 10
+
+
+def test_links_are_watched_while_there_is_only_a_shell(on_this_machine, patient_shell):
+    """The shell is ended when they fail."""
+    began = time.monotonic()
+    with pytest.raises(LinkError):
+        on_this_machine(Errand([], shell="n1"), fails_after=0.3)
+    assert time.monotonic() - began < 10
+
+
+def test_a_schedule_that_fails_ends_the_shell(on_this_machine, patient_shell, monkeypatch):
+    def fail(*_):
+        raise LinkError("no change today.")
+
+    monkeypatch.setattr(Local, "change", fail)
+    schedule = Schedule(events=(Change(at_seconds=0, settings={"rate_bps": 20_000_000}),))
+    began = time.monotonic()
+    with pytest.raises(execute.EmulationError, match="no change today"):
+        on_this_machine(Errand(["true"], shell="n0", schedule=schedule))
+    assert time.monotonic() - began < 10
+
+
+def test_a_shell_ends_by_itself(monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/true")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert shell_on(Local(), NETWORK.nodes[0], threading.Event()) == 0
