@@ -14,7 +14,6 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
@@ -49,7 +48,6 @@ FORWARDING = (
     "net.ipv4.ip_forward=1",
 )
 IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-LAST_HANDLE = 0x7FF0
 
 
 class NetnsBackend(Backend):
@@ -156,47 +154,49 @@ class NetnsBackend(Backend):
         during which packets meet 1 Mbit/s: shape between steps, not during one.
         """
         self.network = self._same_nodes(network)
-        self._handle = self._handle % LAST_HANDLE + 1
-        run_all(self._shape_batches(network, change=False))
+        self._handle = self._handle % tc.LAST_HANDLE + 1
+        run_all(self._shape_batches(network))
         self.delay_line.apply(self._delay_rules(network))
 
     def change(self, network: Network) -> None:
-        """Alter links in place: queues, counters and what is on its way stay."""
+        """Alter links in place: queues, counters and what is on its way stay.
+
+        But an unshaped link counts anew when a netem comes or goes, and what waits in a netem is lost when its kind of
+        jitter changes, or whether it reorders: no kernel changes these in place.
+        """
         before, self.network = self.network, self._same_nodes(network)
-        had = {line for batch in self._shape_batches(before, change=True) for line in batch.shown()}
-        for batch in self._shape_batches(network, change=True):
-            shown = zip(batch.lines, batch.shown(), strict=True)
-            altered = tuple(line for line, whole in shown if whole not in had)
-            if altered:
-                replace(batch, lines=altered).run()
-        self._end_netems(before, network)
+        run_all(self._shape_batches(network, before))
         rules = self._delay_rules(network)
         if rules != self.delay_line.rules:
             self.delay_line.apply(rules)
-
-    def _end_netems(self, before: Network, after: Network) -> None:
-        """Where a link has lost its delay; only a node's own shaper has one."""
-        for node in after.nodes if self._by_netem(before) else ():
-            old, new = (tc.node_shapers(each, node, netem=self._by_netem(each))[0] for each in (before, after))
-            lines = tc.leaf_lines(old, new, "eth0", self._handle)
-            if lines:
-                Batch(tool="tc", netns=node.name, lines=tuple(lines)).run()
 
     def _same_nodes(self, network: Network) -> Network:
         assert network.nodes == self.network.nodes, "links change, nodes do not"
         return network
 
-    def _shape_batches(self, network: Network, *, change: bool) -> list[Batch]:
+    def _shape_batches(self, network: Network, before: Network | None = None) -> list[Batch]:
+        """New shapers for `network`; or, with `before`, only what is different from there."""
         batches, switch_lines = [], []
         for node in network.nodes:
-            egress, ingress = tc.node_shapers(network, node, netem=self._by_netem(network))
-            segments = f"link set dev eth0 gso_max_segs {segments_of(network, node.index)}"
-            batches.append(Batch(tool="ip", netns=node.name, lines=(segments,)))
-            batches.append(
-                Batch(tool="tc", netns=node.name, lines=tuple(egress.lines("eth0", self._handle, change=change)))
-            )
-            switch_lines += ingress.lines(_port(node), self._handle, change=change)
-        return [*batches, Batch(tool="tc", netns=SWITCH, lines=tuple(switch_lines))]
+            shapers = list(zip(("eth0", _port(node)), self._shapers(network, node), strict=True))
+            segments = segments_of(network, node.index)
+            if before is None:
+                egress, ingress = (shaper.lines(device, self._handle) for device, shaper in shapers)
+            else:
+                egress, ingress = (
+                    tc.change_lines(was, shaper, device, self._handle)
+                    for was, (device, shaper) in zip(self._shapers(before, node), shapers, strict=True)
+                )
+            if before is None or segments != segments_of(before, node.index):
+                line = f"link set dev eth0 gso_max_segs {segments}"
+                batches.append(Batch(tool="ip", netns=node.name, lines=(line,)))
+            batches.append(Batch(tool="tc", netns=node.name, lines=tuple(egress)))
+            switch_lines += ingress
+        batches.append(Batch(tool="tc", netns=SWITCH, lines=tuple(switch_lines)))
+        return [batch for batch in batches if batch.lines]
+
+    def _shapers(self, network: Network, node: Node) -> tuple[tc.Shaper, tc.Shaper]:
+        return tc.node_shapers(network, node, netem=self._by_netem(network))
 
     def _by_netem(self, network: Network) -> bool:
         """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
@@ -228,10 +228,8 @@ class NetnsBackend(Backend):
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self.readback() if readback is None else readback
         problems: list[str] = []
-        netem = self._by_netem(self.network)
         for node in self.network.nodes:
-            shapers = tc.node_shapers(self.network, node, netem=netem)
-            for end, shaper in zip(("tx", "rx"), shapers, strict=True):
+            for end, shaper in zip(("tx", "rx"), self._shapers(self.network, node), strict=True):
                 problems += tc.differences(shaper.expected(), found[node.name][end], f"{node.name} {end}")
         rules, wanted = found.get("delay_line", []), self.delay_line.lines()
         if rules != wanted:
@@ -317,7 +315,7 @@ class NetnsBackend(Backend):
         setting = (f"net.ipv4.tcp_congestion_control={wanted}",)
         batches += [Batch(tool="sysctl", netns=node.name, lines=setting) for node in self.network.nodes]
         self._handle = 1
-        batches += self._shape_batches(self.network, change=False)
+        batches += self._shape_batches(self.network)
         rules = self._delay_rules(self.network)
         batches += [self.delay_line.batch(rules)] if rules else []
         return [line for batch in batches for line in batch.shown()]

@@ -5,7 +5,7 @@ Its limit is in packets, a super-packet counting as one: queue plus bandwidth-de
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from emulation.network import Distribution, Link
 
@@ -36,6 +36,11 @@ class Netem:
             loss_burst=link.loss_burst,
             reorder=link.reorder,
         )
+
+    @property
+    def variant(self) -> int:
+        """1 to 6: what an existing netem keeps when it is changed without it, its jitter's table and reordering."""
+        return 1 + 2 * get_args(Distribution).index(self.distribution) + bool(self.reorder)
 
     def words(self) -> str:
         """What follows the handle on a tc line."""

@@ -3,7 +3,8 @@
 nic:  token bucket (tbf) on the node's eth0 for what it sends, another on the switch's port for what it
 receives. pair: htb on eth0 with one class per destination; the switch's port only queues, so that received
 bytes are counted. A shaper replaces the one before it in a single graft when its handle is new, and is changed in
-place, with its counters and its queue, when the handle is the same.
+place, with its counters and its queue, when the handle is the same. A queue behind one has a handle that says what it
+is, so that one of another kind is always a new one.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from emulation.network import ETHERNET_HEADER_BYTES, FRAMING_BYTES, Link, Networ
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import Sizes, segments_of, sizes
 
-__all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "differences", "leaf_lines", "node_shapers"]
+__all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "change_lines", "differences", "node_shapers"]
 
 OPEN_QUEUE_PACKETS = 10_000
 """A queue that should never fill: where nothing is shaped, or where only counting is wanted."""
@@ -22,8 +23,8 @@ REST_RATE_BPS = 1_000_000
 REST_CLASS = 0xFFF
 TICK_NS = 64
 """The kernel keeps a bucket's depth as time at the rate, in ticks of 64 ns (PSCHED_SHIFT)."""
-_LEAF = 0x7FF8
-"""Handle of the netem behind a token bucket."""
+LAST_HANDLE, _SPARE_HANDLE = 0xFFE, 0xFFF
+"""Of shapers, and of what stands for a moment between two of different kinds. Queues behind them have higher ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,11 @@ class Pfifo:
 
     limit_packets: int = OPEN_QUEUE_PACKETS
     netem: Netem | None = None
+
+    @property
+    def root(self) -> str:
+        """What can be changed in place into what."""
+        return f"netem {self.netem.variant}" if self.netem else "pfifo"
 
     def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
@@ -55,6 +61,7 @@ class Tbf:
     overhead_bytes: int = 0
     """What the rate counts of each packet beyond layer 2."""
     netem: Netem | None = None
+    root = "tbf"
 
     def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
@@ -66,7 +73,7 @@ class Tbf:
             f"peakrate {self.sizes.peak_bps}bit mtu {self.sizes.peak_bytes}b"
         ]
         if self.netem:
-            lines.append(f"qdisc replace dev {device} parent {handle:x}:1 handle {_LEAF:x}: {self.netem.words()}")
+            lines.append(_leaf_line(device, handle, 1, self.sizes.queue_bytes, self.netem))
         return lines
 
     def expected(self) -> dict[str, Any]:
@@ -101,12 +108,11 @@ class HtbClass:
         quantum = max(1514, min(self.sizes.peak_bytes, 60_000))
         overhead = f" overhead {self.overhead_bytes}" if self.overhead_bytes else ""
         class_id = f"{handle:x}:{self.minor:x}"
-        leaf = self.netem.words() if self.netem else f"bfifo limit {self.sizes.queue_bytes}b"
         lines = [
             f"class replace dev {device} parent {handle:x}: classid {class_id} htb rate {self.rate_bps}bit{overhead} "
             f"ceil {self.sizes.peak_bps}bit burst {self.sizes.burst_bytes}b cburst {self.sizes.peak_bytes}b "
             f"quantum {quantum}",
-            f"qdisc replace dev {device} parent {class_id} {leaf}",
+            _leaf_line(device, handle, self.minor, self.sizes.queue_bytes, self.netem),
         ]
         if self.destination and not change:
             lines.append(
@@ -135,6 +141,7 @@ class Htb:
 
     classes: tuple[HtbClass, ...] = field(default=())
     """The rest first: what finds no class passes unshaped."""
+    root = "htb"
 
     def lines(self, device: str, handle: int, *, change: bool = False) -> list[str]:
         """What to give to `tc -batch`."""
@@ -148,6 +155,13 @@ class Htb:
             "default_class": REST_CLASS,
             "classes": {f"{each.minor:x}": each.expected() for each in self.classes},
         }
+
+
+def _leaf_line(device: str, handle: int, minor: int, queue_bytes: int, netem: Netem | None) -> str:
+    """The queue behind a token bucket (minor 1) or a class."""
+    own = 0x1000 * (1 + (netem.variant if netem else 0)) + minor
+    what = netem.words() if netem else f"bfifo limit {queue_bytes}b"
+    return f"qdisc replace dev {device} parent {handle:x}:{minor:x} handle {own:x}: {what}"
 
 
 Shaper = Pfifo | Tbf | Htb
@@ -218,11 +232,16 @@ def _per_destination(network: Network, node: Node, segments: int, *, netem: bool
     return Htb(classes=(rest, *classes))
 
 
-def leaf_lines(before: Shaper, after: Shaper, device: str, handle: int) -> list[str]:
-    """A plain queue in place of the netem behind a bucket, which a change of the bucket leaves there."""
+def change_lines(before: Shaper, after: Shaper, device: str, handle: int) -> list[str]:
+    """What makes `before` become `after`: in place, unless the kernel can only replace one by the other."""
+    if before.root != after.root:
+        between = f"qdisc replace dev {device} root handle {_SPARE_HANDLE:x}: pfifo limit {OPEN_QUEUE_PACKETS}"
+        return [between, *after.lines(device, handle)]
+    had = before.lines(device, handle, change=True)
+    lines = [line for line in after.lines(device, handle, change=True) if line not in had]
     if isinstance(before, Tbf) and isinstance(after, Tbf) and before.netem and not after.netem:
-        return [f"qdisc replace dev {device} parent {handle:x}:1 bfifo limit {after.sizes.queue_bytes}b"]
-    return []
+        lines.append(_leaf_line(device, handle, 1, after.sizes.queue_bytes, None))
+    return lines
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> list[str]:

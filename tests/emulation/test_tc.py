@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from emulation.errors import UsageError
 from emulation.netlink import decode_tc
-from emulation.network import Link, star
+from emulation.network import Accounting, Link, star
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from emulation.shaping import tc
@@ -114,21 +114,61 @@ NETEM = Link(rate_bps=10**8, delay_us=20_000, jitter_us=1000, distribution="pare
 def test_netem_stands_behind_the_bucket_or_in_each_class():
     nic, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "nic")), netem=True)
     line = nic.lines("eth0", 1)[1]
-    assert line.startswith("qdisc replace dev eth0 parent 1:1 handle 7ff8: netem limit ")
+    assert line.startswith("qdisc replace dev eth0 parent 1:1 handle 7001: netem limit ")
     assert "delay 20000us 1000us distribution pareto loss random 1.000000% reorder 2.000000%" in line
     pair, _ = tc.node_shapers(*(lambda n: (n, n.nodes[0]))(star(2, NETEM, "pair")), netem=True)
-    assert "qdisc replace dev eth0 parent 1:2 netem limit" in pair.lines("eth0", 1)[4]
+    assert "qdisc replace dev eth0 parent 1:2 handle 7002: netem limit" in pair.lines("eth0", 1)[4]
+
+
+def altered(before: Link, after: Link, accounting: Accounting = "nic") -> list[str]:
+    """The lines that turn one link into another, on n0's eth0."""
+    networks = [star(2, link, accounting) for link in (before, after)]
+    was, is_now = (tc.node_shapers(network, network.nodes[0], netem=True)[0] for network in networks)
+    return tc.change_lines(was, is_now, "eth0", 1)
 
 
 def test_a_netem_that_is_no_longer_wanted_is_replaced_and_found_if_not():
-    network = star(2, Link(rate_bps=20_000_000, delay_us=20_000), "nic")
-    plain = star(2, Link(rate_bps=20_000_000), "nic")
-    delayed = tc.node_shapers(network, network.nodes[0], netem=True)[0]
-    bucket = tc.node_shapers(plain, plain.nodes[0], netem=True)[0]
-    assert tc.leaf_lines(delayed, bucket, "eth0", 1) == ["qdisc replace dev eth0 parent 1:1 bfifo limit 100000b"]
-    assert tc.leaf_lines(bucket, bucket, "eth0", 1) == tc.leaf_lines(delayed, delayed, "eth0", 1) == []
-    found = bucket.expected() | {"leaf": delayed.expected()["leaf"]}
+    delayed, plain = Link(rate_bps=20_000_000, delay_us=20_000), Link(rate_bps=20_000_000)
+    assert altered(delayed, plain)[-1] == "qdisc replace dev eth0 parent 1:1 handle 1001: bfifo limit 100000b"
+    assert altered(plain, plain) == altered(delayed, delayed) == []
+    before, bucket = (
+        tc.node_shapers(star(2, link, "nic"), star(2, link, "nic").nodes[0], netem=True)[0] for link in (delayed, plain)
+    )
+    found = bucket.expected() | {"leaf": before.expected()["leaf"]}
     assert tc.differences(bucket.expected(), found, "n0 tx") == ["n0 tx: a netem was not asked for"]
+
+
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_an_unshaped_link_whose_impairment_comes_or_goes_gets_a_new_root(accounting):
+    """A kernel refuses another kind under the same handle."""
+    for before, after, what in (
+        (Link(loss=0.1), Link(), "pfifo limit 10000"),
+        (Link(), Link(loss=0.1), "netem limit 10000 delay 0us loss random 10.000000%"),
+    ):
+        between, root = altered(before, after, accounting)
+        assert between == "qdisc replace dev eth0 root handle fff: pfifo limit 10000"
+        assert root == f"qdisc replace dev eth0 root handle 1: {what}"
+
+
+@pytest.mark.parametrize("rate_bps", [None, 10**8])
+def test_a_netem_whose_jitter_or_reordering_is_of_another_kind_is_a_new_one(rate_bps):
+    """A kernel keeps the table and the probability that it is not told anew; numbers it changes in place."""
+    link = replace(NETEM, rate_bps=rate_bps, distribution="normal")
+
+    def handles(after):
+        return {line.partition(" handle ")[2].split()[0] for line in altered(link, after) if "netem" in line}
+
+    (own,) = handles(replace(link, loss=0.02)) | handles(replace(link, delay_us=30_000, jitter_us=0))
+    for after in (replace(link, distribution="uniform"), replace(link, reorder=0.0)):
+        lines = altered(link, after)
+        assert (
+            any("root handle fff: pfifo" in line for line in lines) if rate_bps is None else own not in handles(after)
+        )
+
+
+def test_a_change_of_rate_leaves_an_ordinary_queue_alone():
+    (line,) = altered(FAST, replace(FAST, rate_bps=200_000_000))
+    assert line.startswith("qdisc replace dev eth0 root handle 1: tbf rate 200000000bit")
 
 
 def test_pairs_without_a_rate_that_differ_are_delayed_by_the_delay_line():
