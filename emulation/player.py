@@ -33,6 +33,10 @@ class Playable(Protocol):
         """Apply links that differ; returns when the kernel has them."""
         ...
 
+    def check_readback(self) -> Any:
+        """Raise if the kernel does not have what was asked for."""
+        ...
+
     def link_down(self, node: Node) -> None:
         """Cut a node off."""
         ...
@@ -74,7 +78,7 @@ class Player:
     """A thread that applies each event at its time.
 
     Changes that are due together, at the same time or because an earlier event took long, reach the kernel as one:
-    each is recorded, with the same `applied_seconds`. An error ends playing; `check` and `close` raise it.
+    each is recorded, with the same `applied_seconds`, once the kernel's read-back says so too. An error ends playing; `check` and `close` raise it.
     """
 
     def __init__(
@@ -193,6 +197,7 @@ class Player:
         if isinstance(due[0], Change):
             self._backend.change(network)
         applied = round(self._elapsed(), 6)
+        self._backend.check_readback()
         for event in due:
             record = {"at_seconds": event.at_seconds, "applied_seconds": applied, **event.describe()}
             self._events.append(record)

@@ -36,7 +36,8 @@ class Ranks:
         self.logs = logs
         self.progress: Callable[[int, int], None] = lambda *_: None
         self.watch: Callable[[], None] = backend.check_alive
-        """Called while ranks are at work; raises what must end the run."""
+        """Called while ranks are at work, about once a second; raises what must end the run."""
+        self._watched_at = 0.0
         self._processes: list[subprocess.Popen[bytes]] = []
         self._replies: list[int] = []
         self._buffers: list[bytes] = []
@@ -91,6 +92,7 @@ class Ranks:
 
     def order(self, name: str, **arguments: Any) -> list[dict[str, Any]]:
         """Give every rank the same order; the answers by rank. Raises `RunFailed` if a rank is lost."""
+        self._watch()
         line = (json.dumps({"do": name, **arguments}) + "\n").encode()
         for rank, process in enumerate(self._processes):
             assert process.stdin is not None
@@ -108,8 +110,7 @@ class Ranks:
                 selector.register(descriptor, selectors.EVENT_READ, rank)
             while len(answers) < len(self._replies):
                 ready = selector.select(_WATCH_SECONDS)
-                if not ready:
-                    self.watch()
+                self._watch()
                 for key, _ in ready:
                     chunk = os.read(key.fd, 1 << 20)
                     if not chunk:
@@ -117,6 +118,12 @@ class Ranks:
                     for message in self._messages(key.data, chunk):
                         self._take(name, key.data, message, answers)
         return [answers[rank] for rank in range(len(self._replies))]
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        if now - self._watched_at >= _WATCH_SECONDS:
+            self._watched_at = now
+            self.watch()
 
     def _messages(self, rank: int, chunk: bytes) -> list[dict[str, Any]]:
         *lines, self._buffers[rank] = (self._buffers[rank] + chunk).split(b"\n")

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 
 import pytest
 
-from emulation.errors import EmulationError, UsageError
+from emulation.errors import EmulationError, LinkError, UsageError
 from emulation.network import Link, Network, Node, star
 from emulation.player import Player
 from emulation.schedule import Change, Fault, Schedule
 
 
 class Recorder:
-    """Remembers every call and when; `slow` is how long a change takes, in seconds."""
+    """Remembers every call and when; `slow` is how long a change takes, in seconds. `forgets` reads back wrong."""
 
     def __init__(self, network: Network, slow: float = 0.0) -> None:
         self.network = network
         self.slow = slow
         self.calls: list[tuple] = []
         self.refuses = ""
+        self.forgets = ""
+        self.checks = 0
 
     def _note(self, *call) -> None:
         if call[0] == self.refuses:
@@ -34,6 +36,12 @@ class Recorder:
         time.sleep(self.slow)
         self._note("change", network.link.rate_bps)
         self.network = network
+
+    def check_readback(self) -> None:
+        self.checks += 1
+        if self.calls[-1][0] == self.forgets:
+            time.sleep(0.1)
+            raise LinkError("the kernel has something else.")
 
     def link_down(self, node: Node) -> None:
         self._note("down", node.index)
@@ -99,6 +107,28 @@ def test_every_kind_of_event_reaches_the_backend_in_order():
     ]  # fmt: skip
     assert backend.network.link.rate_bps == 50_000_000
     assert len(player.events) == 9
+
+
+@pytest.mark.parametrize(("forgets", "proven"), [("change", 0), ("down", 1)])
+def test_what_did_not_take_effect_ends_playing(forgets, proven):
+    """Though another event has fallen due meanwhile; it is not recorded."""
+    backend = recorder()
+    backend.forgets = forgets
+    events = (bw(0, 20_000_000), Fault(at_seconds=0.01, kind="down", nodes=(1,)), bw(0.02, 30_000_000))
+    player = Player(backend, Schedule(events=events))
+    play(player)
+    with pytest.raises(EmulationError, match=r"the schedule stopped at .*: the kernel has something else"):
+        player.close()
+    assert len(player.events) == proven
+    assert backend.checks == proven + 1
+
+
+def test_applied_is_when_the_kernel_had_it_and_not_when_that_was_read():
+    backend = recorder()
+    backend.check_readback = lambda: time.sleep(0.5)
+    with Player(backend, Schedule(events=(bw(0, 20_000_000),))) as player:
+        play(player)
+    assert player.events[0]["applied_seconds"] < 0.4
 
 
 def test_events_happen_at_their_times_and_are_recorded():

@@ -1,0 +1,61 @@
+"""The driver's side of the ranks, with programs that answer every order at once in their place."""
+
+import subprocess
+import sys
+
+import pytest
+
+from emulation.errors import LinkError
+from emulation.network import Link, star
+from testbed.runs import ranks as module
+from testbed.runs.ranks import Ranks
+
+ANSWER = """
+import json, os, sys, time
+replies = os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1)
+print(json.dumps({"done": "start", "counter": json.loads(os.environ["TESTBED_COUNTER"])}), file=replies)
+for line in sys.stdin:
+    time.sleep(0.02)
+    print(json.dumps({"done": json.loads(line)["do"]}), file=replies)
+"""
+
+
+class Quick:
+    """A backend whose ranks only answer."""
+
+    network = star(2, Link(), "nic")
+
+    def environment(self, _node):
+        return {}
+
+    def counter(self, node):
+        return {"kind": "netns", "node": node.name, "delays": "/dev/shm/some"}
+
+    def popen(self, _node, _argv, **options):
+        return subprocess.Popen([sys.executable, "-S", "-c", ANSWER], **options)
+
+    def check_alive(self) -> None:
+        pass
+
+
+def test_links_are_watched_though_answers_come_at_once(tmp_path, monkeypatch):
+    """About once in the time that is set, and not at every order."""
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.2)
+    seen = []
+    with Ranks(Quick(), tmp_path) as ranks:
+        ranks.watch = lambda: seen.append(1)
+        for _ in range(40):
+            ranks.order("step")
+    assert 3 <= len(seen) <= 20
+
+
+def test_what_watching_finds_ends_the_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.0)
+
+    def fail():
+        raise LinkError("gone.")
+
+    with Ranks(Quick(), tmp_path) as ranks:
+        ranks.watch = fail
+        with pytest.raises(LinkError):
+            ranks.order("step")
