@@ -14,20 +14,21 @@ from typing import Any
 from emulation.errors import EmulationError
 from emulation.shaping.tc import TICK_NS
 
-__all__ = ["TcSocket", "decode_tc"]
+__all__ = ["ROOT", "TcSocket", "decode_filter", "decode_tc"]
 
-RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS = 36, 38, 40, 42
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS, RTM_GETTFILTER = 36, 38, 40, 42, 46
 RTM_GETLINK = 18
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x8, 0x300
-_ROOT = 0xFFFFFFFF
+ROOT = 0xFFFFFFFF
+"""As a parent: of an interface's root qdisc (TC_H_ROOT)."""
 _TIMEOUT_SECONDS = 5.0
 """The kernel answers at once; a silence is an error, never a hang."""
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _TCMSG = struct.Struct("=B3xiIII")  # tcmsg: family, ifindex, handle, parent, info
 _IFINFOMSG = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
-_IFLA_STATS64 = 23
+_IFLA_MTU, _IFLA_STATS64, _IFLA_GSO_MAX_SEGS = 4, 23, 40
 _LINK_STATS = struct.Struct("=QQQQ")  # rtnl_link_stats64 begins: received, sent packets, received, sent bytes
 _ATTRIBUTE = struct.Struct("=HH")
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
@@ -38,7 +39,7 @@ _HTB_ROOT = struct.Struct("=IIIII")  # tc_htb_glob: version, rate2quantum, defcl
 _QUEUE = struct.Struct("=IIIII")  # gnet_stats_queue: qlen, backlog, drops, requeues, overlimits
 
 # linux/rtnetlink.h TCA_*, linux/gen_stats.h TCA_STATS_*
-_KIND, _OPTIONS, _STATS2 = 1, 2, 7
+_KIND, _OPTIONS, _STATS2, _CHAIN = 1, 2, 7, 11
 _STATS_BASIC, _STATS_QUEUE, _STATS_PKT64 = 1, 3, 8
 _TBF_PARMS, _TBF_RATE64, _TBF_PRATE64 = 1, 4, 5
 _NETEM = struct.Struct("=IIIIII")  # tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter
@@ -46,6 +47,17 @@ _NETEM_REORDER, _NETEM_LOSS, _NETEM_LATENCY64, _NETEM_JITTER64 = 3, 5, 10, 11
 _NETEM_GEMODEL = 2
 _CERTAIN = 0xFFFFFFFF  # netem's probabilities are shares of it
 _HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
+_U32_CLASSID, _U32_SEL, _U32_TERMINAL = 1, 5, 1
+_U32_HEAD, _U32_KEY = struct.Struct("=BBBxHHhhI"), struct.Struct("=4s4sii")  # tc_u32_sel, tc_u32_key: mask, value
+_U32_OUR_ATTRIBUTES = {
+    _U32_CLASSID,
+    2,
+    _U32_SEL,
+    9,
+    11,
+    12,
+}  # and TCA_U32_HASH, _PCNT, _FLAGS, _PAD, which say nothing more
+_DESTINATION = 16  # of an IPv4 header
 
 
 def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -161,6 +173,28 @@ def decode_tc(message: bytes) -> dict[str, Any]:
     return decoded
 
 
+def decode_filter(message: bytes) -> str | None:
+    """One RTM_NEWTFILTER message: `10.77.0.2 -> 2` if u32 sends one destination to a class and does nothing else.
+
+    Other filters are told by their kind; None: a hash table that filters are kept in.
+    """
+    _, _, _, parent, info = _TCMSG.unpack_from(message)
+    nested = _nested(message, _TCMSG.size, len(message))
+    kind = nested[_KIND].rstrip(b"\0").decode()
+    options = _nested(nested.get(_OPTIONS, b""), 0, len(nested.get(_OPTIONS, b"")))
+    if kind == "u32" and _U32_SEL not in options:
+        return None
+    of_ipv4 = info & 0xFFFF == socket.htons(0x0800) and not any(nested.get(_CHAIN, b""))
+    if kind == "u32" and of_ipv4 and options.keys() <= _U32_OUR_ATTRIBUTES and _U32_CLASSID in options:
+        selector, (target,) = options[_U32_SEL], _U32.unpack(options[_U32_CLASSID])
+        flags, _, keys, *_ = _U32_HEAD.unpack_from(selector)
+        if flags == _U32_TERMINAL and keys == 1 and target >> 16 == parent >> 16:
+            mask, value, *at = _U32_KEY.unpack_from(selector, _U32_HEAD.size)
+            if mask == b"\xff" * 4 and at == [_DESTINATION, 0]:
+                return f"{socket.inet_ntoa(value)} -> {target & 0xFFFF:x}"
+    return f"another {kind}"
+
+
 class TcSocket:
     """A netlink socket, bound for life to the network namespace in which it was opened."""
 
@@ -172,16 +206,21 @@ class TcSocket:
 
     def root_qdisc(self, ifindex: int) -> dict[str, Any]:
         """The qdisc that is now the root of an interface: one request, one answer, about 10 us."""
-        self._send(RTM_GETQDISC, _NLM_F_ECHO, ifindex, _ROOT)  # without "echo" the answer goes to listeners only
+        self._send(RTM_GETQDISC, _NLM_F_ECHO, ifindex, ROOT)  # without "echo" the answer goes to listeners only
         return next(self._answers(dump=False))
 
     def interface_sent(self, ifindex: int) -> tuple[int, int]:
         """(packets, bytes) that an interface has sent; a super-packet counts as one, with one header."""
-        self._request(RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
-        message = next(self._messages(dump=False))
-        nested = _nested(message, _IFINFOMSG.size, len(message))
-        _, packets, _, sent = _LINK_STATS.unpack_from(nested[_IFLA_STATS64])
+        _, packets, _, sent = _LINK_STATS.unpack_from(self._link(ifindex)[_IFLA_STATS64])
         return packets, sent
+
+    def interface_limits(self, ifindex: int) -> dict[str, int]:
+        """How large packets and super-packets may be."""
+        link = self._link(ifindex)
+        return {
+            "mtu": _U32.unpack(link[_IFLA_MTU])[0],
+            "gso_max_segs": _U32.unpack(link[_IFLA_GSO_MAX_SEGS])[0],
+        }
 
     def qdiscs(self) -> list[dict[str, Any]]:
         """Every qdisc of the namespace."""
@@ -193,8 +232,18 @@ class TcSocket:
         self._send(RTM_GETTCLASS, _NLM_F_DUMP, ifindex, 0)
         return list(self._answers(dump=True))
 
+    def filters(self, ifindex: int, handle: int) -> list[str]:
+        """What `decode_filter` says of every filter of a root qdisc."""
+        self._send(RTM_GETTFILTER, _NLM_F_DUMP, ifindex, handle)
+        return [said for said in map(decode_filter, self._messages(dump=True)) if said]
+
     def close(self) -> None:
         self._socket.close()
+
+    def _link(self, ifindex: int) -> dict[int, bytes]:
+        self._request(RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+        message = next(self._messages(dump=False))
+        return _nested(message, _IFINFOMSG.size, len(message))
 
     def _send(self, kind: int, flags: int, ifindex: int, parent: int) -> None:
         self._request(kind, flags, _TCMSG.pack(0, ifindex, 0, parent, 0))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
 from emulation.errors import CapabilityError, LinkError
 from emulation.isolation import check_isolation
-from emulation.netlink import TcSocket
+from emulation.netlink import ROOT, TcSocket
 from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
 from emulation.nodes.base import Backend
 from emulation.shaping import tc
@@ -230,7 +230,9 @@ class NetnsBackend(Backend):
         problems: list[str] = []
         for node in self.network.nodes:
             for end, shaper in zip(("tx", "rx"), self._shapers(self.network, node), strict=True):
-                problems += tc.differences(shaper.expected(), found[node.name][end], f"{node.name} {end}")
+                expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
+                expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
+                problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
         rules, wanted = found.get("delay_line", []), self.delay_line.lines()
         if rules != wanted:
             problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
@@ -391,15 +393,19 @@ def _read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _read_device(sock: TcSocket, qdiscs: list[dict[str, Any]], ifindex: int) -> dict[str, Any]:
-    mine = [each for each in qdiscs if each["ifindex"] == ifindex]
-    root = dict(sock.root_qdisc(ifindex))
-    leaves = {each["handle"]: each for each in mine}
-    behind = [each for each in mine if each["parent"] == root["handle"] | 1 and each["handle"] != root["handle"]]
-    if root["kind"] == "tbf" and behind and behind[0]["kind"] == "netem":
-        root["leaf"] = behind[0]
+    """With what else is on the device as "others"."""
+    root = dict(sock.root_qdisc(ifindex)) | sock.interface_limits(ifindex)
+    behind = {each["parent"]: each for each in qdiscs if each["ifindex"] == ifindex and each["parent"] != ROOT}
+    if root["kind"] == "tbf" and (leaf := behind.pop(root["handle"] | 1, None)):
+        if leaf["kind"] == "netem":
+            root["leaf"] = leaf
+        elif leaf.get("limit_bytes") != root["limit_bytes"]:
+            behind[leaf["parent"]] = leaf
     classes = {}
     for each in sock.classes(ifindex) if root["kind"] == "htb" else ():
-        leaf = leaves.get(each["info"], {})
+        leaf = behind.pop(each["handle"], {})
         below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_bytes": leaf.get("limit_bytes")}
         classes[f"{each['handle'] & 0xFFFF:x}"] = each | below
-    return root | {"classes": classes}
+    if root["kind"] == "htb":
+        root["filters"] = sorted(sock.filters(ifindex, root["handle"]))
+    return root | {"classes": classes, "others": sorted(each["kind"] for each in behind.values())}

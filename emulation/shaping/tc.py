@@ -153,6 +153,7 @@ class Htb:
         return {
             "kind": "htb",
             "default_class": REST_CLASS,
+            "filters": sorted(f"{each.destination} -> {each.minor:x}" for each in self.classes if each.destination),
             "classes": {f"{each.minor:x}": each.expected() for each in self.classes},
         }
 
@@ -249,10 +250,13 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
     problems = []
     if "leaf" in found and "leaf" not in expected:
         problems.append(f"{where}: a {found['leaf'].get('kind')} was not asked for")
+    problems += [f"{where}: a {kind} was not asked for" for kind in found.get("others", ())]
     for key, asked in expected.items():
         have = found.get(key)
         if key == "classes":
             problems += _class_differences(asked, have or {}, where)
+        elif key == "filters":
+            problems += _filter_differences(asked, have or [], where)
         elif key == "leaf":
             problems += differences(asked, have or {}, f"{where} leaf")
         elif key.endswith("_share"):
@@ -270,6 +274,15 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
         elif have != asked:
             problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
     return problems
+
+
+def _filter_differences(asked: list[str], found: list[str], where: str) -> list[str]:
+    problems = [f"{where}: the filter {each} is missing" for each in asked if each not in found]
+    extra = list(found)
+    for each in asked:
+        if each in extra:
+            extra.remove(each)
+    return [*problems, *(f"{where}: the filter {each} was not asked for" for each in extra)]
 
 
 def _class_differences(asked: dict[str, Any], found: dict[str, Any], where: str) -> list[str]:

@@ -23,6 +23,9 @@ with NetnsBackend(network) as backend:
     assert have["rate_bps"] == 300_000_000
 
 
+FILTER = "tc -n n0 filter add dev eth0 parent 1: protocol ip prio 2 u32"
+
+
 @pytest.mark.parametrize(
     ("accounting", "behind_its_back"),
     [
@@ -35,7 +38,25 @@ with NetnsBackend(network) as backend:
             "tc -n n0 class change dev eth0 parent 1: classid 1:2 htb rate 200mbit ceil 300mbit burst 64k",
         ),
         ("pair", "tc -n n0 class add dev eth0 parent 1: classid 1:77 htb rate 200mbit"),
-        ("pair", "tc -n n0 qdisc replace dev eth0 parent 1:2 pfifo limit 1000"),
+        ("pair", "tc -n n0 qdisc replace dev eth0 parent 1:2 handle 99: pfifo limit 1000"),
+        ("pair", "tc -n n0 qdisc replace dev eth0 parent 1:2 handle 99: bfifo limit 1000"),
+        ("nic", "tc -n n0 qdisc replace dev eth0 parent 1:1 handle 99: bfifo limit 1000"),
+        ("pair", "tc -n n0 filter del dev eth0 parent 1: prio 1"),
+        ("pair", "tc -n n0 filter del dev eth0 parent 1: prio 1 handle 800::800 u32"),
+        (
+            "pair",
+            "tc -n n0 filter del dev eth0 parent 1: prio 1 && tc -n n0 filter add dev eth0 parent 1: "
+            "protocol ip prio 1 u32 match ip dst 10.77.0.2/32 flowid 1:fff",
+        ),
+        ("pair", f"{FILTER} match ip dst 10.77.0.2/32 flowid 1:fff"),
+        ("pair", f"{FILTER} match ip protocol 6 0xff flowid 1:fff"),
+        ("pair", f"{FILTER} match ip dst 10.77.0.0/24 flowid 1:2"),
+        ("nic", "tc -n n0 qdisc add dev eth0 clsact"),
+        ("nic", "tc -n switch qdisc add dev sw1 clsact"),
+        ("nic", "tc -n n1 qdisc add dev eth0 handle ffff: ingress"),
+        ("nic", "ip -n n0 link set dev eth0 gso_max_segs 40"),
+        ("nic", "ip -n n0 link set dev eth0 mtu 1400"),
+        ("nic", "ip -n switch link set dev sw0 mtu 1400"),
     ],
 )
 def test_a_shaper_changed_behind_its_back_is_found(world, accounting, behind_its_back):
@@ -47,8 +68,8 @@ with NetnsBackend(net(2, "300mbit", "{accounting}")) as backend:
     except LinkError as error:
         return str(error)
 """)
-    assert said is not None
-    assert "the kernel has" in said or "not asked for" in said
+    assert said is not None, "nothing was found"
+    assert "the kernel has" in said or "not asked for" in said or "is missing" in said
 
 
 def test_the_readback_agrees_with_tc(world):
