@@ -78,7 +78,8 @@ class Player:
     """A thread that applies each event at its time.
 
     Changes that are due together, at the same time or because an earlier event took long, reach the kernel as one:
-    each is recorded, with the same `applied_seconds`, once the kernel's read-back says so too. An error ends playing; `check` and `close` raise it.
+    each is recorded, with the same `applied_seconds`, once the kernel's read-back says so too. An error ends playing;
+    `check` and `close` raise it.
     """
 
     def __init__(

@@ -17,11 +17,12 @@ def sentences(comparison: Comparison) -> list[tuple[str, str]]:
     facts, arms = comparison.comparison, {arm["arm"]: arm for arm in comparison.arms}
     found = [(facts["void"], "bold red")] if facts.get("void") else []
     found += [(text, "red") for text in _invalid(comparison.arms)]
-    if facts.get("schedule"):
+    changed = any(arm.get("events") for arm in comparison.arms)
+    if changed:
         found.append(("Links changed while arms trained (events.json); what was found of them is from before.", ""))
     found += [(text, "") for text in _codecs(comparison.arms, arms)]
     found += [(text, "") for text in (*_sparse_sync(facts, arms), *_hours(comparison))]
-    found += [(text, "") for text in _closed_forms(comparison) if not facts.get("schedule")]
+    found += [(text, "") for text in _closed_forms(comparison) if not changed]
     return [*found, (_evidence(comparison), "dim")]
 
 

@@ -43,6 +43,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "modelled_goodput_bps": plan.modelled_goodput_bps if plan else None,
         "goodput_measured_bps": links.goodput_bps() if shaped else None,
         "rate_measured_bps": _rate_measured(comparison) if shaped else None,
+        "events": len(result.events),
         "machine_carries_bps": links.capacity.get("aggregate_bps"),
         "valid": not why,
         "why": why,

@@ -70,6 +70,8 @@ class Links:
             asked = f"{format_rate(self.settings.rate_bps)} for {self.settings.nodes} nodes is beyond this machine"
             if self.network.impaired or not self.network.uniform:
                 raise LinkError(f"{asked}, and only a plain rate can be modelled instead: {carried}. Take a lower one.")
+            if self.settings.schedule is not None:
+                raise LinkError(f"{asked}, and a modelled link plays no schedule: {carried}. Take a lower one.")
             self.shapable = False
             return f"{asked}, so links stay unshaped: {carried}"
         text = self.shape_and_verify("preflight")

@@ -130,6 +130,12 @@ def resolve(asked: Request, *, command: str) -> Settings:
     schedule = load_schedule(asked.schedule, network) if asked.schedule else None
     if schedule is not None and asked.live is None and target is not None:
         raise UsageError("links that change need arms that train live on them: add LIVE=10min (or PACE=none)")
+    if schedule is not None and asked.backend == "host":
+        raise UsageError("host nodes are loopback, where a schedule has no link to change: use netns nodes")
+    if schedule is not None and "restart" in schedule.kinds():
+        raise UsageError(
+            "the schedule restarts programs, which only programs under exec can do; leave restart out of it"
+        )
     if not 0 <= asked.seed < 2**32:
         raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0 to {2**32 - 1}")
     return Settings(

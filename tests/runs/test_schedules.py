@@ -1,0 +1,55 @@
+"""A schedule of `testbed emulate` is played, or refused before anything is built; never passed over."""
+
+import pytest
+
+from emulation import verify
+from emulation.errors import LinkError
+from testbed.analysis.load import Comparison, results_table
+from testbed.analysis.words import sentences
+from testbed.errors import UsageError
+from testbed.runs.links import Links
+from testbed.runs.settings import Request, resolve
+from tests.analysis.synthetic import made_up
+from tests.runs.tiny import PRESET
+
+CHANGE = '[[at]]\ntime = "1s"\nbw = "20mbit"\n'
+RESTART = '[[at]]\ntime = "1s"\nfault = "restart"\nnodes = [0]\n'
+
+
+def resolved(folder, text, **asked):
+    file = folder / "schedule.toml"
+    file.write_text(text)
+    return resolve(
+        Request(**({"bw": "50mbit", "nodes": 2, "pace": "none", "preset": PRESET, "schedule": str(file)} | asked)),
+        command="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "says"),
+    [(CHANGE, {"backend": "host"}, "no link to change"), (RESTART, {}, "only programs under exec")],
+)
+def test_what_cannot_be_played_is_refused(tmp_path, text, asked, says):
+    with pytest.raises(UsageError, match=says):
+        resolved(tmp_path, text, **asked)
+
+
+def test_a_modelled_link_plays_none(tmp_path, monkeypatch):
+    """A rate beyond the machine is modelled, which the record must not call a link that changed."""
+    settings = resolved(tmp_path, CHANGE)
+    monkeypatch.setattr(verify, "capacity", lambda _: {"aggregate_bps": 10**6})
+    monkeypatch.setattr(verify, "measure", lambda *_: {"round_trips": [{"median_us": 50.0}]})
+    links = Links(settings, type("Backend", (), {"network": settings.network.unshaped()})())
+    with pytest.raises(LinkError, match="a modelled link plays no schedule"):
+        links.preflight()
+
+
+@pytest.mark.parametrize(("events", "said"), [(3, True), (0, False)])
+def test_events_are_spoken_of_where_there_were_some(events, said):
+    comparison, summaries = made_up(mode="live")
+    comparison["schedule"] = [{"at_seconds": 1.0, "what": "all links: bw 20mbit"}]
+    comparison["arms"][1]["events"] = events
+    found = Comparison(comparison=comparison, table=results_table(comparison, summaries))
+    text = " ".join(line for line, _ in sentences(found))
+    assert ("Links changed while arms trained" in text) is said
+    assert ("by closed form" in text) is not said
