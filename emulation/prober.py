@@ -20,7 +20,6 @@ import socket
 import struct
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,8 +138,10 @@ class Prober:
         self.receivers: dict[int, Receiver] = {}
         self.senders: dict[int, socket.socket] = {}
         self.outboxes: dict[str, socket.socket] = {}
-        self.counted: Counter[str] = Counter()
+        self.counted: dict[str, list[int]] = {}
+        """Numbers of the datagrams that came, by source."""
         self.arrivals: list[dict[str, Any]] = []
+        self.overflow = 0
         self.alarms: list[tuple[float, int, Callable[[], None]]] = []
         self.numbers = count()
         self.unread = b""
@@ -232,7 +233,8 @@ class Prober:
     def _on_datagram(self, _event: int) -> None:
         try:
             while True:
-                self.counted[self.counter.recvfrom(2048)[1][0]] += 1
+                data, (source, _port) = self.counter.recvfrom(2048)
+                self.counted.setdefault(source, []).append(int.from_bytes(data[:4], "little"))
         except OSError:
             return
 
@@ -338,7 +340,7 @@ class Prober:
         self.at(begin + count * interval + patience, finish)
 
     def do_datagrams(self, to: str, count: int, interval: float) -> None:
-        """Send `count` datagrams; the answer is how many the own kernel took."""
+        """Send `count` datagrams, numbered from 1; the answer is how many the own kernel took."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind((self.address, 0))
         sock.connect((to, COUNT_PORT))
@@ -348,7 +350,7 @@ class Prober:
             while taken[0] < count and begin + taken[0] * interval <= time.monotonic():
                 taken[0] += 1
                 try:
-                    sock.send(bytes(PING_BYTES))
+                    sock.send(taken[0].to_bytes(4, "little") + bytes(PING_BYTES - 4))
                     taken[1] += 1
                 except OSError:
                     pass
@@ -361,9 +363,16 @@ class Prober:
         send()
 
     def do_counted(self) -> None:
-        """Datagrams that came, by source, since last asked."""
-        self._answer({"counted": dict(self.counted)})
-        self.counted.clear()
+        """Datagrams that came since last asked, by source, and in how many gaps others were missing between them.
+
+        `overflow`: how many came, but found this program too slow.
+        """
+        counted = {
+            source: {"came": len(numbers), "gaps": _gaps(sorted(numbers))} for source, numbers in self.counted.items()
+        }
+        overflow = _socket_drops(self.address, COUNT_PORT)
+        self._answer({"counted": counted, "overflow": overflow - self.overflow})
+        self.counted, self.overflow = {}, overflow
 
     def do_message(self, to: str, size: int, at: float) -> None:
         """Send one message then, on the connection to that node, which is made if there is none."""
@@ -383,6 +392,18 @@ class Prober:
         """Messages that came since last asked."""
         self._answer({"arrivals": self.arrivals})
         self.arrivals.clear()
+
+
+def _gaps(numbers: list[int]) -> int:
+    """How often numbers are missing before one that came."""
+    return sum(after > before + 1 for before, after in zip([0, *numbers], numbers, strict=False))
+
+
+def _socket_drops(address: str, port: int) -> int:
+    """Datagrams that found a UDP socket's buffer full, since it was opened (/proc/net/udp)."""
+    local = f"{int.from_bytes(socket.inet_aton(address), 'little'):08X}:{port:04X}"
+    with open("/proc/thread-self/net/udp", encoding="ascii") as file:
+        return sum(int(line.split()[-1]) for line in file if line.split()[1] == local)
 
 
 def _resent(sock: socket.socket) -> int:

@@ -119,12 +119,16 @@ class Probers:
                     "lost": len(times) - len(good),
                     "median_us": round(statistics.median(good), 1) if good else None,
                     "p99_us": round(quantile(good, 0.99), 1) if good else None,
+                    "iqr_us": round(quantile(good, 0.75) - quantile(good, 0.25), 1) if good else None,
                 }
             )
         return lines
 
-    def losses(self, pairs: Sequence[Flow], count: int, interval: float) -> dict[Flow, tuple[int, int]]:
-        """(sent, arrived) of evenly spaced datagrams; each node sends to at most one other."""
+    def losses(self, pairs: Sequence[Flow], count: int, interval: float) -> dict[Flow, dict[str, int]]:
+        """Evenly spaced datagrams, each node to at most one other: `sent`, `came`, `gaps` in which others were missing.
+
+        What came, but found the counting program too slow, counts as come.
+        """
         for source, target in pairs:
             self.tell(source, do="datagrams", to=target.address, count=count, interval=interval)
         sent = {flow: self.read(flow[0])["sent"] for flow in pairs}
@@ -132,8 +136,17 @@ class Probers:
         came = {}
         for _, target in pairs:
             self.tell(target, do="counted")
-            came[target] = self.read(target)["counted"]
-        return {flow: (sent[flow], came[flow[1]].get(flow[0].address, 0)) for flow in pairs}
+            came[target] = self.read(target)
+        found = {}
+        for flow in pairs:
+            answer = came[flow[1]]
+            counted = answer["counted"].get(flow[0].address, {"came": 0, "gaps": 1})
+            found[flow] = {
+                "sent": sent[flow],
+                "came": counted["came"] + answer["overflow"],
+                "gaps": counted["gaps"],
+            }
+        return found
 
     def message(self, source: Node, target: Node, size: int) -> float:
         """Seconds from the sending of a message's first byte to the arrival of its last."""

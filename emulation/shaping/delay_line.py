@@ -35,8 +35,8 @@ __all__ = ["COUNTERS", "SLOT", "main"]
 
 COUNTERS = ("beats_ns", "packets", "lost", "overtaking", "released", "late", "lateness_ns", "worst_ns")
 SLOT = struct.Struct("=" + "Q" * len(COUNTERS))
-"""The counters in the shared file, of packets. `beats_ns`: when the relay last went round (CLOCK_MONOTONIC). `late`: let
-go more than 1 ms after they were due; lateness is summed over all, the worst is since the start."""
+"""The counters in the shared file, of packets. `beats_ns`: when the relay last went round (CLOCK_MONOTONIC). `late`:
+let go more than 1 ms after they were due; lateness is summed over all, the worst is since the start."""
 LATE_NS = 1_000_000
 
 _NETLINK_NETFILTER = 12

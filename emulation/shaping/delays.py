@@ -61,11 +61,14 @@ class Rule:
 
 
 def delay_rules(network: Network) -> list[Rule]:
-    """A rule per kind of path that delays or loses."""
+    """A rule per kind of path that delays or loses; one of its own for each that loses in runs."""
     kinds: dict[tuple[Any, ...], tuple[Link, list[tuple[int, int]]]] = {}
     for source, target in network.pairs:
         link = network.path(source, target)
-        what = (link.delay_us, link.jitter_us, link.distribution, link.loss, link.loss_burst, link.reorder)
+        own: tuple[int, ...] = ()
+        if link.loss_burst is not None:  # one path's losses in a row must not be shared out among several
+            own = (source.index,) if network.accounting == "nic" else (source.index, target.index)
+        what = (link.delay_us, link.jitter_us, link.distribution, link.loss, link.loss_burst, link.reorder, *own)
         kinds.setdefault(what, (link, []))[1].append((source.index, target.index))
     return [
         Rule(queue=queue, pairs=tuple(pairs), link=link)

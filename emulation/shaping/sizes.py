@@ -1,14 +1,12 @@
 """How deep buckets and queues are, and how large a super-packet may be, for a rate and a round trip.
 
-A token bucket passes at once what it holds: after a pause a deep one hides a whole message, while a shallow one
-loses what it could not hold whenever the kernel's timer wakes late. Two buckets solve it: the first, of the asked
-rate, is deep, so that nothing is lost; the second, of a slightly higher rate, holds a few packets, so that even the
-first bytes after a pause leave at nearly the asked rate. How tight the second is depends on the messages of interest:
+A token bucket passes at once what it holds: after a pause a deep one hides a whole small message, while a shallow one
+loses what it could not hold whenever the kernel's timer wakes late. So it depends on the messages of interest:
 
-    small    at most 64 KiB: 3 % over the rate, a super-packet and 60 us of the rate at once. Messages of any size take
-             the time that they should, within 5 % and 4 frames, on a machine that is otherwise idle.
-    unknown  5 % over the rate, 300 us at once: a busy machine still carries the rate.
-    large    the second holds 5 % of the smallest message, and the deep one makes up for a busy machine undisturbed.
+    small    at most 64 KiB: two buckets. A deep one of the asked rate, from which late wake-ups are made up, and a
+             second one, 5 % over the rate, that holds a super-packet and 60 us of the rate: even the first bytes after
+             a pause leave at the asked rate within 5 % and 4 frames. A busy machine may not carry such a link.
+    larger, or unknown   one bucket of 3.5 ms at the rate, but no more than 5 % of the smallest message.
 
 TCP hands super-packets to a shaper, which passes them whole. Fine ones cost processor time, coarse ones are bursts:
 they are as fine as a budget of packets per second for all links together allows, but not finer than 2 % of the
@@ -22,10 +20,10 @@ from emulation.network import FRAMING_BYTES, Link, Network
 
 __all__ = ["PEAK", "Sizes", "segments_of", "sizes"]
 
-PEAK, TIGHT_PEAK = 1.05, 1.03
+PEAK = 1.05
 """The second bucket's rate over the first's."""
-TIMER_SECONDS, TIGHT_TIMER_SECONDS = 300e-6, 60e-6
-"""How late the kernel's timers may wake a shaper without loss; on an idle machine 50 us are usual."""
+TIMER_SECONDS = 60e-6
+"""How late the kernel's timers wake a shaper on an idle machine, nearly always."""
 SMALL_MESSAGE_BYTES = 64 * 1024
 SUPER_PACKETS_PER_SECOND, TIGHT_SUPER_PACKETS_PER_SECOND = 20_000, 60_000
 """What two cores pass, all links together, and still train beside it; and what they pass at most."""
@@ -45,12 +43,11 @@ class Sizes:
     """Of one shaper, in bytes as the rate counts them."""
 
     burst_bytes: int
-    """The deep bucket: 10 ms at the rate to 64 KiB, 3.5 ms to 128 KiB, then 1 ms; what was lost to late timers is made
-    up from it."""
+    """The deep bucket: 3.5 ms at the rate to 128 KiB, then 1 ms; 10 ms to 64 KiB where there are two."""
     peak_bps: int
     """What passes per second at most, while it is."""
     peak_bytes: int
-    """What passes at once: a super-packet, and what the peak rate sends while a timer is late."""
+    """What passes at once; the same as the deep bucket where one is enough."""
     queue_bytes: int
     """40 ms or a round trip at the rate, whichever is longer, at least 20 frames."""
 
@@ -80,18 +77,14 @@ def _tight(network: Network) -> bool:
 def sizes(network: Network, rate_bps: int, link: Link, segments: int, round_trip_us: int) -> Sizes:
     """Buckets and queue of a shaper of `rate_bps`, before which super-packets of `segments` packets wait."""
     frame = network.mtu + FRAMING_BYTES[network.framing]
-    smallest = network.smallest_message_bytes
-    tight = _tight(network)
-    peak_bps = int(rate_bps * (TIGHT_PEAK if tight else PEAK))
-    peak = segments * frame + int(peak_bps * (TIGHT_TIMER_SECONDS if tight else TIMER_SECONDS) / 8)
-    deep = max(
-        5 * frame,
-        min(64 * 1024, int(rate_bps * 0.010 / 8)),
-        min(128 * 1024, int(rate_bps * 0.0035 / 8)),
-        int(rate_bps * 0.001 / 8),
-        2 * peak,
-    )
-    peak = max(peak, min(deep, int((smallest or 0) * BURST_SHARE)))
+    deep = max(5 * frame, min(128 * 1024, int(rate_bps * 0.0035 / 8)), int(rate_bps * 0.001 / 8), segments * frame)
+    peak_bps = int(rate_bps * PEAK)
+    if _tight(network):
+        peak = segments * frame + int(peak_bps * TIMER_SECONDS / 8)
+        deep = max(deep, min(64 * 1024, int(rate_bps * 0.010 / 8)), 2 * peak)
+    else:
+        share = int((network.smallest_message_bytes or deep / BURST_SHARE) * BURST_SHARE)
+        peak = deep = max(min(deep, share), segments * frame, 5 * frame)
     if link.queue_bytes is not None:
         queue = link.queue_bytes
     else:

@@ -1,9 +1,13 @@
 """Delay, jitter, loss and reordering, by whichever this machine has: netem or the delay line. One suite for both."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
+from emulation.network import Link, star
+from emulation.shaping.delays import delay_rules, rule_lines
+from emulation.verify import _binomial, _loss_problems, _needed
 from tests.emulation.conftest import EMULATED
 
 pytestmark = pytest.mark.world
@@ -181,24 +185,68 @@ with NetnsBackend(linked(network, rate_bps=50_000_000, delay_us=12_000)) as back
     assert any("round trip of 24." in each for each in problems), problems
 
 
-def test_a_wrong_loss_is_found(world):
+WRONG = """
+from emulation.probes import Probers
+network = net({n}, "50mbit", "pair", {asked})
+with NetnsBackend({made}) as backend, Probers(backend) as probers:
+    round_trips, losses = verify._datagrams(probers, network)
+return verify.check({{"links": [], "round_trips": round_trips, "losses": losses}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "asked", "made", "says"),
+    [
+        (2, "loss=0.05", "linked(network, loss=0.01)", "datagrams got lost, asked for 5.000%"),
+        (2, "loss=0.01", "network.unshaped()", "datagrams got lost, asked for 1.000%"),
+        (2, "loss=0.05, loss_burst=4", "linked(network, loss=0.05)", "in a row, asked for 4.00"),
+        (2, "loss=0.05", "linked(network, loss=0.05, loss_burst=4)", "in a row, asked for 1.05"),
+        (2, "delay_us=20_000, jitter_us=20_000", "network.unshaped()", "in the median, asked for 40.00"),
+        (2, "delay_us=20_000, jitter_us=5_000", "linked(network, delay_us=20_000)", "a jitter as asked for would"),
+        (
+            2,
+            "delay_us=20_000, jitter_us=2_000",
+            "linked(network, delay_us=20_000, jitter_us=8_000)",
+            "a jitter as asked for would",
+        ),
+    ],
+)
+def test_a_wrong_loss_or_jitter_is_found(world, n, asked, made, says):
+    problems = world(WRONG.format(n=n, asked=asked, made=made))
+    assert any(says in each for each in problems), problems
+
+
+def test_a_path_that_should_lose_nothing_is_watched_beside_one_that_should(world):
     problems = world("""
-network = net(2, "50mbit", "nic", loss=0.05)
-with NetnsBackend(linked(network, rate_bps=50_000_000, loss=0.01)) as backend:
-    from emulation.probes import Probers
-    with Probers(backend) as probers:
-        round_trips, losses = verify._datagrams(probers, network)
-    return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
+from emulation.probes import Probers
+base = net(3, "50mbit", "pair")
+network = replace(base, pair_links=((0, 1, Link(rate_bps=50_000_000, loss=0.05)),))
+wrong = replace(network, pair_links=(*network.pair_links, (1, 0, Link(rate_bps=50_000_000, loss=0.05))))
+with NetnsBackend(wrong) as backend, Probers(backend) as probers:
+    round_trips, losses = verify._datagrams(probers, network)
+return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
 """)
-    assert any("datagrams got lost, asked for 5.000%" in each for each in problems), problems
+    assert any(each.startswith("n1 -> n0") and "asked for 0.000%" in each for each in problems), problems
+
+
+def test_a_loss_too_rare_to_be_proven_is_no_proven_loss():
+    rare = Link(rate_bps=10**8, loss=0.001, loss_burst=5)
+    low, high = _binomial(round(_needed(rare)), rare)
+    assert 0 < low < 0.001 < high
+    low, high = _binomial(2000, rare)
+    line = {"from": "n0", "to": "n1", "sent": 2000, "loss": 0.001, "asked": 0.001, "lowest": low, "highest": high}
+    assert "cannot tell a loss of 0.100% from none" in _loss_problems(line)[0]
+
+
+def test_losses_in_runs_have_a_queue_of_their_own():
+    """Shared, each path would see the others' runs cut short."""
+    network = star(3, Link(loss=0.1, loss_burst=3), "pair")
+    assert len(delay_rules(network)) == 6
+    assert len(delay_rules(replace(network, accounting="nic"))) == 3
+    assert len(delay_rules(star(3, Link(loss=0.1), "pair"))) == 1
 
 
 def test_few_rules_tell_the_paths_apart():
-    from dataclasses import replace
-
-    from emulation.network import Link, star
-    from emulation.shaping.delays import delay_rules, rule_lines
-
     slow = Link(delay_us=10_000)
     assert rule_lines(delay_rules(star(8, slow, "nic")), 8) == ["-A FORWARD -j NFQUEUE --queue-num 0"]
     one = replace(star(4, Link(), "nic"), node_links=((2, slow),))

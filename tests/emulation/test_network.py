@@ -30,8 +30,8 @@ def test_what_passes_at_once_is_milliseconds_and_a_queue_is_forty(rate, nodes, a
     segments = segments_of(network, 0)
     depth = sizes(network, rate, network.link, segments, 0)
     assert 2 <= segments <= 44
-    assert segments * 1514 <= depth.peak_bytes <= depth.burst_bytes / 2
-    assert depth.peak_bytes * 8 / rate <= 0.006
+    assert segments * 1514 <= depth.peak_bytes <= depth.burst_bytes
+    assert depth.peak_bytes * 8 / rate <= 0.0125
     assert depth.queue_bytes * 8 / rate <= 0.050
     assert depth.peak_bps == pytest.approx(PEAK * rate, abs=1)
 
@@ -56,7 +56,14 @@ def test_small_messages_meet_tight_buckets():
     network = replace(star(2, Link(rate_bps=300_000_000), "nic"), smallest_message_bytes=4096)
     depth = sizes(network, 300_000_000, network.link, segments_of(network, 0), 0)
     assert depth.peak_bytes <= 4 * 1514
-    assert depth.peak_bps == 309_000_000
+    assert depth.peak_bps == 315_000_000
+    assert depth.burst_bytes >= 2 * depth.peak_bytes
+
+
+def test_a_bucket_is_at_most_a_twentieth_of_the_smallest_message():
+    network = replace(star(2, Link(rate_bps=300_000_000), "nic"), smallest_message_bytes=1_000_000)
+    depth = sizes(network, 300_000_000, network.link, segments_of(network, 0), 0)
+    assert depth.peak_bytes == depth.burst_bytes == 50_000
 
 
 def test_coarse_super_packets_need_large_messages():
