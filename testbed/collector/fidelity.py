@@ -1,11 +1,13 @@
 """Whether emulator and machine kept up during a step: what makes it invalid, and what makes it suspect.
 
-    late      releases of the delay line more than 1 ms after they were due     above 5 %: invalid, 1 %: suspect
+    late      packets that the delay line released more than 1 ms after         above 5 %: invalid, 1 %: suspect
+              they were due
+    stall     the latest of them, if it was in this step                        above 50 ms and 5 % of it: invalid
     steal     time that the hypervisor gave to other machines (/proc/stat)      above 5 %: suspect
     pressure  time in which some process waited for a processor (PSI)           above 60 %: suspect
     waiting   time in which this very rank waited for one (schedstat)           above 10 %: suspect
 
-Only the first touches what the link did; the others tell why a step may have taken longer than on a quiet machine.
+Only the first two touch what the link did; the others tell why a step may have taken longer than on a quiet machine.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +18,8 @@ from typing import Any
 __all__ = ["Fidelity", "Pulse", "judge"]
 
 _LATE, _SOME_LATE, _STEAL, _PRESSURE, _WAITING = 0.05, 0.01, 0.05, 0.60, 0.10
-_FEWEST_RELEASES = 50
+_FEWEST_LATE = 5
+_STALL, _STALL_SECONDS = 0.05, 0.050
 _STEAL_FIELD = 7  # of the line "cpu" in /proc/stat, proc(5)
 
 
@@ -24,8 +27,10 @@ _STEAL_FIELD = 7  # of the line "cpu" in /proc/stat, proc(5)
 class Pulse:
     """Counters at one moment. None: this machine does not keep them."""
 
-    releases: int
+    released: int
     late: int
+    worst_ns: int
+    """Of all since the start."""
     steal_ticks: int
     ticks: int
     pressure_us: int | None
@@ -45,8 +50,9 @@ class Fidelity:
         pressure = _read("/proc/pressure/cpu").partition("total=")[2].split("\n", 1)[0]
         waiting = _read("/proc/self/schedstat").split()
         return Pulse(
-            releases=delays["releases"],
+            released=delays["released"],
             late=delays["late"],
+            worst_ns=delays["worst_ns"],
             steal_ticks=ticks[_STEAL_FIELD],
             ticks=sum(ticks[: _STEAL_FIELD + 1]),
             pressure_us=int(pressure) if pressure else None,
@@ -56,18 +62,21 @@ class Fidelity:
 
 def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, Any], list[str], list[str]]:
     """Shares of a step of so many seconds, what makes it invalid, and what makes it suspect."""
-    releases, late = now.releases - before.releases, now.late - before.late
+    released, late = now.released - before.released, now.late - before.late
+    stall_seconds = now.worst_ns / 1e9 if now.worst_ns > before.worst_ns else 0.0
     shares: dict[str, float | None] = {
-        "late_share": late / releases if releases else 0.0,
+        "late_share": late / released if released else 0.0,
         "steal_share": (now.steal_ticks - before.steal_ticks) / max(1, now.ticks - before.ticks),
         "pressure_share": _share(before.pressure_us, now.pressure_us, seconds * 1e6),
         "waiting_share": _share(before.waiting_ns, now.waiting_ns, seconds * 1e9),
     }
     invalid = []
-    if releases >= _FEWEST_RELEASES and late > _LATE * releases:
-        invalid.append(f"delay line: {late} of {releases} releases were more than 1 ms late")
+    if late >= _FEWEST_LATE and late > _LATE * released:
+        invalid.append(f"delay line: {late} of {released} packets were more than 1 ms late")
+    if stall_seconds > max(_STALL_SECONDS, _STALL * seconds):
+        invalid.append(f"delay line: a packet was {stall_seconds * 1e3:.0f} ms late")
     limits = {
-        "late_share": (_SOME_LATE, "of the delay line's releases were more than 1 ms late"),
+        "late_share": (_SOME_LATE, "of the delay line's packets were more than 1 ms late"),
         "steal_share": (_STEAL, "of the machine's time went to other machines"),
         "pressure_share": (_PRESSURE, "of the time some process waited for a processor"),
         "waiting_share": (_WAITING, "of the time this rank waited for a processor"),

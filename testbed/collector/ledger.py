@@ -36,7 +36,6 @@ _TOLERANCE, _TOLERANCE_BYTES = 0.01, 4096
 _INFO_BYTES = 216
 # offsets in struct tcp_info, Linux 5.5 and later
 _UNACKED, _BYTES_ACKED, _SEGS_OUT, _NOTSENT, _BYTES_SENT = 24, 120, 136, 144, 200
-_SEGMENT_BYTES = 1448
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +103,13 @@ def balance(
     sockets: SocketBytes,
     wire_bytes: int | None,
     *,
+    segment_bytes: int = 1448,
     drops: int | None = 0,
     interface_bytes: int | None = None,
 ) -> list[str]:
     """What does not add up, in sentences; empty if all does.
 
-    `wire_bytes` None: nothing counts (host nodes). `drops`: packets that found one of the node's queues full.
+    `wire_bytes` None: nothing counts (host nodes). `segment_bytes`: payload of a full segment. `drops`: packets that found one of the node's queues full.
     `interface_bytes`: the interface's count, corrected.
     """
     problems = []
@@ -124,7 +124,7 @@ def balance(
             )
     if wire_bytes is not None:
         most = predicted_wire_bytes(sockets)
-        least = sockets.acked + HEADER_BYTES * (sockets.acked // _SEGMENT_BYTES) if drops else most
+        least = sockets.acked + HEADER_BYTES * (sockets.acked // segment_bytes) if drops else most
         allowed = max(_TOLERANCE * most, _TOLERANCE_BYTES)
         if not least - allowed <= wire_bytes <= most + allowed:
             expected = f"{most}" if least == most else f"{least} to {most}"

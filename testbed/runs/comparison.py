@@ -106,7 +106,7 @@ class Comparison:
                     continue
                 if kind == "bw":
                     self.report(self.links.shape_and_verify("before"))
-                    ranks.order("reconnect", delays=self.links.delays)
+                    ranks.order("reconnect")
                 for arm in arms:
                     self._take(arm, learned.get(arm.name))
             self._verify_after()

@@ -86,11 +86,6 @@ class Links:
         self.readback = self.backend.check_readback()
         return self._verify(phase)
 
-    @property
-    def delays(self) -> str | None:
-        """Where the delay line's counters are, if there is one."""
-        return self.backend.counter(self.network.nodes[0]).get("delays")
-
     @contextmanager
     def playing(self, result: "ArmResult", report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         """The schedule, if there is one, on a shaped arm's links while it trains; then the links as they were.

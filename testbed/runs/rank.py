@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from emulation.counters import WireBytes, WireCounter
+from emulation.network import TCP_IP_HEADER_BYTES
 from emulation.shaping.delays import DelayCounter
 from testbed.collector.fidelity import Fidelity, Pulse, judge
 from testbed.collector.ledger import (
@@ -64,9 +65,10 @@ class Rank:
         port = int(os.environ["MASTER_PORT"])
         self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
         self.transport = Sockets.connect(self.rank, self.addresses)
-        self.wire = WireCounter(json.loads(os.environ["TESTBED_COUNTER"]))
-        self.delays = DelayCounter(None)
-        self.fidelity = Fidelity(self.delays.read)
+        counter = json.loads(os.environ["TESTBED_COUNTER"])
+        self.wire = WireCounter(counter)
+        self.fidelity = Fidelity(DelayCounter(counter.get("delays")).read)
+        self.segment_bytes = counter["mtu"] - TCP_IP_HEADER_BYTES
         self.preset: Preset
         self.mix: RecallMix
         self.seed = 0
@@ -99,15 +101,9 @@ class Rank:
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "sha256": self.warm.sha256, "losses": self.warm.losses}
 
-    def reconnect(self, delays: str | None) -> dict[str, Any]:
-        """New connections: the old ones' windows and round trips belong to links that are no more.
-
-        `delays`: where the delay line's counters are, if there is one now.
-        """
+    def reconnect(self) -> dict[str, Any]:
+        """New connections: the old ones' windows and round trips belong to links that are no more."""
         self.transport.close()
-        self.delays.close()
-        self.delays = DelayCounter(delays)
-        self.fidelity = Fidelity(self.delays.read)
         self.transport = Sockets.connect(self.rank, self.addresses)
         return {}
 
@@ -254,6 +250,7 @@ class Rank:
             sum(payload.values()),
             sockets,
             moved["wire_tx_bytes"],
+            segment_bytes=self.segment_bytes,
             drops=moved["queue_drops"],
             interface_bytes=moved["interface_tx_bytes"],
         )

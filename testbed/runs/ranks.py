@@ -74,7 +74,7 @@ class Ranks:
         environment |= self.backend.environment(node)
         environment |= {
             "TESTBED_REPLIES": str(write),
-            "TESTBED_COUNTER": json.dumps(self.backend.counter(node)),
+            "TESTBED_COUNTER": json.dumps({**self.backend.counter(node), "mtu": self.backend.network.mtu_of(node)}),
         }
         with (self.logs / f"rank{node.index}.log").open("ab") as log:
             process = self.backend.popen(

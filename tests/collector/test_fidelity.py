@@ -6,8 +6,10 @@ import pytest
 
 from testbed.collector.fidelity import Fidelity, Pulse, judge
 
-CALM = Pulse(releases=0, late=0, steal_ticks=0, ticks=0, pressure_us=0, waiting_ns=0)
-AFTER = Pulse(releases=1000, late=2, steal_ticks=1, ticks=400, pressure_us=100_000, waiting_ns=10_000_000)
+CALM = Pulse(released=0, late=0, worst_ns=0, steal_ticks=0, ticks=0, pressure_us=0, waiting_ns=0)
+AFTER = Pulse(
+    released=1000, late=2, worst_ns=3_000_000, steal_ticks=1, ticks=400, pressure_us=100_000, waiting_ns=10_000_000
+)
 
 
 def test_a_quiet_step_is_neither():
@@ -19,7 +21,7 @@ def test_a_quiet_step_is_neither():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"late": 30}, "releases were more than 1 ms late"),
+        ({"late": 30}, "packets were more than 1 ms late"),
         ({"steal_ticks": 80}, "other machines"),
         ({"pressure_us": 1_500_000}, "some process waited"),
         ({"waiting_ns": 500_000_000}, "this rank waited"),
@@ -34,7 +36,27 @@ def test_each_kind_of_pressure_makes_a_step_suspect(change, says):
 
 def test_a_late_delay_line_makes_it_invalid():
     _, invalid, _ = judge(CALM, replace(AFTER, late=100), 2.0)
-    assert "100 of 1000 releases" in invalid[0]
+    assert "100 of 1000 packets" in invalid[0]
+
+
+def test_few_packets_are_judged_too():
+    """Of a step that sends little; but a handful is chance."""
+    _, invalid, _ = judge(CALM, replace(AFTER, released=20, late=5), 2.0)
+    assert "5 of 20 packets" in invalid[0]
+    _, invalid, _ = judge(CALM, replace(AFTER, released=20, late=4), 2.0)
+    assert invalid == []
+
+
+@pytest.mark.parametrize(
+    ("worst_ms", "seconds", "told"), [(60, 1, True), (40, 0.1, False), (60, 2, False), (300, 2, True)]
+)
+def test_a_stall_makes_it_invalid(worst_ms, seconds, told):
+    """However few packets it held up; and only in the step in which it was."""
+    now = replace(AFTER, worst_ns=worst_ms * 10**6)
+    _, invalid, _ = judge(CALM, now, seconds)
+    assert (f"a packet was {worst_ms} ms late" in "".join(invalid)) is told
+    _, invalid, _ = judge(now, replace(now, released=2000), seconds)
+    assert invalid == []
 
 
 def test_what_a_machine_does_not_keep_is_no_reason():
@@ -44,7 +66,7 @@ def test_what_a_machine_does_not_keep_is_no_reason():
 
 
 def test_this_machine_is_read():
-    fidelity = Fidelity(lambda: {"releases": 0, "late": 0})
+    fidelity = Fidelity(lambda: {"released": 0, "late": 0, "worst_ns": 0})
     before, now = fidelity.read(), fidelity.read()
     assert now.ticks >= before.ticks > 0
-    assert now.releases == 0
+    assert now.released == 0

@@ -80,6 +80,16 @@ def test_what_the_own_queue_dropped_is_not_on_the_wire():
     assert balance(1_000_000, sockets, 900_000, drops=5) != []
 
 
+def test_segments_are_as_long_as_the_path_allows():
+    """Of 9000 bytes there are fewer headers, of 576 more."""
+    sockets = SocketBytes(acked=10_000_000, sent=10_500_000, resent=0, segments=20_100)
+    headers = HEADER_BYTES * (10_000_000 // 524)
+    assert balance(10_000_000, sockets, 10_000_000 + headers, drops=5, segment_bytes=524) == []
+    assert balance(10_000_000, sockets, 10_456_000, drops=5, segment_bytes=524) != []
+    large = SocketBytes(acked=10_000_000, sent=10_100_000, resent=0, segments=1_130)
+    assert balance(10_000_000, large, 10_080_000, drops=5, segment_bytes=8948) == []
+
+
 def test_the_interface_must_agree_with_the_shaper():
     """Its own count has one header for each of 100 super-packets of 8 segments; the wire has 800."""
     sockets = SocketBytes(acked=1_000_000, sent=1_000_000, resent=0, segments=800)

@@ -13,10 +13,11 @@ from testbed.runs.ranks import Ranks
 ANSWER = """
 import json, os, sys, time
 replies = os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1)
-print(json.dumps({"done": "start", "counter": json.loads(os.environ["TESTBED_COUNTER"])}), file=replies)
+counter = json.loads(os.environ["TESTBED_COUNTER"])
+print(json.dumps({"done": "start"}), file=replies)
 for line in sys.stdin:
     time.sleep(0.02)
-    print(json.dumps({"done": json.loads(line)["do"]}), file=replies)
+    print(json.dumps({"done": json.loads(line)["do"], **counter}), file=replies)
 """
 
 
@@ -47,6 +48,13 @@ def test_links_are_watched_though_answers_come_at_once(tmp_path, monkeypatch):
         for _ in range(40):
             ranks.order("step")
     assert 3 <= len(seen) <= 20
+
+
+def test_ranks_know_their_counters_and_segments_from_the_start(tmp_path):
+    """Also on a network without delays, for a schedule may bring some."""
+    with Ranks(Quick(), tmp_path) as ranks:
+        (first, *_) = ranks.order("counter")
+    assert (first["delays"], first["mtu"]) == ("/dev/shm/some", 1500)
 
 
 def test_what_watching_finds_ends_the_order(tmp_path, monkeypatch):
