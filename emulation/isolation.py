@@ -10,7 +10,7 @@ from emulation.errors import EmulationError, LinkError
 if TYPE_CHECKING:
     from emulation.nodes.netns import NetnsBackend
 
-__all__ = ["check_isolation"]
+__all__ = ["check_isolation", "ip_json"]
 
 _FALLBACK_DEVICES = (
     "tunl0",
@@ -37,13 +37,13 @@ def check_isolation(backend: "NetnsBackend") -> None:
     problems += _extra_links("switch", {"lo", *ports})
     problems += [
         f"the switch has the extra route {route.get('dst')} by {route.get('dev')}"
-        for route in _ip("switch", "route", "show")
+        for route in ip_json("switch", "route", "show")
         if (route.get("dst"), route.get("dev")) not in routes
     ]
     for node in network.nodes:
         problems += _extra_links(node.name, {"lo", "eth0"})
         subnet = node.address.rpartition(".")[0] + ".0/24"
-        for route in _ip(node.name, "route", "show"):
+        for route in ip_json(node.name, "route", "show"):
             if route.get("dst") != subnet or route.get("dev") != "eth0":
                 problems.append(f"{node.name} has the extra route {route.get('dst')} by {route.get('dev')}")
     if problems:
@@ -55,7 +55,7 @@ def check_isolation(backend: "NetnsBackend") -> None:
 
 def _extra_links(netns: str, allowed: set[str]) -> list[str]:
     problems = []
-    for link in _ip(netns, "link", "show"):
+    for link in ip_json(netns, "link", "show"):
         name = link["ifname"]
         idle = name in _FALLBACK_DEVICES and "UP" not in link["flags"]
         if name not in allowed and not idle:
@@ -63,7 +63,8 @@ def _extra_links(netns: str, allowed: set[str]) -> list[str]:
     return problems
 
 
-def _ip(netns: str, *words: str) -> list[dict[str, Any]]:
+def ip_json(netns: str, *words: str) -> list[dict[str, Any]]:
+    """What ip(8) prints as JSON inside a namespace."""
     done = subprocess.run(
         [tool_path("ip") or "ip", "-n", netns, "-j", *words], capture_output=True, text=True, check=False
     )

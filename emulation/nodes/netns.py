@@ -9,6 +9,7 @@ FORWARD) and the receiver's shaper, in this order, on any kernel, and is time-st
 them. Neighbours are static and IPv6 is off, so an idle link carries no byte.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -17,8 +18,8 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
-from emulation.errors import CapabilityError, LinkError
-from emulation.isolation import check_isolation
+from emulation.errors import CapabilityError, EmulationError, LinkError
+from emulation.isolation import check_isolation, ip_json
 from emulation.netlink import ROOT, TcSocket
 from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
 from emulation.nodes.base import Backend
@@ -47,6 +48,11 @@ FORWARDING = (
     "net.ipv4.conf.default.send_redirects=0",
     "net.ipv4.ip_forward=1",
 )
+_CUT_PRIORITY = 100
+_ORDINARY_RULES = [
+    {"priority": priority, "src": "all", "table": table}
+    for priority, table in ((0, "local"), (32766, "main"), (32767, "default"))
+]
 IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 
 
@@ -216,14 +222,19 @@ class NetnsBackend(Backend):
         return [] if self._by_netem(network) else delay_rules(network)
 
     def readback(self) -> dict[str, Any]:
-        """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, with counters."""
+        """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, counters too; "cuts": of faults."""
         found: dict[str, Any] = {}
         with in_netns(SWITCH):
             ports = _read_devices([_port(node) for node in self.network.nodes])
         for node in self.network.nodes:
             with in_netns(node.name):
                 found[node.name] = {"tx": _read_devices(["eth0"])["eth0"], "rx": ports[_port(node)]}
-        return found | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
+        cuts = _read_cuts()
+        return (
+            found
+            | ({"cuts": cuts} if cuts else {})
+            | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
+        )
 
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self.readback() if readback is None else readback
@@ -233,6 +244,7 @@ class NetnsBackend(Backend):
                 expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
                 expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
                 problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
+        problems += _cut_differences(self._cut, found.get("cuts", []))
         rules, wanted = found.get("delay_line", []), self.delay_line.lines()
         if rules != wanted:
             problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
@@ -277,12 +289,12 @@ class NetnsBackend(Backend):
             if {source.index, target.index} & self._down
             or not any({source.index, target.index} <= group for group in groups)
         }
-        rule = "rule {} pref 100 iif {} to {}/32 blackhole"
+        rule = f"rule {{}} pref {_CUT_PRIORITY} iif {{}} to {{}}/32 blackhole"
         lines = [rule.format("add", _port(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
         lines += [rule.format("del", _port(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
-        self._cut = cut
         if lines:
             Batch(tool="ip", netns=SWITCH, lines=tuple(lines)).run()
+        self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:
         inside = os.stat(netns_path(node.name)).st_ino
@@ -380,6 +392,25 @@ def _try_netem() -> bool:
     if done.returncode == 0:
         subprocess.run([tool_path("tc") or "tc", "qdisc", "del", "dev", "lo", "root"], capture_output=True, check=False)
     return done.returncode == 0
+
+
+def _read_cuts() -> list[dict[str, Any]]:
+    """The switch's rules beside every namespace's own."""
+    try:
+        return [rule for rule in ip_json(SWITCH, "rule", "show") if rule not in _ORDINARY_RULES]
+    except EmulationError:
+        return []  # a kernel without policy routing: it has refused every fault
+
+
+def _cut_differences(cut: set[tuple[Node, Node]], found: list[dict[str, Any]]) -> list[str]:
+    """Pairs that should be cut and are not, and rules of the switch that no fault asked for."""
+    asked = [
+        {"priority": _CUT_PRIORITY, "src": "all", "dst": b.address, "iif": _port(a), "action": "blackhole"}
+        for a, b in sorted(cut, key=str)
+    ]
+    problems = [f"the fault that cuts {each['iif']} from {each['dst']} is gone" for each in asked if each not in found]
+    extra = [each for each in found if each not in asked]
+    return problems + [f"the switch's rule {json.dumps(each)} was not asked for" for each in extra]
 
 
 def _read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -253,6 +253,33 @@ with NetnsBackend(network) as backend, Probers(backend) as probers:
     }
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("rule del pref 100 iif sw0 to 10.77.0.2/32 blackhole", "cuts sw0 from 10.77.0.2 is gone"),
+        ("rule add pref 100 iif sw2 to 10.77.0.1/32 blackhole", "was not asked for"),
+        ("rule add pref 90 iif sw1 to 10.77.0.1/32 lookup main", "was not asked for"),
+    ],
+)
+def test_a_fault_that_is_changed_behind_our_back_is_found(world, line, says):
+    """And none is, as long as the faults are those that were asked for."""
+    said = world(f"""{LIVE}
+network = net(3, "50mbit")
+with NetnsBackend(network) as backend:
+    backend.link_down(network.nodes[2])
+    backend.link_down(network.nodes[1])
+    backend.check_readback()
+    backend.link_up(network.nodes[2])
+    backend.check_readback()
+    sh("ip -n switch {line}")
+    try:
+        backend.check_readback()
+    except LinkError as error:
+        return str(error)
+""")
+    assert says in said
+
+
 COUNTING = """
 import sys, time
 count = 0
