@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -71,6 +72,8 @@ class NetnsBackend(Backend):
         self._down: set[int] = set()
         self._groups: list[set[int]] = []
         self._cut: set[tuple[Node, Node]] = set()
+        self._lock = threading.RLock()
+        """Held while links or faults change, and while they are compared: a schedule has a thread of its own."""
         self.delay_line = DelayLine(SWITCH, len(network.nodes))
 
     # -- life
@@ -78,6 +81,7 @@ class NetnsBackend(Backend):
     def open(self) -> None:
         try:
             self._is_open = True
+            self.delay_line.prepare()
             run_all(self._build_batches())
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network)
@@ -159,10 +163,12 @@ class NetnsBackend(Backend):
         Each shaper is grafted in one step; with accounting "pair" its classes follow within microseconds,
         during which packets meet 1 Mbit/s: shape between steps, not during one.
         """
-        self.network = self._same_nodes(network)
-        self._handle = self._handle % tc.LAST_HANDLE + 1
-        run_all(self._shape_batches(network))
-        self.delay_line.apply(self._delay_rules(network))
+        with self._lock:
+            self._same_nodes(network)
+            self._handle = self._handle % tc.LAST_HANDLE + 1
+            self.delay_line.apply(self._delay_rules(network))  # first, so that nothing passes without its delay
+            run_all(self._shape_batches(network))
+            self.network = network
 
     def change(self, network: Network) -> None:
         """Alter links in place: queues, counters and what is on its way stay.
@@ -170,15 +176,16 @@ class NetnsBackend(Backend):
         But an unshaped link counts anew when a netem comes or goes, and what waits in a netem is lost when its kind of
         jitter changes, or whether it reorders: no kernel changes these in place.
         """
-        before, self.network = self.network, self._same_nodes(network)
-        run_all(self._shape_batches(network, before))
-        rules = self._delay_rules(network)
-        if rules != self.delay_line.rules:
-            self.delay_line.apply(rules)
+        with self._lock:
+            self._same_nodes(network)
+            run_all(self._shape_batches(network, self.network))
+            rules = self._delay_rules(network)
+            if rules != self.delay_line.rules:
+                self.delay_line.apply(rules)
+            self.network = network
 
-    def _same_nodes(self, network: Network) -> Network:
+    def _same_nodes(self, network: Network) -> None:
         assert network.nodes == self.network.nodes, "links change, nodes do not"
-        return network
 
     def _shape_batches(self, network: Network, before: Network | None = None) -> list[Batch]:
         """New shapers for `network`; or, with `before`, only what is different from there."""
@@ -223,31 +230,33 @@ class NetnsBackend(Backend):
 
     def readback(self) -> dict[str, Any]:
         """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, counters too; "cuts": of faults."""
-        found: dict[str, Any] = {}
-        with in_netns(SWITCH):
-            ports = _read_devices([_port(node) for node in self.network.nodes])
-        for node in self.network.nodes:
-            with in_netns(node.name):
-                found[node.name] = {"tx": _read_devices(["eth0"])["eth0"], "rx": ports[_port(node)]}
-        cuts = _read_cuts()
-        return (
-            found
-            | ({"cuts": cuts} if cuts else {})
-            | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
-        )
+        with self._lock:
+            found: dict[str, Any] = {}
+            with in_netns(SWITCH):
+                ports = _read_devices([_port(node) for node in self.network.nodes])
+            for node in self.network.nodes:
+                with in_netns(node.name):
+                    found[node.name] = {"tx": _read_devices(["eth0"])["eth0"], "rx": ports[_port(node)]}
+            cuts = _read_cuts()
+            return (
+                found
+                | ({"cuts": cuts} if cuts else {})
+                | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
+            )
 
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
-        found = self.readback() if readback is None else readback
-        problems: list[str] = []
-        for node in self.network.nodes:
-            for end, shaper in zip(("tx", "rx"), self._shapers(self.network, node), strict=True):
-                expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
-                expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
-                problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
-        problems += _cut_differences(self._cut, found.get("cuts", []))
-        rules, wanted = found.get("delay_line", []), self.delay_line.lines()
-        if rules != wanted:
-            problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
+        with self._lock:
+            found = self.readback() if readback is None else readback
+            problems: list[str] = []
+            for node in self.network.nodes:
+                for end, shaper in zip(("tx", "rx"), self._shapers(self.network, node), strict=True):
+                    expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
+                    expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
+                    problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
+            problems += _cut_differences(self._cut, found.get("cuts", []))
+            rules, wanted = found.get("delay_line", []), self.delay_line.lines()
+            if rules != wanted:
+                problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
         if problems:
             rate = self.network.slowest_bps
             asked = format_rate(rate) if rate else "an unshaped link"
@@ -265,20 +274,24 @@ class NetnsBackend(Backend):
     # -- faults
 
     def link_down(self, node: Node) -> None:
-        self._down.add(node.index)
-        self._forward()
+        with self._lock:
+            self._down.add(node.index)
+            self._forward()
 
     def link_up(self, node: Node) -> None:
-        self._down.discard(node.index)
-        self._forward()
+        with self._lock:
+            self._down.discard(node.index)
+            self._forward()
 
     def partition(self, groups: Sequence[Sequence[Node]]) -> None:
-        self._groups = [{node.index for node in group} for group in groups]
-        self._forward()
+        with self._lock:
+            self._groups = [{node.index for node in group} for group in groups]
+            self._forward()
 
     def heal(self) -> None:
-        self._groups = []
-        self._forward()
+        with self._lock:
+            self._groups = []
+            self._forward()
 
     def _forward(self) -> None:
         """Tell the switch which pairs it serves: policy routing drops the others' packets (ip-rule(8), blackhole)."""
@@ -346,6 +359,7 @@ class NetnsBackend(Backend):
             "goodput_expected_bps": goodput_bps(rate, network.mtu, network.framing) if rate else None,
             "delays": self._delays_used(),
             "delay_line_priority": self.delay_line.priority,
+            "delay_line": self.delay_line.lines(),
             "mtu": self.network.mtu,
             "congestion_control": sorted(set(self._congestion_control.values())),
             "sysctls": [*TCP_SYSCTLS, *_steering()],

@@ -200,6 +200,52 @@ with NetnsBackend(network) as backend:
     assert after == before
 
 
+def test_the_readback_never_meets_a_half_changed_network(world):
+    """A schedule's thread changes links and faults while another compares."""
+    problems, compared = world("""
+import threading
+network = net(4, "50mbit", "pair")
+problems, compared = [], 0
+with NetnsBackend(network) as backend:
+    def alter():
+        try:
+            for rate in range(1, 16):
+                backend.change(linked(network, rate_bps=10_000_000 * rate, delay_us=1000 * (rate % 2)))
+                (backend.link_down if rate % 2 else backend.link_up)(network.nodes[0])
+        except EmulationError as error:
+            problems.append(str(error))
+    thread = threading.Thread(target=alter)
+    thread.start()
+    while thread.is_alive():
+        try:
+            backend.check_readback()
+        except EmulationError as error:
+            problems.append(str(error))
+        compared += 1
+        time.sleep(0.003)
+    return [problems, compared]
+""")
+    assert problems == []
+    assert compared > 10
+
+
+def test_a_record_says_what_the_delay_line_holds(world):
+    """And its counters are there before there is a delay."""
+    before, after, path = world("""
+network = net(2, "50mbit")
+with NetnsBackend(network) as backend:
+    path, before = backend.counter(network.nodes[0])["delays"], backend.describe()
+    backend.delays = "delay line"
+    backend.change(linked(network, rate_bps=50_000_000, delay_us=7_000))
+    assert backend.counter(network.nodes[0])["delays"] == path
+    return [before, backend.describe(), path]
+""")
+    assert path
+    assert (before["delays"], before["delay_line"]) == (None, [])
+    assert after["delays"] == "delay line"
+    assert any("7000" in line for line in after["delay_line"])
+
+
 # -- faults
 
 

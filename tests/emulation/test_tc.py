@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from emulation.errors import UsageError
 from emulation.netlink import decode_tc
 from emulation.network import Accounting, Link, star
+from emulation.nodes import netns
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from emulation.shaping import tc
@@ -186,6 +187,16 @@ def test_pairs_without_a_rate_that_differ_are_delayed_by_the_delay_line():
         "tc -n n0 qdisc replace dev eth0 root handle 1: netem limit 10000 delay 1000us"
     ]
     assert nic.describe()["delays"] == "netem"
+
+
+def test_delays_are_in_place_before_the_shapers(monkeypatch):
+    """So that no packet of a link that is to be delayed passes without its delay."""
+    backend = NetnsBackend(star(2, Link(delay_us=1000), "nic"), delays="delay line")
+    order = []
+    monkeypatch.setattr(netns, "run_all", lambda _: order.append("shapers"))
+    monkeypatch.setattr(backend.delay_line, "apply", lambda _: order.append("delays"))
+    backend.shape(backend.network)
+    assert order == ["delays", "shapers"]
 
 
 def test_netems_limit_holds_the_bandwidth_delay_product():
