@@ -7,6 +7,7 @@ Delay, jitter, loss and reordering act on what a node sends, once per packet: a 
 sum of what both ends add.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,6 +107,11 @@ class Link:
                 f"losses in runs of {self.loss_burst:g} packets were asked for; allowed are 1 to 1000, "
                 "with a loss above 0%."
             )
+        if self.loss_burst is not None and self.loss_burst < self.smallest_burst - 1e-9:
+            raise UsageError(
+                f"a loss of {format_percent(self.loss)} in runs of {self.loss_burst:g} packets is impossible; the shortest "
+                f"are {math.ceil(self.smallest_burst * 100 - 1e-6) / 100:g} packets, or leave the runs out."
+            )
         if self.queue_bytes is not None and self.queue_us is not None:
             raise UsageError("a queue was given both in bytes and in time; give one of them.")
         if self.queue_bytes is not None and not 1 <= self.queue_bytes <= LARGEST_QUEUE_BYTES:
@@ -124,6 +130,11 @@ class Link:
     def impaired(self) -> bool:
         """Whether it delays, loses or reorders, which needs more than a shaper."""
         return bool(self.delay_us or self.loss)
+
+    @property
+    def smallest_burst(self) -> float:
+        """The mean run of losses when one packet comes between any two runs: shorter ones cannot lose so much."""
+        return max(1.0, self.loss / (1.0 - self.loss))
 
     @property
     def packetwise(self) -> bool:

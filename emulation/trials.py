@@ -111,7 +111,6 @@ def rules() -> list[Capability]:
     else:
         remedy = IPTABLES
     found = [Capability(name="iptables", ok=ok, detail=said, remedy=remedy)]
-    found = [Capability(name="iptables", ok=ok, detail=said, remedy=remedy)]
     if not ok:
         return [*found, Capability(name="NFQUEUE", ok=False, detail="not tried", remedy="iptables first")]
     ok, said = attempt(_nfqueue)

@@ -64,7 +64,7 @@ class Netem:
         """
         assert self.loss_burst is not None
         leave = 1.0 / self.loss_burst
-        return min(1.0, self.loss * leave / (1.0 - self.loss)), leave
+        return self.loss * leave / (1.0 - self.loss), leave
 
     def expected(self) -> dict[str, Any]:
         """What the kernel should report; probabilities in its own unit, 2^32 - 1 being certainty."""

@@ -96,6 +96,15 @@ def test_changes_reach_all_links_or_those_named():
     assert {(a.index, b.index) for a, b in one.pairs if one.path(a, b).rate_bps == 10**6} == {(2, 0)}
 
 
+@pytest.mark.parametrize(("loss", "smallest"), [(0.9, 9), (0.6, 1.5), (0.5, 1), (0.7, 2.34)])
+def test_a_loss_in_runs_too_short_for_it_is_refused(loss, smallest):
+    """A packet comes between two runs: 90 % in runs of one would lose every other packet."""
+    assert Link(loss=loss, loss_burst=smallest).smallest_burst <= smallest + 1e-9
+    if smallest > 1:
+        with pytest.raises(UsageError, match=rf"the shortest are {smallest} packets"):
+            Link(loss=loss, loss_burst=smallest - 0.1)
+
+
 @pytest.mark.parametrize(
     "make",
     [
