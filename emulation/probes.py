@@ -2,12 +2,13 @@
 
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,8 @@ __all__ = ["Flow", "Probers", "quantile"]
 CONNECT_SECONDS = 0.05
 """Every connection of a round is made before its first flow starts, beside the round trip."""
 PING_SECONDS = 0.002
+PATIENCE_SECONDS = 30.0
+"""For an answer, beyond the time that what was asked takes."""
 _NOTHING = dict.fromkeys(("payload_bytes", "segments", "acks"), 0.0) | {"seconds": 1.0}
 
 Flow = tuple[Node, Node]
@@ -35,6 +38,8 @@ class Probers:
         self.nodes = backend.network.nodes
         self.round_trip_seconds = backend.network.longest_round_trip_us / 1e6
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._unread: dict[int, bytes] = {}
+        self._busy_until: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -61,23 +66,39 @@ class Probers:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):
+                        pipe.close()
         self._processes = []
 
     def tell(self, node: Node, **command: Any) -> None:
         """Send one command to a node's prober."""
         pipe = self._processes[node.index].stdin
         assert pipe is not None
-        pipe.write(json.dumps(command).encode() + b"\n")
-        pipe.flush()
+        now = time.monotonic()
+        ends = command.get("stop", now + command.get("count", 0) * command.get("interval", 0.0))
+        self._busy_until[node.index] = max(ends, self._busy_until.get(node.index, now))
+        try:
+            pipe.write(json.dumps(command).encode() + b"\n")
+            pipe.flush()
+        except BrokenPipeError:
+            raise _ended(node) from None
 
     def read(self, node: Node) -> dict[str, Any]:
         """A node's next answer."""
         pipe = self._processes[node.index].stdout
         assert pipe is not None
-        line = pipe.readline()
-        if not line:
-            raise EmulationError(f"the prober on {node.name} ended unasked; its output is above.")
+        now = time.monotonic()
+        deadline = max(now, self._busy_until.get(node.index, now)) + PATIENCE_SECONDS
+        unread = self._unread.pop(node.index, b"")
+        while b"\n" not in unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                raise EmulationError(f"the prober on {node.name} does not answer: it is stopped, or starved.")
+            chunk = os.read(pipe.fileno(), 1 << 16)
+            if not chunk:
+                raise _ended(node)
+            unread += chunk
+        line, _, self._unread[node.index] = unread.partition(b"\n")
         return json.loads(line)
 
     def flows(
@@ -160,6 +181,10 @@ class Probers:
                 return arrivals[-1]["seconds"]
             time.sleep(0.002)
         raise EmulationError(f"a message of {size} bytes from {source.name} to {target.name} never arrived.")
+
+
+def _ended(node: Node) -> EmulationError:
+    return EmulationError(f"the prober on {node.name} ended unasked; its output is above.")
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
