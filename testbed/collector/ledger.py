@@ -109,7 +109,8 @@ def balance(
 ) -> list[str]:
     """What does not add up, in sentences; empty if all does.
 
-    `wire_bytes` None: nothing counts (host nodes). `segment_bytes`: payload of a full segment. `drops`: packets that found one of the node's queues full.
+    `wire_bytes` None: nothing counts (host nodes). `segment_bytes`: payload of a full segment. `drops`: packets that
+    found one of the node's queues full.
     `interface_bytes`: the interface's count, corrected.
     """
     problems = []

@@ -157,11 +157,10 @@ def _closed_form(
     return median(step.compute_seconds for step in used) + exchange
 
 
-def _rate_measured(comparison: Comparison) -> float:
-    """The rate that the measured goodput amounts to, as the shaper counts."""
-    before = comparison.links.measured["before"]
-    together = [link["ratio"] for link in before["links"] if link["phase"] == "together"]
-    return comparison.settings.rate_bps * fmean(together)
+def _rate_measured(comparison: Comparison) -> float | None:
+    """The rate that the measured goodput amounts to, as the shaper counts; None where no link was at its rate."""
+    ratios = [link["ratio"] for link in comparison.links.bound()]
+    return comparison.settings.rate_bps * fmean(ratios) if ratios else None
 
 
 def _payload(result: ArmResult, nodes: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from emulation.network import Network, Node
 from emulation.nodes.netns import NetnsBackend
 from emulation.player import Player
 from emulation.traffic import Traffic
-from emulation.units import format_size, parse_size
+from emulation.units import format_percent, format_size, parse_size
 from testbed.errors import RunFailed, UsageError
 from testbed.runs.terminal import line_end, shell_on
 
@@ -87,8 +87,9 @@ def _print_measured(
     for problem in problems:
         console.print(f"OUT OF TOLERANCE: {problem}", style="bold red", markup=False)
     if not problems:
+        bound = [link for link in measured["links"] if link["binding"] and link["ratio"] is not None]
         console.print(
-            f"all {len(measured['links'])} measurements within {tolerance.rate:.0%} of what was asked: "
+            f"all {len(bound)} measurements within {format_percent(tolerance.rate)} of what was asked: "
             f"{verify.proof(network, measured)}"
         )
 

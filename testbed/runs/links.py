@@ -142,9 +142,26 @@ class Links:
 
     def goodput_bps(self) -> float:
         """Measured under full load: of a pair, or of a node where the rate is a node's; the least where they differ."""
+        link = self.network.links[0]
+        if self.network.uniform and link.down_bps != link.rate_bps and self.settings.accounting == "nic":
+            slower = "down" if (link.down_bps or 0) < (link.rate_bps or 0) else "up"
+            lines = [each for each in self._lines("together") if each["direction"] == slower]
+        else:
+            lines = self.bound()
+        goodputs = [each["goodput_bps"] for each in lines]
+        return fmean(goodputs) if self.network.uniform else min(goodputs)
+
+    def bound(self) -> list[dict[str, Any]]:
+        """Measured lines that the link alone held back: those under full load, or where none is, each alone."""
+        for phase in ("together", "alone"):
+            lines = [each for each in self._lines(phase) if _is_bound(each)]
+            if lines:
+                return lines
+        return []
+
+    def _lines(self, phase: str) -> list[dict[str, Any]]:
         measured = self.measured.get("before") or self.measured["preflight"]
-        together = [link["goodput_bps"] for link in measured["links"] if link["phase"] == "together"]
-        return fmean(together) if self.network.uniform else min(together)
+        return [each for each in measured["links"] if each["phase"] == phase]
 
     def pair_goodput_bps(self, arm: Arm) -> float:
         """What one of a node's peers gets while all exchange."""
@@ -182,10 +199,10 @@ class Links:
         write_json(folder / "measured.json", self.measured if kind == "shaped" else {"capacity": self.capacity})
 
     def evidence(self) -> list[dict[str, Any]]:
-        """Every measured link, flat, for tables and figures."""
+        """Every measured link that was held back by its own rate, flat, for tables and figures."""
         lines: dict[tuple[str, str, str], dict[str, Any]] = {}
         for phase, measured in self.measured.items():
-            for link in measured["links"]:
+            for link in filter(_is_bound, measured["links"]):
                 name = f"{link['node']}→{link['peer']}" if link["peer"] else link["node"]
                 key = (phase, name, link["direction"])
                 line = lines.setdefault(
@@ -200,3 +217,8 @@ class Links:
                 line[f"{link['phase']}_bps"] = link["goodput_bps"]
                 line[f"{link['phase']}_ratio"] = link["ratio"]
         return list(lines.values())
+
+
+def _is_bound(line: dict[str, Any]) -> bool:
+    """Whether a measured line says something of its link's rate."""
+    return line["binding"] and line["ratio"] is not None

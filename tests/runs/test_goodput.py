@@ -1,0 +1,70 @@
+"""What measured lines say of a rate: only those that a link's own rate held back say anything."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from emulation.network import Link, star
+from emulation.verify import Tolerance
+from testbed.runs import arm_record, execute
+from testbed.runs.links import Links
+from testbed.runs.settings import Request, resolve
+from tests.runs.tiny import PRESET
+
+
+def line(phase, direction, goodput, ratio, *, binding=True):
+    return {
+        "node": "n0", "peer": None, "phase": phase, "direction": direction, "goodput_bps": goodput,
+        "arrived_bps": goodput, "expected_bps": None if ratio is None else round(goodput / ratio), "ratio": ratio,
+        "binding": binding, "first_ratio": None,
+    }  # fmt: skip
+
+
+def links_with(lines, **asked) -> Links:
+    wanted = {"bw": "40mbit", "accounting": "nic", "nodes": 2, "pace": "none", "preset": PRESET} | asked
+    settings = resolve(Request(**wanted), command="")
+    links = Links(settings, SimpleNamespace(network=settings.network.unshaped()))
+    links.measured["before"] = {"links": lines, "round_trips": [], "losses": []}
+    return links
+
+
+def rate_measured(links: Links) -> float | None:
+    return arm_record._rate_measured(SimpleNamespace(links=links, settings=links.settings))
+
+
+CABLE = [
+    line("alone", "up", 38e6, 0.99),
+    line("alone", "down", 37e6, 0.97),
+    line("together", "up", 36e6, 0.95, binding=False),
+    line("together", "down", 35e6, 0.12, binding=False),
+]
+
+
+def test_a_down_link_that_nothing_fills_is_no_measurement():
+    links = links_with(CABLE, down="300mbit")
+    assert rate_measured(links) == pytest.approx(40e6 * 0.98)
+    assert links.goodput_bps() == 36e6
+    assert [(each["direction"], each.get("together_bps")) for each in links.evidence()] == [
+        ("up", None),
+        ("down", None),
+    ]
+
+
+def test_full_load_comes_first_where_it_binds():
+    links = links_with([line("alone", "up", 38e6, 0.99), line("together", "up", 37e6, 0.95)])
+    assert rate_measured(links) == pytest.approx(40e6 * 0.95)
+    assert links.goodput_bps() == 37e6
+
+
+def test_links_without_a_rate_say_nothing():
+    links = links_with([line("alone", "up", 9e9, None), line("together", "up", 9e9, None)])
+    assert rate_measured(links) is None
+    assert links.evidence() == []
+
+
+def test_verify_counts_what_it_measured(capsys):
+    """And says a tolerance of half a percent as such."""
+    measured = {"links": CABLE, "round_trips": [], "losses": []}
+    network = star(2, Link(rate_bps=40_000_000, rate_down_bps=300_000_000), "nic")
+    execute._print_measured(network, measured, [], Tolerance(rate=0.005))
+    assert "all 2 measurements within 0.5% of" in " ".join(capsys.readouterr().out.split())
