@@ -108,9 +108,10 @@ class Link:
                 "with a loss above 0%."
             )
         if self.loss_burst is not None and self.loss_burst < self.smallest_burst - 1e-9:
+            smallest = math.ceil(self.smallest_burst * 100 - 1e-6) / 100
             raise UsageError(
-                f"a loss of {format_percent(self.loss)} in runs of {self.loss_burst:g} packets is impossible; the shortest "
-                f"are {math.ceil(self.smallest_burst * 100 - 1e-6) / 100:g} packets, or leave the runs out."
+                f"a loss of {format_percent(self.loss)} in runs of {self.loss_burst:g} packets is impossible; "
+                f"the shortest are {smallest:g} packets, or leave the runs out."
             )
         if self.queue_bytes is not None and self.queue_us is not None:
             raise UsageError("a queue was given both in bytes and in time; give one of them.")
