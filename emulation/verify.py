@@ -40,7 +40,7 @@ from emulation.probes import Flow, Probers
 from emulation.shaping.sizes import PEAK, segments_of, sizes
 from emulation.units import format_rate
 
-__all__ = ["Tolerance", "capacity", "check", "measure", "proof", "verify"]
+__all__ = ["Tolerance", "capacity", "check", "measure", "proof", "prove", "verify"]
 
 SCHEMA = 2
 ATTEMPTS = 4
@@ -457,17 +457,20 @@ def _problem(link: dict[str, Any]) -> str:
     )
 
 
-def verify(
+def prove(
     backend: Backend, network: Network, tolerance: Tolerance | None = None, *, streams: Sequence[int] = (1,)
 ) -> dict[str, Any]:
-    """Measure and check until an attempt is within tolerance, up to four times; LinkError if none is.
+    """Measure and check until an attempt is within tolerance, up to four times: the last one, with `ok`, its `problems`
+    and all `attempts`.
 
     A machine that is busy for a moment makes a true link look slow. What makes one look too fast, or lossy in another
-    way than asked, is rarer: after such an attempt two have to be within tolerance, one after the other.
+    way than asked, is rarer: after such an attempt two have to be within tolerance, one after the other. Raises
+    LinkError where the kernel has something else than asked.
     """
     allowed = tolerance or Tolerance()
-    attempts, problems, clean, needed = [], [], 0, 1
-    for _ in range(ATTEMPTS):
+    attempts: list[dict[str, Any]] = []
+    clean, needed = 0, 1
+    while clean < needed and len(attempts) < ATTEMPTS:
         if isinstance(backend, NetnsBackend):
             backend.check_readback()
             check_isolation(backend)
@@ -478,14 +481,28 @@ def verify(
         attempts.append({"measured": measured, "problems": problems})
         clean = 0 if problems else clean + 1
         needed = 2 if _more_than_slow(measured, problems, allowed) else needed
-        if clean == needed:
-            return measured | {"ok": True, "tolerance": asdict(allowed), "attempts": attempts}
-    rate = network.slowest_bps
-    found = problems or attempts[-2]["problems"]
+    last = attempts[-1]
+    found = last["problems"] or ([] if clean == needed else attempts[-2]["problems"])
+    return last["measured"] | {
+        "ok": clean == needed,
+        "problems": found,
+        "tolerance": asdict(allowed),
+        "attempts": attempts,
+    }
+
+
+def verify(
+    backend: Backend, network: Network, tolerance: Tolerance | None = None, *, streams: Sequence[int] = (1,)
+) -> dict[str, Any]:
+    """What `prove` found; LinkError if that is not what was asked."""
+    found = prove(backend, network, tolerance, streams=streams)
+    if found["ok"]:
+        return found
+    rate, problems = network.slowest_bps, found["problems"]
     raise LinkError(
         f"links of {format_rate(rate) if rate else 'any rate'} ({network.accounting}) were asked for; "
-        f"measured {ATTEMPTS} times, found {'; '.join(found[:3])}"
-        f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}. "
+        f"measured {ATTEMPTS} times, found {'; '.join(problems[:3])}"
+        f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
         "Try again when the machine is idle, with fewer nodes, or with a lower rate."
     )
 
