@@ -27,7 +27,7 @@ TIMER_SECONDS = 60e-6
 SMALL_MESSAGE_BYTES = 64 * 1024
 SUPER_PACKETS_PER_SECOND, TIGHT_SUPER_PACKETS_PER_SECOND = 20_000, 60_000
 """What two cores pass, all links together, and still train beside it; and what they pass at most."""
-IMPAIRED_SHARE = 0.5
+IMPAIRED_SHARE = 0.25
 """Of that, where each super-packet also passes the delay line."""
 MOST_SEGMENTS = 44
 """64 KiB at MTU 1500, the most that the kernel makes by default."""
