@@ -266,7 +266,7 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
             peak = key in ("peak_burst_bytes", "cburst_bytes")
             rate = expected.get("ceil_bps", expected.get("peak_bps", 0)) if peak else expected.get("rate_bps", 0)
             # tc rounds the bucket's time to microseconds, the kernel down to its ticks
-            slack = max(2, 2 * rate * TICK_NS / 8e9 + rate / 8e6) + expected.get("overhead_bytes", 0)
+            slack = 2 + 2 * rate * TICK_NS / 8e9 + rate / 8e6 + expected.get("overhead_bytes", 0)
             if not isinstance(have, int) or abs(have - asked) > slack:
                 problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
         elif key.endswith("_bps") and isinstance(have, int) and have // 8 == asked // 8:
