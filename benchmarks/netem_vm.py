@@ -56,22 +56,22 @@ for module in {modules}; do $busybox insmod /$module; done
 $busybox mount -t devtmpfs none /dev
 share() {{ $busybox mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,$3 $1 $2; }}
 share root /lower ro,cache=loose
-$busybox mount --bind /lower /root
-$busybox mount -t proc none /root/proc
-$busybox mount -t sysfs none /root/sys
-$busybox mount --move /dev /root/dev
-for folder in dev/shm dev/pts; do $busybox mkdir -p /root/$folder; done
-for folder in tmp run var/tmp dev/shm; do $busybox mount -t tmpfs -o mode=1777 none /root/$folder; done
-$busybox mount -t devpts none /root/dev/pts
-$busybox ln -sf /proc/self/fd /root/dev/fd
-$busybox mkdir -p /root{results} /root{here} /root/run/guest
-$busybox mount --bind /lower{here} /root{here}
-share results /root{results} rw,cache=none
+$busybox mount --bind /lower /guest
+$busybox mount -t proc none /guest/proc
+$busybox mount -t sysfs none /guest/sys
+$busybox mount --move /dev /guest/dev
+for folder in dev/shm dev/pts; do $busybox mkdir -p /guest/$folder; done
+for folder in tmp run var/tmp dev/shm; do $busybox mount -t tmpfs -o mode=1777 none /guest/$folder; done
+$busybox mount -t devpts none /guest/dev/pts
+$busybox ln -sf /proc/self/fd /guest/dev/fd
+$busybox mkdir -p /guest{results} /guest{here} /guest/run/guest
+$busybox mount --bind /lower{here} /guest{here}
+share results /guest{results} rw,cache=none
 $busybox ip link set lo up
 for device in ifb0 ifb1; do $busybox ip link del $device; done
 $busybox hostname localhost
-$busybox cp /busybox /main /root/run/guest
-exec $busybox switch_root /root /bin/sh /run/guest/main
+$busybox cp /busybox /main /guest/run/guest
+exec $busybox switch_root /guest /bin/sh /run/guest/main
 """
 MAIN = """cd {here}
 echo 1 > /proc/sys/kernel/printk
@@ -135,7 +135,7 @@ def archive(kernel: Path, busybox: Path, command: list[str]) -> bytes:
     here = shlex.quote(str(Path(__file__).resolve().parents[1]))
     init = INIT.format(modules=" ".join(order), here=here, results=ENVIRONMENT["RESULTS"])
     then = MAIN.format(here=here, environment=environment, command=shlex.join(command), marker=MARKER)
-    entries = [(name, 0o040755, b"") for name in ("dev", "lower", "root")]
+    entries = [(name, 0o040755, b"") for name in ("dev", "lower", "guest")]
     entries += [("busybox", 0o100755, busybox.read_bytes()), ("init", 0o100755, init.encode())]
     entries += [("main", 0o100644, then.encode()), *((name, 0o100644, data) for name, data in order.items())]
     return b"".join(cpio(*entry) for entry in [*entries, ("TRAILER!!!", 0, b"")])
@@ -167,7 +167,7 @@ def qemu(image: Path, initramfs: Path, results: Path, console: Path) -> list[str
     argv += ["-serial", f"file:{console}", "-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial"]
     argv += ["-device", "virtserialport,chardev=out,nr=1", "-device", "virtio-rng-pci"]
     share = "local,path={},mount_tag={},security_model=none,multidevs=remap"
-    argv += ["-virtfs", share.format("/", "root") + ",readonly=on"]
+    argv += ["-virtfs", share.format("/", "guest") + ",readonly=on"]
     return [*argv, "-virtfs", share.format(str(results).replace(",", ",,"), "results")]
 
 

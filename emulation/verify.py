@@ -16,14 +16,15 @@ measured with datagrams, on idle links.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from emulation.datagrams import LONGEST_WINDOW_SECONDS, datagrams
 from emulation.errors import LinkError
 from emulation.isolation import check_isolation
+from emulation.judgement import Tolerance, check, loss_problems
 from emulation.network import (
     ETHERNET_HEADER_BYTES,
     FRAMING_BYTES,
@@ -44,34 +45,13 @@ __all__ = ["Tolerance", "capacity", "check", "measure", "proof", "prove", "verif
 
 SCHEMA = 2
 ATTEMPTS = 4
-PINGS = 100
 SLOW_BPS = 50_000_000
 """Below it a window holds too few packets in a second, and queues take longer to settle."""
-FEWEST_PACKETS, LONGEST_WINDOW_SECONDS = 300, 20.0
+FEWEST_PACKETS = 300
 """What a window must hold, so that one more or less is no news."""
 DRAIN_SECONDS = 0.02
 """Between rounds, beside the time that the shapers' queues take to run empty."""
-FEW_PINGS = 20
-DATAGRAM_BYTES, DATAGRAM_SECONDS = 64 + 42, 0.0002
-LOSS_DATAGRAMS = 2000
-FEWEST_RUNS = 20
-"""Of losses, before their mean length is judged."""
-LOSS_DEVIATIONS = 3.3
-"""Of a binomial count: 1 in 1000 measurements of a true link is outside."""
 MANY_STREAMS = (8, 32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far a link may be from what was asked for."""
-
-    rate: float = 0.02
-    """Share of the expected goodput, either way."""
-    contended: float = 0.05
-    """The same for the sum of all links, downwards, when all nodes send to all over access links."""
-    round_trip_us: float = 1000.0
-    round_trip: float = 0.02
-    """A median round trip: so many microseconds and this share of it."""
 
 
 def measure(
@@ -98,7 +78,7 @@ def measure(
             links += _lines(network, "together", _shapers(network, list(network.pairs)), results)
         if lossless != network:
             backend.change(network)
-        round_trips, losses = _datagrams(probers, network)
+        round_trips, losses = datagrams(probers, network)
     rate = network.slowest_bps
     return {
         "schema": SCHEMA,
@@ -275,188 +255,6 @@ def _rate(
     return int(min(own, reach)), own <= reach
 
 
-def _datagrams(probers: Probers, network: Network) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Round trips of every pair and, if any path is to lose, the losses of every path."""
-    nodes = network.nodes
-    rounds = [[(node, nodes[(node.index + r) % len(nodes)]) for node in nodes] for r in range(1, len(nodes))]
-    packet_seconds = DATAGRAM_BYTES * 8 / (network.slowest_bps or 10**9)
-    interval = max(0.002, 20 * packet_seconds)
-    pings = PINGS if interval <= 0.01 else FEW_PINGS
-    round_trips, losses = [], []
-    for pairs in rounds:
-        found = probers.pings(pairs, pings, interval)
-        for line, (source, target) in zip(found, pairs, strict=True):
-            there, back = network.path(source, target), network.path(target, source)
-            line["expected_us"] = network.round_trip_us(source, target)
-            line["spread_us"] = round(math.hypot(_spread(there), _spread(back)), 1)
-            line["skew_us"] = round(_skew(there) + _skew(back), 1)
-            line["reorder"] = max(there.reorder, back.reorder)
-            line["loss_asked"] = round(1 - (1 - there.loss) * (1 - back.loss), 6)
-        round_trips += found
-        if any(link.loss for link in network.links):
-            losses += _losses(probers, network, pairs, max(DATAGRAM_SECONDS, 3 * packet_seconds))
-    return round_trips, losses
-
-
-def _spread(link: Link) -> float:
-    """The standard deviation of a jitter: that of U^(-1/3) - 1.5, Pareto's law of shape 3, is 0.87."""
-    return link.jitter_us * {"normal": 1.0, "uniform": 1 / math.sqrt(3), "pareto": math.sqrt(0.75)}[link.distribution]
-
-
-def _skew(link: Link) -> float:
-    """How far below its mean the median of a jitter is: 1.5 - 2^(1/3) for Pareto's law."""
-    return link.jitter_us * (1.5 - 2 ** (1 / 3)) if link.distribution == "pareto" else 0.0
-
-
-def _losses(probers: Probers, network: Network, pairs: list[Flow], interval: float) -> list[dict[str, Any]]:
-    wanted = [_needed(network.path(a, b)) for a, b in pairs]
-    count = round(min(LONGEST_WINDOW_SECONDS / interval, max(LOSS_DATAGRAMS, *wanted)))
-    lines = []
-    for (source, target), found in probers.losses(pairs, count, interval).items():
-        link = network.path(source, target)
-        low, high = _binomial(found["sent"], link)
-        lost = found["sent"] - found["came"]
-        lines.append(
-            {
-                "from": source.name,
-                "to": target.name,
-                "sent": found["sent"],
-                "lost": lost,
-                "loss": round(lost / max(1, found["sent"]), 6),
-                "asked": link.loss,
-                "lowest": round(low, 6),
-                "highest": round(high, 6),
-                "run": round(lost / found["gaps"], 3) if lost > 0 and found["gaps"] else None,
-                "run_asked": round(_run(link), 3) if link.loss else None,
-                "runs": found["gaps"],
-            }
-        )
-    return lines
-
-
-def _memory(link: Link) -> float:
-    """How much one packet's fate tells of the next: 1 - enter - leave of the two states; 0 for losses on their own."""
-    if link.loss_burst is None:
-        return 0.0
-    leave = 1 / link.loss_burst
-    return max(0.0, 1 - leave - link.loss * leave / (1 - link.loss))
-
-
-def _run(link: Link) -> float:
-    """Mean number of packets lost in a row."""
-    return 1 / (1 - link.loss) if link.loss_burst is None else link.loss_burst
-
-
-def _needed(link: Link) -> float:
-    """Datagrams after which chance alone hides no more than 60 % of a loss."""
-    if not link.loss:
-        return 0.0
-    memory = _memory(link)
-    return (LOSS_DEVIATIONS / 0.6) ** 2 * (1 - link.loss) / link.loss * (1 + memory) / (1 - memory)
-
-
-def _binomial(sent: int, link: Link) -> tuple[float, float]:
-    """Between which shares the loss of a true link stays.
-
-    Variance of the mean of a two-state Markov chain: p (1 - p) / n * (1 + r) / (1 - r), r its memory.
-    """
-    p, memory = link.loss, _memory(link)
-    if not p:
-        return 0.0, 0.0
-    margin = LOSS_DEVIATIONS * math.sqrt(p * (1 - p) * (1 + memory) / (1 - memory) / max(1, sent)) + 1 / max(1, sent)
-    return p - margin, min(1.0, p + margin)
-
-
-def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[str]:
-    """What is out of tolerance, in plain sentences; an empty list is a proven network.
-
-    Alone, and with accounting "pair" always, each link has to be within the tolerance. When all nodes send
-    to all over access links, each flow passes two queues that it shares with different others, and
-    congestion control decides who gets what: there no link may carry more than it should, and all of them
-    together at most 5 % less (where nodes are alike; where they differ, nothing is said of less).
-    """
-    allowed = tolerance or Tolerance()
-    contended = [each for each in measured["links"] if each["phase"] == "together" and not each["peer"]]
-    single = [each for each in measured["links"] if each not in contended]
-    problems = [_problem(each) for each in single if each["ratio"] and abs(each["ratio"] - 1) > allowed.rate]
-    problems += [_problem(each) for each in contended if each["ratio"] and each["ratio"] - 1 > allowed.rate]
-    problems += [f"no byte arrived: {_where(each)}" for each in measured["links"] if each["ratio"] == 0]
-    problems += [
-        f"{_where(each)}: in the first {each['first_seconds']:.2f} s {each['first_ratio']:.2f} times what the rate "
-        "allows came through, a bucket is too deep"
-        for each in measured["links"]
-        if each["first_ratio"] and each["first_ratio"] > 1 + allowed.rate
-    ]
-    ratios = [each["ratio"] for each in contended if each["ratio"] is not None and each["binding"]]
-    if ratios and statistics.mean(ratios) < 1 - max(allowed.rate, allowed.contended):
-        problems.append(f"all links together carried {(statistics.mean(ratios) - 1) * 100:+.1f} % of what they should")
-    for ping in measured["round_trips"]:
-        problems += _ping_problems(ping, allowed)
-    for loss in measured["losses"]:
-        problems += _loss_problems(loss)
-    return problems
-
-
-def _loss_problems(loss: dict[str, Any]) -> list[str]:
-    where = f"{loss['from']} -> {loss['to']}"
-    if not loss["lowest"] <= loss["loss"] <= loss["highest"]:
-        return [
-            f"{where}: {loss['loss']:.3%} of {loss['sent']} datagrams got lost, asked for {loss['asked']:.3%} "
-            f"({max(0.0, loss['lowest']):.3%} to {loss['highest']:.3%} would be chance)"
-        ]
-    if loss["asked"] and loss["lowest"] <= 0:
-        return [
-            f"{where}: {loss['sent']} datagrams, all that so slow a link takes in {LONGEST_WINDOW_SECONDS:.0f} s, "
-            f"cannot tell a loss of {loss['asked']:.3%} from none; ask for a higher rate or a higher loss"
-        ]
-    if loss["run"] is None or loss["runs"] < FEWEST_RUNS:
-        return []
-    asked = loss["run_asked"]
-    slack = LOSS_DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / loss["runs"]) + 0.02 * asked
-    if abs(loss["run"] - asked) <= slack:
-        return []
-    return [f"{where}: losses came {loss['run']:.2f} in a row, asked for {asked:.2f} (chance: {slack:.2f} either way)"]
-
-
-def _ping_problems(ping: dict[str, Any], allowed: Tolerance) -> list[str]:
-    where, share = f"{ping['from']} -> {ping['to']}", ping["loss_asked"]
-    most = share * ping["sent"] + (LOSS_DEVIATIONS * math.sqrt(share * ping["sent"]) + 1 if share else 0)
-    if ping["lost"] > most and not ping["median_us"]:
-        return [f"{where}: no echo came back"]
-    if ping["lost"] > most and not share:
-        return [f"{where}: {ping['lost']} of {ping['sent']} echo packets got lost on idle links"]
-    if ping["median_us"] is None:
-        return [f"{where}: no echo came back"]
-    spread = ping["spread_us"]
-    chance = 4 * 1.25 * spread / math.sqrt(ping["sent"])  # of a median
-    slack = allowed.round_trip_us + allowed.round_trip * ping["expected_us"] + chance
-    expected = ping["expected_us"] - ping["skew_us"]
-    if abs(ping["median_us"] - expected) > slack + ping["skew_us"] / 2:
-        return [
-            f"{where}: round trip of {ping['median_us'] / 1000:.2f} ms in the median, asked for "
-            f"{expected / 1000:.2f} (allowed difference {slack / 1000:.2f})"
-        ]
-    width = 1.35 * spread  # between the quartiles of a normal law
-    if spread and not ping["reorder"] and not 0.5 * width - 500 <= ping["iqr_us"] <= 1.7 * width + 1000:
-        return [
-            f"{where}: half of all round trips lie within {ping['iqr_us'] / 1000:.2f} ms, a jitter as asked for would "
-            f"give about {width / 1000:.2f}"
-        ]
-    return []
-
-
-def _where(link: dict[str, Any]) -> str:
-    ends = f"{link['node']} -> {link['peer']}" if link["peer"] else f"{link['node']} {link['direction']}"
-    return f"{ends}, {link['phase']}"
-
-
-def _problem(link: dict[str, Any]) -> str:
-    return (
-        f"{_where(link)}: {link['arrived_bps'] / 1e6:.3f} Mbit/s of goodput, expected "
-        f"{link['expected_bps'] / 1e6:.3f} ({(link['ratio'] - 1) * 100:+.1f} %)"
-    )
-
-
 def prove(
     backend: Backend, network: Network, tolerance: Tolerance | None = None, *, streams: Sequence[int] = (1,)
 ) -> dict[str, Any]:
@@ -513,7 +311,7 @@ def _more_than_slow(measured: dict[str, Any], problems: list[str], allowed: Tole
         (link["ratio"] or 0.0) > 1 + allowed.rate or (link["first_ratio"] or 0.0) > 1 + allowed.rate
         for link in measured["links"]
     )
-    return bool(problems) and (fast or any(_loss_problems(loss) for loss in measured["losses"]))
+    return bool(problems) and (fast or any(loss_problems(loss) for loss in measured["losses"]))
 
 
 def proof(network: Network, measured: dict[str, Any]) -> str:

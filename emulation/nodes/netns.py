@@ -9,9 +9,7 @@ FORWARD) and the receiver's shaper, in this order, on any kernel, and is time-st
 them. Neighbours are static and IPv6 is off, so an idle link carries no byte.
 """
 
-import json
 import os
-import socket
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,20 +17,29 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
-from emulation.errors import CapabilityError, EmulationError, LinkError
-from emulation.isolation import check_isolation, ip_json
-from emulation.netlink import ROOT, TcSocket
+from emulation.errors import CapabilityError, LinkError
+from emulation.isolation import check_isolation
 from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
 from emulation.nodes.base import Backend
+from emulation.nodes.reading import (
+    CUT_PRIORITY,
+    SWITCH,
+    cut_differences,
+    has_ipv6,
+    port_of,
+    read_cuts,
+    read_devices,
+    steering,
+    try_netem,
+)
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine, Rule, delay_rules
 from emulation.shaping.sizes import segments_of
 from emulation.syscalls import in_netns, netns_path
 from emulation.units import format_rate
 
-__all__ = ["NetnsBackend"]
+__all__ = ["SWITCH", "NetnsBackend"]
 
-SWITCH = "switch"
 PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
 TCP_SYSCTLS = (
@@ -49,11 +56,6 @@ FORWARDING = (
     "net.ipv4.conf.default.send_redirects=0",
     "net.ipv4.ip_forward=1",
 )
-_CUT_PRIORITY = 100
-_ORDINARY_RULES = [
-    {"priority": priority, "src": "all", "table": table}
-    for priority, table in ((0, "local"), (32766, "main"), (32767, "default"))
-]
 IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 
 
@@ -111,11 +113,11 @@ class NetnsBackend(Backend):
     def _build_batches(self) -> list[Batch]:
         nodes = self.network.nodes
         names = (SWITCH, *(node.name for node in nodes))
-        quiet = tuple(line for line in IPV6_OFF if _has_ipv6())
-        steering = _steering()
+        quiet = tuple(line for line in IPV6_OFF if has_ipv6())
+        received = steering()
         batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in names))]
         batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
-        batches += [Batch(tool="sysctl", netns=name, lines=steering) for name in names if steering]
+        batches += [Batch(tool="sysctl", netns=name, lines=received) for name in names if received]
         batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
         batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(self._switch_lines())))
         for node in nodes:
@@ -126,7 +128,7 @@ class NetnsBackend(Backend):
     def _switch_lines(self) -> list[str]:
         lines = []
         for node in self.network.nodes:
-            port, mtu = _port(node), self.network.mtu_of(node)
+            port, mtu = port_of(node), self.network.mtu_of(node)
             lines += [
                 f"link add {port} address {_mac(node, 1)} mtu {mtu} type veth "
                 f"peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
@@ -191,7 +193,7 @@ class NetnsBackend(Backend):
         """New shapers for `network`; or, with `before`, only what is different from there."""
         batches, switch_lines = [], []
         for node in network.nodes:
-            shapers = list(zip(("eth0", _port(node)), self._shapers(network, node), strict=True))
+            shapers = list(zip(("eth0", port_of(node)), self._shapers(network, node), strict=True))
             segments = segments_of(network, node.index)
             if before is None:
                 egress, ingress = (shaper.lines(device, self._handle) for device, shaper in shapers)
@@ -214,7 +216,7 @@ class NetnsBackend(Backend):
     def _by_netem(self, network: Network) -> bool:
         """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
         if network.impaired and self.delays is None:
-            self.delays = "netem" if self._is_open and _try_netem() else "delay line"
+            self.delays = "netem" if self._is_open and try_netem() else "delay line"
         if network.accounting == "pair" and not network.shaped and not network.uniform:
             return False  # without rates a node has one queue for all pairs, and one netem would delay them alike
         return network.impaired and self.delays == "netem"
@@ -233,11 +235,11 @@ class NetnsBackend(Backend):
         with self._lock:
             found: dict[str, Any] = {}
             with in_netns(SWITCH):
-                ports = _read_devices([_port(node) for node in self.network.nodes])
+                ports = read_devices([port_of(node) for node in self.network.nodes])
             for node in self.network.nodes:
                 with in_netns(node.name):
-                    found[node.name] = {"tx": _read_devices(["eth0"])["eth0"], "rx": ports[_port(node)]}
-            cuts = _read_cuts()
+                    found[node.name] = {"tx": read_devices(["eth0"])["eth0"], "rx": ports[port_of(node)]}
+            cuts = read_cuts()
             return (
                 found
                 | ({"cuts": cuts} if cuts else {})
@@ -253,7 +255,7 @@ class NetnsBackend(Backend):
                     expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
                     expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
                     problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
-            problems += _cut_differences(self._cut, found.get("cuts", []))
+            problems += cut_differences(self._cut, found.get("cuts", []))
             rules, wanted = found.get("delay_line", []), self.delay_line.lines()
             if rules != wanted:
                 problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
@@ -302,9 +304,9 @@ class NetnsBackend(Backend):
             if {source.index, target.index} & self._down
             or not any({source.index, target.index} <= group for group in groups)
         }
-        rule = f"rule {{}} pref {_CUT_PRIORITY} iif {{}} to {{}}/32 blackhole"
-        lines = [rule.format("add", _port(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
-        lines += [rule.format("del", _port(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
+        rule = f"rule {{}} pref {CUT_PRIORITY} iif {{}} to {{}}/32 blackhole"
+        lines = [rule.format("add", port_of(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
+        lines += [rule.format("del", port_of(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
         if lines:
             Batch(tool="ip", netns=SWITCH, lines=tuple(lines)).run()
         self._cut = cut
@@ -332,7 +334,7 @@ class NetnsBackend(Backend):
             "kind": "netns",
             "node": node.name,
             "tx": {"netns": node.name, "device": "eth0"},
-            "rx": {"netns": SWITCH, "device": _port(node)},
+            "rx": {"netns": SWITCH, "device": port_of(node)},
             "delays": self.delay_line.statistics_path,
         }
 
@@ -362,95 +364,11 @@ class NetnsBackend(Backend):
             "delay_line": self.delay_line.lines(),
             "mtu": self.network.mtu,
             "congestion_control": sorted(set(self._congestion_control.values())),
-            "sysctls": [*TCP_SYSCTLS, *_steering()],
+            "sysctls": [*TCP_SYSCTLS, *steering()],
             "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
         }
-
-
-def _port(node: Node) -> str:
-    """The switch's end of a node's cable."""
-    return f"sw{node.index}"
 
 
 def _mac(node: Node, end: int = 0) -> str:
     """A locally administered address, fixed by the node's number; `end` 1: of the switch's port."""
     return f"02:00:0a:4d:{end:02x}:{node.index + 1:02x}"
-
-
-def _steering() -> tuple[str, ...]:
-    """Let each flow's packets be received on one core (receive packet steering), so that none overtakes another.
-
-    Without it a flow whose sender moves between cores is reordered now and then, and TCP resends for nothing. Linux 6.3
-    and later have the setting per namespace.
-    """
-    if not os.path.exists("/proc/sys/net/core/rps_default_mask"):
-        return ()
-    mask = (1 << (os.cpu_count() or 1)) - 1
-    words = [f"{mask >> shift & 0xFFFFFFFF:08x}" for shift in range(0, mask.bit_length(), 32)]
-    return ("net.core.rps_default_mask=" + ",".join(reversed(words)),)
-
-
-def _has_ipv6() -> bool:
-    """Whether this kernel has IPv6 to turn off (an interface's settings exist then)."""
-    try:
-        with open("/proc/net/if_inet6", encoding="ascii"):
-            return True
-    except OSError:
-        return False
-
-
-def _try_netem() -> bool:
-    """Whether this kernel has netem: put one on the world's loopback for a moment."""
-    line = f"{tool_path('tc') or 'tc'} qdisc {{}} dev lo root handle 1: netem delay 1ms"
-    done = subprocess.run(line.format("add").split(), capture_output=True, check=False)
-    if done.returncode == 0:
-        subprocess.run([tool_path("tc") or "tc", "qdisc", "del", "dev", "lo", "root"], capture_output=True, check=False)
-    return done.returncode == 0
-
-
-def _read_cuts() -> list[dict[str, Any]]:
-    """The switch's rules beside every namespace's own."""
-    try:
-        return [rule for rule in ip_json(SWITCH, "rule", "show") if rule not in _ORDINARY_RULES]
-    except EmulationError:
-        return []  # a kernel without policy routing: it has refused every fault
-
-
-def _cut_differences(cut: set[tuple[Node, Node]], found: list[dict[str, Any]]) -> list[str]:
-    """Pairs that should be cut and are not, and rules of the switch that no fault asked for."""
-    asked = [
-        {"priority": _CUT_PRIORITY, "src": "all", "dst": b.address, "iif": _port(a), "action": "blackhole"}
-        for a, b in sorted(cut, key=str)
-    ]
-    problems = [f"the fault that cuts {each['iif']} from {each['dst']} is gone" for each in asked if each not in found]
-    extra = [each for each in found if each not in asked]
-    return problems + [f"the switch's rule {json.dumps(each)} was not asked for" for each in extra]
-
-
-def _read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The root qdisc of each device of the current namespace, with its classes and their leaves."""
-    sock = TcSocket()
-    try:
-        qdiscs = sock.qdiscs()
-        return {device: _read_device(sock, qdiscs, socket.if_nametoindex(device)) for device in devices}
-    finally:
-        sock.close()
-
-
-def _read_device(sock: TcSocket, qdiscs: list[dict[str, Any]], ifindex: int) -> dict[str, Any]:
-    """With what else is on the device as "others"."""
-    root = dict(sock.root_qdisc(ifindex)) | sock.interface_limits(ifindex)
-    behind = {each["parent"]: each for each in qdiscs if each["ifindex"] == ifindex and each["parent"] != ROOT}
-    if root["kind"] == "tbf" and (leaf := behind.pop(root["handle"] | 1, None)):
-        if leaf["kind"] == "netem":
-            root["leaf"] = leaf
-        elif leaf.get("limit_bytes") != root["limit_bytes"]:
-            behind[leaf["parent"]] = leaf
-    classes = {}
-    for each in sock.classes(ifindex) if root["kind"] == "htb" else ():
-        leaf = behind.pop(each["handle"], {})
-        below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_bytes": leaf.get("limit_bytes")}
-        classes[f"{each['handle'] & 0xFFFF:x}"] = each | below
-    if root["kind"] == "htb":
-        root["filters"] = sorted(sock.filters(ifindex, root["handle"]))
-    return root | {"classes": classes, "others": sorted(each["kind"] for each in behind.values())}

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from emulation.datagrams import binomial, needed
+from emulation.judgement import loss_problems
 from emulation.network import Link, star
 from emulation.shaping.delays import delay_rules, rule_lines
-from emulation.verify import _binomial, _loss_problems, _needed
 from tests.emulation.conftest import EMULATED
 
 pytestmark = pytest.mark.world
@@ -189,7 +190,7 @@ WRONG = """
 from emulation.probes import Probers
 network = net({n}, "50mbit", "pair", {asked})
 with NetnsBackend({made}) as backend, Probers(backend) as probers:
-    round_trips, losses = verify._datagrams(probers, network)
+    round_trips, losses = verify.datagrams(probers, network)
 return verify.check({{"links": [], "round_trips": round_trips, "losses": losses}})
 """
 
@@ -223,7 +224,7 @@ base = net(3, "50mbit", "pair")
 network = replace(base, pair_links=((0, 1, Link(rate_bps=50_000_000, loss=0.05)),))
 wrong = replace(network, pair_links=(*network.pair_links, (1, 0, Link(rate_bps=50_000_000, loss=0.05))))
 with NetnsBackend(wrong) as backend, Probers(backend) as probers:
-    round_trips, losses = verify._datagrams(probers, network)
+    round_trips, losses = verify.datagrams(probers, network)
 return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
 """)
     assert any(each.startswith("n1 -> n0") and "asked for 0.000%" in each for each in problems), problems
@@ -231,11 +232,11 @@ return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
 
 def test_a_loss_too_rare_to_be_proven_is_no_proven_loss():
     rare = Link(rate_bps=10**8, loss=0.001, loss_burst=5)
-    low, high = _binomial(round(_needed(rare)), rare)
+    low, high = binomial(round(needed(rare)), rare)
     assert 0 < low < 0.001 < high
-    low, high = _binomial(2000, rare)
+    low, high = binomial(2000, rare)
     line = {"from": "n0", "to": "n1", "sent": 2000, "loss": 0.001, "asked": 0.001, "lowest": low, "highest": high}
-    assert "cannot tell a loss of 0.100% from none" in _loss_problems(line)[0]
+    assert "cannot tell a loss of 0.100% from none" in loss_problems(line)[0]
 
 
 def test_losses_in_runs_have_a_queue_of_their_own():
