@@ -167,7 +167,7 @@ def qemu(image: Path, initramfs: Path, results: Path, console: Path) -> list[str
     argv += ["-serial", f"file:{console}", "-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial"]
     argv += ["-device", "virtserialport,chardev=out,nr=1", "-device", "virtio-rng-pci"]
     share = "local,path={},mount_tag={},security_model=none,multidevs=remap"
-    argv += ["-virtfs", share.format("/", "guest") + ",readonly=on"]
+    argv += ["-virtfs", share.format("/", "root") + ",readonly=on"]
     return [*argv, "-virtfs", share.format(str(results).replace(",", ",,"), "results")]
 
 
