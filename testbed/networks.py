@@ -15,14 +15,14 @@ from testbed.errors import UsageError
 
 __all__ = ["MatrixSpec", "NetworkSpec", "network_from", "network_spec"]
 
-_STRICT = ConfigDict(extra="forbid")
+
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
     """A link's settings, as texts with units; what is left out stays as it is."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     rate: str | None = None
     delay: str | None = None
@@ -72,7 +72,7 @@ class PairSpec(_Settings):
 class MatrixSpec:
     """Links between regions: row is from, column is to, the diagonal is within a region."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     regions: tuple[str, ...]
     rate: Any = None
@@ -121,7 +121,7 @@ class MatrixSpec:
 class NetworkSpec:
     """A network of any number of nodes, or of a certain one."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str
     source: str

@@ -24,7 +24,7 @@ FORBIDDEN = {
     "testbed/analysis": {"emulation", "testbed.runs", "testbed.cli", "torch"},
     "testbed/trainer.py": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis"},
     "testbed/model.py": {"emulation", "testbed.runs", "testbed.parallel", "testbed.trainer"},
-    "testbed/config.py": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
+    "testbed/config": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
     "testbed/targets.py": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
     "testbed/pace.py": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis"},
 }

@@ -115,7 +115,7 @@ def test_two_networks_at_once_do_not_meet():
         assert said() == ["reached", "ConnectionRefusedError"]
         go_on()
         assert said() == [[True, ["10.77.0.1", "10.77.0.2"]]] * 2
-        assert [world.wait(10) for world in worlds] == [0, 0]
+        assert [world.wait(30) for world in worlds] == [0, 0]
     finally:
         for world in worlds:
             world.kill()

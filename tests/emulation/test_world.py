@@ -131,7 +131,7 @@ def test_kill_9_of_any_of_the_chain_leaves_nothing(living, victim):
     outer, marker = living
     os.kill(role(marker, outer.pid, victim), signal.SIGKILL)
     assert gone(marker)
-    assert outer.wait(5) in (-9, 137)
+    assert outer.wait(30) in (-9, 137)
 
 
 def test_kill_9_of_a_nodes_program_leaves_the_world_to_its_main(living):
@@ -140,7 +140,7 @@ def test_kill_9_of_a_nodes_program_leaves_the_world_to_its_main(living):
     os.kill(role(marker, outer.pid, "node"), signal.SIGKILL)
     assert not gone(marker, within=0.5)
     outer.send_signal(signal.SIGTERM)
-    assert outer.wait(5) == 130
+    assert outer.wait(30) == 130
     assert gone(marker)
 
 
@@ -148,7 +148,7 @@ def test_kill_9_of_a_nodes_program_leaves_the_world_to_its_main(living):
 def test_an_interrupt_takes_everything_down_and_is_status_130(living, number):
     outer, marker = living
     outer.send_signal(number)
-    assert outer.wait(5) == 130
+    assert outer.wait(30) == 130
     assert gone(marker)
 
 
@@ -181,7 +181,7 @@ def test_a_second_interrupt_a_second_later_ends_a_main_that_does_not():
 def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)
-    time.sleep(30)
+    time.sleep(100)
 sys.exit(run_in_world(main))
 """
     outer = subprocess.Popen(
@@ -190,10 +190,10 @@ sys.exit(run_in_world(main))
     with outer:
         assert outer.stdout is not None
         assert outer.stdout.readline() == "ready\n"
-        outer.send_signal(signal.SIGINT)
-        time.sleep(1.2)
-        outer.send_signal(signal.SIGINT)
-        assert outer.wait(5) == 130
+        for _ in range(2):  # well apart: the first one is handled late on a machine that is short of time
+            outer.send_signal(signal.SIGINT)
+            time.sleep(4)
+        assert outer.wait(30) == 130
 
 
 def test_where_namespaces_are_refused_the_caller_hears_the_remedy():

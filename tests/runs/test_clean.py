@@ -50,7 +50,7 @@ def test_an_orphan_of_ours_is_ended_and_no_other(own_locks, sleepers, tmp_path, 
     assert clean.clean(dry_run=True) == "would end 1 process; would remove 1 half-written file"
     assert orphan.poll() is None
     assert clean.clean(dry_run=False) == "ended 1 process; removed 1 half-written file"
-    assert orphan.wait(5) == -9
+    assert orphan.wait(30) == -9
     assert alive.poll() is None
     assert foreign.poll() is None
     assert [path.name for path in (tmp_path / "runs/a").iterdir()] == ["download.partial"]
@@ -103,7 +103,7 @@ def main():
     before = state()
     said = clean.clean(dry_run=False)
     print(json.dumps({"said": said, "same": state() == before, "state": before,
-                      "orphan": orphan.wait(5), "foreign": foreign.poll()}))
+                      "orphan": orphan.wait(30), "foreign": foreign.poll()}))
     return 0
 
 sys.exit(run_in_world(main))

@@ -1,0 +1,82 @@
+"""What every part of the tree shares: strict reading of TOML, one clear sentence for what is wrong, JSON out."""
+
+import difflib
+import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from testbed.errors import UsageError
+
+__all__ = ["STRICT", "at_least", "load_toml", "names_in", "parse", "to_json"]
+
+SCHEMA_VERSION = 1
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+STRICT = ConfigDict(extra="forbid")
+"""Of every dataclass of the tree: unknown keys are refused."""
+
+T = TypeVar("T")
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `UsageError` unless every value is a finite number of at least `least`."""
+    for name, value in values.items():
+        if not least <= value < float("inf"):
+            raise UsageError(f"{name} = {value}: it must be at least {least:g}")
+
+
+def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
+    """`data` as a `kind`; raises `UsageError` that names the first wrong key and, if unknown, the nearest known one."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":
+            raise UsageError(f"{origin}: {where + ': ' if where else ''}{first['ctx']['error']}") from None
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, first['loc'])}") from None
+        raise UsageError(f"{origin}: {where}: {first['msg']} (given: {first['input']!r})") from None
+
+
+def _nearest(kind: type, loc: tuple[int | str, ...]) -> str:
+    fields: dict[str, Any] = getattr(kind, "__dataclass_fields__", {})
+    for part in loc[:-1]:
+        found = fields.get(str(part))
+        fields = getattr(found.type, "__dataclass_fields__", {}) if found is not None else {}
+    close = difflib.get_close_matches(str(loc[-1]), list(fields), n=1, cutoff=0)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def names_in(folder: str) -> list[str]:
+    """Names of the TOML files in `experiments/<folder>`."""
+    return sorted(path.stem for path in (EXPERIMENTS / folder).glob("*.toml"))
+
+
+def load_toml(kind: type[T], folder: str, name: str) -> T:
+    """The `kind` called `name` in `experiments/<folder>`, or the one in the TOML file `name`."""
+    path = Path(name) if name.endswith(".toml") else EXPERIMENTS / folder / f"{name}.toml"
+    if not path.is_file():
+        known = names_in(folder)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UsageError(
+            f"'{name}' is no {folder[:-1]}; known are {', '.join(known)}, or the path of a .toml file{hint}"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    return parse(kind, data, str(path.name))
+
+
+def to_json(value: Any) -> str:
+    """A configuration as JSON, with its schema version."""
+    data = asdict(value) if hasattr(value, "__dataclass_fields__") else value
+    return json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=2)
