@@ -4,13 +4,13 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from emulation.errors import UsageError as EmulationUsageError
 from emulation.events import Change
 from emulation.network import Link, Network, star
 from emulation.settings import alter, parse_settings
-from testbed.config import at_least, load_toml
+from testbed.config import STRICT, at_least, load_toml
 from testbed.errors import UsageError
 
 __all__ = ["MatrixSpec", "NetworkSpec", "network_from", "network_spec"]

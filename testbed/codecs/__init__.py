@@ -2,14 +2,14 @@
 
 from importlib.metadata import entry_points
 
-from testbed.codecs.base import Codec, Shape, Wire
+from testbed.codecs.base import Codec, Direction, Shape, Wire
 from testbed.codecs.exact import Exact
 from testbed.codecs.latent import Latent
 from testbed.codecs.subspace import Subspace
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
-__all__ = ["Codec", "Shape", "Wire", "codec_names", "make_codec"]
+__all__ = ["Codec", "Direction", "Shape", "Wire", "codec_names", "make_codec"]
 
 _OURS: dict[str, type[Codec]] = {"exact": Exact, "subspace": Subspace, "latent": Latent}
 

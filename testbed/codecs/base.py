@@ -4,13 +4,15 @@ A codec turns a chunk's K and V (before rotation, all heads side by side) into `
 travel. It turns parts back into K and V. Everything in between is ordinary autograd: a receiver asks
 autograd for the gradient of its loss with respect to the parts it received, sends that back in the same
 wire format, and the owner feeds the sum over receivers into its own graph. So the way back is the exact
-adjoint of the way out, up to the rounding of the wire format.
+adjoint of the way out, up to the rounding of the wire format. Parts that choose rather than carry (the
+indices of the largest numbers, a basis) have no gradient and nothing of them travels back.
 
 Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from testbed.codecs.wire import WireFormat
 from testbed.config import CodecConfig
 
-__all__ = ["Codec", "Encoded", "Shape", "Wire"]
+__all__ = ["Codec", "Direction", "Encoded", "Shape", "Wire"]
+
+Direction = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,18 @@ class Wire:
     format: WireFormat
     channel: str = "kv"
     """`kv` is counted as kv_forward or kv_backward by direction; anything else under its own name."""
+    back: WireFormat | None = None
+    """The format of the gradient on its way back; None: the same."""
+    returned: bool = True
+    """Whether the part has a gradient at all; without one nothing of it travels back."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.format.nbytes(self.shape)
+    def of(self, direction: Direction) -> WireFormat:
+        """The format in a direction."""
+        return self.back if direction == "backward" and self.back is not None else self.format
+
+    def nbytes(self, direction: Direction) -> int:
+        """Bytes in a direction."""
+        return self.of(direction).nbytes(self.shape) if direction == "forward" or self.returned else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +102,50 @@ class Codec(nn.Module, ABC):
         """Floating point operations that decoding `tokens` adds to a forward pass."""
         return 0.0
 
+    token_wise: ClassVar[bool] = False
+    """Whether every token is encoded on its own, so that a mask-aware exchange may leave some of them out."""
+
+    def kept(self, shape: Shape) -> Tensor | None:  # noqa: ARG002
+        """Which tokens of a chunk `decode` gives back, as ascending indices; None: all."""
+        return None
+
+    def after_update(self) -> None:
+        """Called after every optimiser step; nothing for most."""
+
+    def monitor(self) -> dict[str, Any]:
+        """Figures worth a line in the metrics (a basis' departure from orthonormality, its hash)."""
+        return {}
+
     # What follows is the same for every codec.
 
-    def payload(self, shape: Shape) -> dict[str, int]:
+    def payload(self, shape: Shape, direction: Direction = "forward") -> dict[str, int]:
         """Bytes of one message by channel, in closed form."""
         total: dict[str, int] = {}
         for wire in self.wires(shape):
-            total[wire.channel] = total.get(wire.channel, 0) + wire.nbytes
+            total[wire.channel] = total.get(wire.channel, 0) + wire.nbytes(direction)
         return total
 
-    def pack(self, parts: tuple[Tensor, ...], shape: Shape) -> Tensor:
-        """`parts` (or their gradients) as one message of bytes."""
-        wires = self.wires(shape)
-        packed = [wire.format.pack(part) for wire, part in zip(wires, parts, strict=True)]
-        for wire, message in zip(wires, packed, strict=True):
-            assert message.numel() == wire.nbytes, (type(self).__name__, message.numel(), wire)
+    def pack(self, parts: tuple[Tensor | None, ...], shape: Shape, direction: Direction = "forward") -> Tensor:
+        """`parts`, or their gradients on the way back (None where there is none), as one message of bytes."""
+        packed = []
+        for wire, part in zip(self.wires(shape), parts, strict=True):
+            if direction == "forward" or wire.returned:
+                assert part is not None
+                packed.append(wire.of(direction).pack(part))
+                assert packed[-1].numel() == wire.nbytes(direction), (type(self).__name__, packed[-1].numel(), wire)
         return torch.cat(packed)
 
-    def unpack(self, message: Tensor, shape: Shape, like: Tensor) -> tuple[Tensor, ...]:
-        """The inverse of `pack`, in the dtype of `like`."""
+    def unpack(
+        self, message: Tensor, shape: Shape, like: Tensor, direction: Direction = "forward"
+    ) -> tuple[Tensor | None, ...]:
+        """The inverse of `pack`: numbers in the dtype of `like`, indices as they are; None for what has no gradient."""
         wires = self.wires(shape)
-        pieces = message.split([wire.nbytes for wire in wires])
-        return tuple(wire.format.unpack(piece, wire.shape).to(like) for wire, piece in zip(wires, pieces, strict=True))
+        pieces = message.split([wire.nbytes(direction) for wire in wires])
+        parts: list[Tensor | None] = []
+        for wire, piece in zip(wires, pieces, strict=True):
+            if direction == "backward" and not wire.returned:
+                parts.append(None)
+            else:
+                part = wire.of(direction).unpack(piece, wire.shape)
+                parts.append(part.to(like) if part.is_floating_point() else part.to(like.device))
+        return tuple(parts)

@@ -19,7 +19,9 @@ class CodecConfig:
     ranks: tuple[int, ...] = ()
     """subspace: (r_K, r_V); latent: (r,)."""
     wire: Literal["fp32", "bf16", "int8", "int4"] = "bf16"
-    """How numbers are written on the wire, K,V and their gradients alike."""
+    """How numbers are written on the wire, K,V and, unless `wire_backward` says otherwise, their gradients."""
+    wire_backward: Literal["fp32", "bf16", "int8", "int4"] | None = None
+    """How gradients are written on their way back; None: as on the way out."""
     own_chunk: Literal["projected", "exact"] = "projected"
     """subspace: whether a node uses its own chunk as the others see it."""
     group: int = 32
