@@ -364,7 +364,7 @@ def agree(fingerprint: bytes, transport: Transport, what: str) -> None:
         return
     message = torch.frombuffer(bytearray(fingerprint), dtype=torch.uint8)
     outgoing = [message if other != transport.rank else None for other in range(transport.world)]
-    received = transport.exchange(outgoing, {"other": len(fingerprint)}).wait()
+    received = transport.exchange(outgoing, {"other": len(fingerprint) * (transport.world - 1)}).wait()
     differing = [
         rank for rank, theirs in enumerate(received) if theirs is not None and not torch.equal(theirs.cpu(), message)
     ]

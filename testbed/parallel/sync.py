@@ -25,12 +25,12 @@ def all_reduce(numbers: Tensor, transport: Transport, *, channel: str = "weights
     mine = padded.view(world, share)
     nbytes = share * numbers.element_size()
     outgoing = [_bytes(row) if other != rank else None for other, row in enumerate(mine)]
-    received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()
+    received = transport.exchange(outgoing, {channel: nbytes * (world - 1)}, ballast=ballast).wait()
     total = torch.zeros_like(mine[rank])
     for message in received:
         total += mine[rank] if message is None else message.view(numbers.dtype).to(numbers.device)
     outgoing = [_bytes(total) if other != rank else None for other in range(world)]
-    received = transport.exchange(outgoing, {channel: nbytes}, ballast=ballast).wait()
+    received = transport.exchange(outgoing, {channel: nbytes * (world - 1)}, ballast=ballast).wait()
     sums = [total if message is None else message.view(numbers.dtype).to(numbers.device) for message in received]
     return torch.cat(sums)[: numbers.numel()]
 

@@ -9,13 +9,14 @@ A message is a 24-byte head, the payload, and ballast: random bytes that fill it
 emulated node would send. Ballast is sent from a memory file without copying and dropped by the receiving
 kernel without copying, so that two cores can carry full-size exchanges of several nodes.
 
+Several exchanges may be under way at once; `testbed.parallel.pump` moves their bytes.
+
 Synchronisation: every rank must post the same exchanges in the same order; the head's running number and
 sizes are checked at the other end.
 """
 
 import errno
 import os
-import selectors
 import socket
 import struct
 import time
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from testbed.errors import PeerLost
+from testbed.parallel.pump import Pump, PumpThread
 
 __all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport"]
 
@@ -41,20 +43,38 @@ _INTRODUCTION_SECONDS = 2.0
 class Ticket(Protocol):
     """An exchange under way."""
 
+    seconds: float
+    """From posting to the last byte; what of it was not hidden behind computation is the time spent in `wait`."""
+
     def wait(self) -> list[Tensor | None]:
-        """Messages by sender's rank (None for oneself), once all are here and ours have left."""
+        """Messages by sender's rank (None where none was due), once all are here and ours have left."""
         ...
 
 
 class Transport(Protocol):
-    """All-to-all of messages; `sent` counts the bytes handed over, by channel."""
+    """Messages between ranks; `sent` counts the bytes handed over, by channel."""
 
     rank: int
     world: int
     sent: Counter[str]
 
-    def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0) -> Ticket:
-        """Post one message (uint8, all of one size) to every other rank. `channels` splits its size."""
+    def exchange(
+        self,
+        outgoing: list[Tensor | None],
+        channels: dict[str, int],
+        *,
+        incoming: list[int | None] | None = None,
+        ballast: int = 0,
+    ) -> Ticket:
+        """Post a message (uint8) to every rank for which there is one.
+
+        `channels` splits the bytes of all of them together. `incoming` are the sizes that are due from each rank,
+        None for no message; left out, they are the sizes of our own. `ballast` bytes ride along with every message.
+        """
+        ...
+
+    def lane(self) -> "Transport":
+        """A second set of connections to the same ranks, for traffic that must not queue behind exchanges."""
         ...
 
     def close(self) -> None:
@@ -71,6 +91,7 @@ class Sockets:
         self.peers = peers
         self.sent: Counter[str] = Counter()
         self._number = 0
+        self.pump: Pump = Pump()
         self._ballast = _ballast_file()
         for connection in peers.values():
             connection.setblocking(False)
@@ -103,27 +124,61 @@ class Sockets:
             stack.pop_all()
         return cls(rank, dict(sorted(peers.items())))
 
-    def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], *, ballast: int = 0) -> "_SocketTicket":
-        others = [message for message in outgoing if message is not None]
-        size = others[0].numel() if others else 0
-        assert all(message.numel() == size for message in others), "messages of one exchange have one size"
-        assert not others or sum(channels.values()) == size, (channels, size)
-        for channel, nbytes in channels.items():
-            self.sent[channel] += nbytes * len(self.peers)
-        self.sent["ballast"] += ballast * len(self.peers)
-        self.sent["other"] += HEAD_BYTES * len(self.peers)
+    def exchange(
+        self,
+        outgoing: list[Tensor | None],
+        channels: dict[str, int],
+        *,
+        incoming: list[int | None] | None = None,
+        ballast: int = 0,
+    ) -> "_SocketTicket":
+        sizes = [None if message is None else message.numel() for message in outgoing]
+        messages = sum(size is not None for size in sizes)
+        payload = sum(size or 0 for size in sizes)
+        assert sizes[self.rank] is None and sum(channels.values()) == payload, (channels, sizes)
+        self.sent.update(channels)
+        self.sent["ballast"] += ballast * messages
+        self.sent["other"] += HEAD_BYTES * messages
         self._number += 1
-        head = _HEAD.pack(_MAGIC, self._number, size, ballast)
-        flows = {}
+        ticket = _SocketTicket(self)
         for other, connection in self.peers.items():
-            message = outgoing[other]
-            assert message is not None
-            body = message.cpu().numpy().tobytes()
-            flows[other] = _Flow(self.rank, other, connection, head + body, ballast, self._ballast, head)
-        return _SocketTicket(self.rank, self.world, flows)
+            due = (sizes if incoming is None else incoming)[other]
+            flow = _Flow(self.rank, other, connection, self._ballast, ballast)
+            if (message := outgoing[other]) is not None:
+                head = _HEAD.pack(_MAGIC, self._number, message.numel(), ballast)
+                flow.carry(head, memoryview(message.cpu().contiguous().numpy()))
+            if due is not None:
+                flow.expect(_HEAD.pack(_MAGIC, self._number, due, ballast), due)
+            ticket.flows[other] = flow
+        self.pump.take(ticket)
+        return ticket
+
+    def lane(self) -> "Sockets":
+        """Connections of their own to the same ranks, at free ports beside the first ones'. Collective."""
+        own = next(iter(self.peers.values())).getsockname()[0] if self.peers else "127.0.0.1"
+        listener = socket.create_server((own, 0), backlog=self.world)
+        port = torch.tensor([listener.getsockname()[1]]).view(torch.uint8)
+        outgoing = [port if other in self.peers else None for other in range(self.world)]
+        ports = self.exchange(outgoing, {"other": 8 * len(self.peers)}).wait()
+        addresses = [("", 0)] * self.world
+        addresses[self.rank] = listener.getsockname()
+        for other, message in enumerate(ports):
+            if message is not None:
+                addresses[other] = (self.peers[other].getpeername()[0], int(message.view(torch.int64)))
+        return Sockets.connect(self.rank, addresses, listener=listener)
+
+    def overlap(self, wanted: bool) -> None:
+        """Whether a thread of its own moves the bytes while the caller computes, or the caller while it waits.
+
+        Without it only as much travels by itself as the kernel's socket buffers hold.
+        """
+        if wanted != isinstance(self.pump, PumpThread):
+            self.pump.close()
+            self.pump = PumpThread() if wanted else Pump()
 
     def close(self) -> None:
         """End every connection; the peers see it as a rank that has gone. A second time does nothing."""
+        self.pump.close()
         for connection in self.peers.values():
             connection.close()
         if self._ballast >= 0:
@@ -134,24 +189,24 @@ class Sockets:
 class _Flow:
     """One connection's share of an exchange: what still has to leave and to come."""
 
-    def __init__(
-        self,
-        rank: int,
-        other: int,
-        connection: socket.socket,
-        outgoing: bytes,
-        ballast: int,
-        ballast_file: int,
-        expected_head: bytes,
-    ) -> None:
+    def __init__(self, rank: int, other: int, connection: socket.socket, ballast_file: int, ballast: int) -> None:
         self.rank, self.other, self.connection = rank, other, connection
-        self._out = memoryview(outgoing)
-        self._ballast_out = ballast
-        self._ballast_in = ballast
-        self._ballast_file = ballast_file
-        self._expected_head = expected_head
-        self._in = bytearray(len(outgoing))
+        self._ballast_file, self._ballast = ballast_file, ballast
+        self._out: list[memoryview] = []
+        self._ballast_out = self._ballast_in = 0
+        self._expected_head = b""
+        self._in = bytearray()
         self._filled = 0
+
+    def carry(self, head: bytes, message: memoryview) -> None:
+        """What is to leave. It is not copied: the message must stay as it is until it has left."""
+        self._out = [part for part in (memoryview(head), message) if len(part)]
+        self._ballast_out = self._ballast
+
+    def expect(self, head: bytes, size: int) -> None:
+        """What is to come."""
+        self._expected_head, self._ballast_in = head, self._ballast
+        self._in = bytearray(len(head) + size)
 
     @property
     def sending(self) -> bool:
@@ -162,7 +217,9 @@ class _Flow:
         return self._filled < len(self._in) or self._ballast_in > 0
 
     @property
-    def message(self) -> Tensor:
+    def message(self) -> Tensor | None:
+        if not self._in:
+            return None
         if len(self._in) == HEAD_BYTES:
             return torch.empty(0, dtype=torch.uint8)
         return torch.frombuffer(self._in, dtype=torch.uint8, offset=HEAD_BYTES)
@@ -171,7 +228,11 @@ class _Flow:
         """Hand over as much as the socket takes."""
         try:
             while self._out:
-                self._out = self._out[self.connection.send(self._out) :]
+                count = self.connection.sendmsg(self._out)
+                while self._out and count >= len(self._out[0]):
+                    count -= len(self._out.pop(0))
+                if count:
+                    self._out[0] = self._out[0][count:]
             while self._ballast_out:
                 size = min(self._ballast_out, _BALLAST_FILE_BYTES)
                 self._ballast_out -= os.sendfile(self.connection.fileno(), self._ballast_file, 0, size)
@@ -220,34 +281,19 @@ _SCRATCH = bytearray(1 << 20)
 
 
 class _SocketTicket:
-    def __init__(self, rank: int, world: int, flows: dict[int, _Flow]) -> None:
-        self._rank, self._world, self._flows = rank, world, flows
-        for flow in flows.values():
-            flow.send()
+    def __init__(self, sockets: Sockets) -> None:
+        self.flows: dict[int, _Flow] = {}
+        self.seconds = 0.0
+        self._pump, self._world = sockets.pump, sockets.world
+        self._posted = time.perf_counter()
+
+    def finish(self) -> None:
+        """Every byte has moved."""
+        self.seconds = time.perf_counter() - self._posted
 
     def wait(self) -> list[Tensor | None]:
-        with selectors.DefaultSelector() as selector:
-            for flow in self._flows.values():
-                self._watch(selector, flow)
-            while selector.get_map():
-                for key, events in selector.select():
-                    flow: _Flow = key.data
-                    if events & selectors.EVENT_WRITE:
-                        flow.send()
-                    if events & selectors.EVENT_READ:
-                        flow.receive()
-                    self._watch(selector, flow, known=True)
-        return [self._flows[other].message if other != self._rank else None for other in range(self._world)]
-
-    @staticmethod
-    def _watch(selector: selectors.BaseSelector, flow: _Flow, *, known: bool = False) -> None:
-        events = (selectors.EVENT_WRITE if flow.sending else 0) | (selectors.EVENT_READ if flow.receiving else 0)
-        if known and events == selector.get_key(flow.connection).events:
-            return
-        if known:
-            selector.unregister(flow.connection)
-        if events:
-            selector.register(flow.connection, events, flow)
+        self._pump.finish(self)
+        return [self.flows[other].message if other in self.flows else None for other in range(self._world)]
 
 
 def _ballast_file() -> int:

@@ -35,7 +35,7 @@ def test_every_message_arrives_and_is_counted(size, ballast):
         outgoing = [
             message_for(transport.rank, other, size) if other != transport.rank else None for other in range(world)
         ]
-        received = transport.exchange(outgoing, {"kv_forward": size}, ballast=ballast).wait()
+        received = transport.exchange(outgoing, {"kv_forward": 2 * size}, ballast=ballast).wait()
         for sender, message in enumerate(received):
             if sender != transport.rank:
                 assert torch.equal(message, message_for(sender, transport.rank, size))
