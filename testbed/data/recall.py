@@ -3,14 +3,15 @@
 Plain text proves nothing about an exchange between nodes: a model that never reads another node's chunk
 reaches nearly the same loss. So one-token facts F(key, value) are strewn into the text, and queries Q(key)
 whose answer is the fact itself. Whoever cannot read the chunk in which the fact stood can only guess one of
-the eight values (accuracy 0.125).
+the values (of eight: accuracy 0.125).
 
-Token ids: 0-255 bytes, 256-271 queries Q(key), 272-399 facts F(key, value) = 272 + 8·key + value.
+Token ids: first the text's (bytes: 0-255), then queries Q(key), then facts F(key, value), key by key. With bytes and
+16 × 8 facts: 256-271 queries, 272-399 facts = 272 + 8·key + value.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
+
+from testbed.data.batch import Batch, Row, Split, Stream, digest_of, stack
 
 __all__ = ["VOCABULARY", "Batch", "RecallMix"]
 
@@ -18,87 +19,83 @@ KEYS, VALUES = 16, 8
 FIRST_QUERY = 256
 FIRST_FACT = FIRST_QUERY + KEYS
 VOCABULARY = FIRST_FACT + KEYS * VALUES
+"""Of bytes and 16 × 8 facts."""
 
-_EVENT = 0.3  # probability that a position starts an event instead of carrying text
+SHARE = 0.3
+"""The probability that a position starts an event instead of carrying text."""
 _PLANT = 0.6  # ... that an event plants a new fact while the chunk may still have some
 _REMOTE = 0.7  # ... that a query takes a key whose fact last stood in an earlier chunk
-_FACTS_PER_CHUNK = -(-KEYS // 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Sequences whose labels are already shifted, so that any cut of them into chunks is right."""
-
-    tokens: np.ndarray
-    """(B, T) int64."""
-    labels: np.ndarray
-    """(B, T) int64: the token after each."""
-    counted: np.ndarray
-    """(B, T) bool: labels that can be predicted (text and answers; planted facts and queries cannot)."""
-    evidence: np.ndarray
-    """(B, T) int64: for an answer, where its fact last stood; -1 for everything else."""
 
 
 class RecallMix:
     """Batches as a function of (seed, split, step) and of nothing else."""
 
-    def __init__(self, train: np.ndarray, validation: np.ndarray, *, seed: int, chunks: int = 4) -> None:
-        self._text = {"train": train, "validation": validation}
-        self._seed = seed
-        self._chunks = chunks
+    def __init__(
+        self,
+        train: np.ndarray | Stream,
+        validation: np.ndarray | Stream,
+        *,
+        seed: int,
+        chunks: int = 4,
+        keys: int = KEYS,
+        values: int = VALUES,
+        share: float = SHARE,
+        first_query: int = FIRST_QUERY,
+        sha256: str = "",
+    ) -> None:
+        """`first_query`: the text's number of token ids. Bare arrays of tokens are one document each."""
+        self._text: dict[Split, Stream] = {"train": _stream(train), "validation": _stream(validation)}
+        self._seed, self._chunks = seed, chunks
+        self._keys, self._values, self._share = keys, values, share
+        self._facts_per_chunk = -(-keys // 3)
+        self.first_query, self.first_fact = first_query, first_query + keys
+        self.vocabulary = self.first_fact + keys * values
+        self.sha256 = sha256 or digest_of(*(stream.tokens.tobytes() for stream in self._text.values()))
 
-    def batch(self, split: str, step: int, sequences: int, context: int) -> Batch:
+    def batch(self, split: Split, step: int, sequences: int, context: int) -> Batch:
         """The batch of `step`: `sequences` × `context` tokens. `split`: "train" or "validation".
 
         Validation batches do not depend on the seed: all runs are judged by the same sequences.
         """
-        seed = self._seed if split == "train" else 0
-        stream = (0 if split == "train" else 1, context)
-        rows = [
-            self._sequence(np.random.default_rng([seed, *stream, step, row]), split, context + 1)
-            for row in range(sequences)
-        ]
-        tokens, counted, evidence = (np.stack(column) for column in zip(*rows, strict=True))
-        return Batch(tokens=tokens[:, :-1], labels=tokens[:, 1:], counted=counted[:, 1:], evidence=evidence[:, 1:])
+        return stack(self._sequence, self._seed, split, step, sequences, context)
 
-    def _sequence(self, rng: np.random.Generator, split: str, length: int) -> tuple[np.ndarray, ...]:
-        text = self._text[split]
-        start = int(rng.integers(len(text) - length))
-        tokens = text[start : start + length].astype(np.int64)
+    def _sequence(self, rng: np.random.Generator, split: Split, length: int) -> Row:
+        tokens, documents = self._text[split].draw(rng, length)
         counted = np.ones(length, dtype=bool)
         evidence = np.full(length, -1, dtype=np.int64)
         per_chunk = max(1, (length - 1) // self._chunks)
         facts: dict[int, tuple[int, int]] = {}  # key -> (fact token, newest position)
-        unused = [int(key) for key in rng.permutation(KEYS)]
+        unused = [int(key) for key in rng.permutation(self._keys)]
         draws = rng.random((length, 4))
-        position = 0
-        while position < length - 1:
-            event, plant, remote, pick = draws[position]
-            if event >= _EVENT:
-                position += 1
+        free = 0  # the first position that no event has taken
+        for position in np.flatnonzero(draws[: length - 1, 0] < self._share).tolist():
+            if position < free:
                 continue
+            _, plant, remote, pick = draws[position]
             chunk = min(position // per_chunk, self._chunks - 1)
-            if unused and KEYS - len(unused) < (chunk + 1) * _FACTS_PER_CHUNK and plant < _PLANT:
+            planted = self._keys - len(unused)
+            if unused and planted < (chunk + 1) * self._facts_per_chunk and plant < _PLANT:
                 key = unused.pop()
-                fact = FIRST_FACT + VALUES * key + int(pick * VALUES)
+                fact = self.first_fact + self._values * key + int(pick * self._values)
                 facts[key] = (fact, position)
                 tokens[position], counted[position] = fact, False
-                position += 1
             elif facts:
-                key = self._asked(facts, chunk * per_chunk, remote < _REMOTE, pick)
+                key = _asked(facts, chunk * per_chunk, remote < _REMOTE, pick)
                 fact, last = facts[key]
-                tokens[position : position + 2] = FIRST_QUERY + key, fact
+                tokens[position : position + 2] = self.first_query + key, fact
                 counted[position] = False
                 evidence[position + 1] = last
                 facts[key] = (fact, position + 1)
-                position += 2
-            else:
-                position += 1
-        return tokens, counted, evidence
+                free = position + 2
+        return Row(tokens=tokens, counted=counted, evidence=evidence, documents=documents)
 
-    @staticmethod
-    def _asked(facts: dict[int, tuple[int, int]], chunk_start: int, remote: bool, pick: float) -> int:
-        """A known key of the wished kind, or of the other kind where there is none."""
-        wished = [key for key, (_, last) in facts.items() if (last < chunk_start) == remote]
-        keys = wished or list(facts)
-        return keys[int(pick * len(keys))]
+
+def _asked(facts: dict[int, tuple[int, int]], chunk_start: int, remote: bool, pick: float) -> int:
+    """A known key of the wished kind, or of the other kind where there is none."""
+    wished = [key for key, (_, last) in facts.items() if (last < chunk_start) == remote]
+    keys = wished or list(facts)
+    return keys[int(pick * len(keys))]
+
+
+def _stream(text: np.ndarray | Stream) -> Stream:
+    return text if isinstance(text, Stream) else Stream(tokens=text, starts=np.zeros(1, dtype=np.uint64))
