@@ -16,12 +16,13 @@ alike, and its time is multiplied by L/k.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from testbed.codecs import Shape, make_codec
 from testbed.config import Arm, CodecConfig
+from testbed.errors import UsageError
 from testbed.parallel.transport import Transport
 from testbed.targets import Target
 
@@ -66,8 +67,14 @@ class Plan:
 
 def target_codec(codec: CodecConfig, target: Target) -> CodecConfig:
     """The small model's codec as the target would run it: the same kind and wire, the target's ranks."""
-    ranks = {"subspace": target.subspace_ranks, "latent": (target.latent_rank,)}.get(codec.name, codec.ranks)
-    return CodecConfig(name=codec.name, ranks=ranks, wire=codec.wire, own_chunk=codec.own_chunk, group=codec.group)
+    ranks = {
+        "subspace": target.subspace_ranks,
+        "latent": (target.latent_rank,),
+        "random": (target.latent_rank,),
+        "pca": (sum(target.subspace_ranks),),
+    }.get(codec.kind, codec.ranks)
+    joint = replace(codec.subspace, heads="joint")  # per head it is the same bytes, and a target's heads are not known
+    return replace(codec, ranks=ranks, subspace=joint)
 
 
 def plan_for(
@@ -83,8 +90,11 @@ def plan_for(
     if arm.exchange != "local":
         with torch.device("meta"):  # shapes only: no memory is taken at the target's size
             codec = make_codec(target_codec(arm.codec, target), target.kv_width, layer=0, seed=0)
-        message = sum(codec.payload(Shape(batch=1, tokens=target.tokens_per_node)).values())
-        decoded = target.nodes - (0 if arm.codec.own_chunk == "projected" else 1)
+        if arm.codec.final_layer == "exact":
+            raise UsageError("a paced run takes the target's layers as alike: final_layer = 'exact' needs PACE=none")
+        shape = Shape(batch=1, tokens=target.tokens_per_node)
+        message = max(sum(codec.payload(shape, direction).values()) for direction in ("forward", "backward"))
+        decoded = target.nodes - (0 if codec.own_chunk == "projected" else 1)
         forward_flops = codec.encode_flops(target.tokens_per_node)
         forward_flops += codec.decode_flops(target.tokens_per_node) * decoded
     forward = forward_flops / target.flops_per_second

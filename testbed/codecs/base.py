@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs.wire import WireFormat
+from testbed.codecs.wire import WireFormat, wire_format
 from testbed.config import CodecConfig
+from testbed.errors import UsageError
 
 __all__ = ["Codec", "Direction", "Encoded", "Shape", "Wire"]
 
@@ -68,12 +69,24 @@ class Encoded:
 class Codec(nn.Module, ABC):
     """One layer's codec. Its parameters are trained and synchronised like the model's own."""
 
-    def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the configuration that only some codecs read and this one does."""
+    own_chunks: ClassVar[tuple[str, ...]] = ("exact",)
+    """How the owner may use its own chunk; the first is the default."""
+    token_wise: bool = False
+    """Whether every token is encoded on its own, so that a mask-aware exchange may leave some of them out."""
+
+    def __init__(
+        self, config: CodecConfig, kv_width: int, *, layer: int, seed: int, kv_heads: int | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.kv_width = kv_width
         self.layer = layer
         self.seed = seed
+        self.kv_heads = kv_heads
+        """Of K (and V), for codecs that treat them apart; None: not known."""
+        self.own_chunk = config.own_chunk or self.own_chunks[0]
 
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:
         """Choose the starting state from the warm-started weights and activations (N tokens, F = 2·d_kv)."""
@@ -102,21 +115,43 @@ class Codec(nn.Module, ABC):
         """Floating point operations that decoding `tokens` adds to a forward pass."""
         return 0.0
 
-    token_wise: ClassVar[bool] = False
-    """Whether every token is encoded on its own, so that a mask-aware exchange may leave some of them out."""
-
     def kept(self, shape: Shape) -> Tensor | None:  # noqa: ARG002
         """Which tokens of a chunk `decode` gives back, as ascending indices; None: all."""
         return None
 
     def after_update(self) -> None:
-        """Called after every optimiser step; nothing for most."""
+        """Called after every optimiser step and every averaging of the weights; nothing for most."""
+
+    def unplug(self, key: nn.Linear, value: nn.Linear) -> None:  # noqa: ARG002
+        """End the compression as the configuration says, on weights that all nodes share; few codecs can."""
+        raise UsageError(f"the codec '{self.config.name}' cannot be unplugged; subspace can")
 
     def monitor(self) -> dict[str, Any]:
         """Figures worth a line in the metrics (a basis' departure from orthonormality, its hash)."""
         return {}
 
     # What follows is the same for every codec.
+
+    def wire(self, *size: int) -> Wire:
+        """The wire of numbers of this shape, in the configured formats."""
+        back = self.config.wire_backward
+        return Wire(
+            shape=size,
+            format=wire_format(self.config.wire, self.config.group),
+            back=None if back is None else wire_format(back, self.config.group),
+        )
+
+    def ranks(self, *limits: int) -> tuple[int, ...]:
+        """The configured ranks, one for each limit; raises `UsageError` where they are not between 1 and it."""
+        given = self.config.ranks
+        if len(given) != len(limits) or not all(0 < r <= most for r, most in zip(given, limits, strict=True)):
+            count = {1: "one rank", 2: "two ranks, of K and of V,"}[len(limits)]
+            raise UsageError(f"{self.config.kind} takes {count} between 1 and {min(limits)}; given {given}")
+        return given
+
+    def own_seed(self, which: int = 0) -> int:
+        """A seed of this layer's own; a codec may have 64 of them."""
+        return (self.seed * 1000 + self.layer) * 64 + which
 
     def payload(self, shape: Shape, direction: Direction = "forward") -> dict[str, int]:
         """Bytes of one message by channel, in closed form."""

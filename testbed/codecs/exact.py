@@ -1,9 +1,8 @@
-"""K and V as they are, rounded to the wire's dtype: the uncompressed reference."""
+"""K and V as they are, rounded to the wire's format: the uncompressed reference."""
 
 from torch import Tensor
 
 from testbed.codecs.base import Codec, Encoded, Shape, Wire
-from testbed.codecs.wire import wire_format
 
 __all__ = ["Exact"]
 
@@ -11,9 +10,10 @@ __all__ = ["Exact"]
 class Exact(Codec):
     """Sends 2·d_kv numbers per token."""
 
+    token_wise = True
+
     def wires(self, shape: Shape) -> tuple[Wire, ...]:
-        size = (shape.batch, shape.tokens, self.kv_width)
-        wire = Wire(shape=size, format=wire_format(self.config.wire, self.config.group))
+        wire = self.wire(shape.batch, shape.tokens, self.kv_width)
         return wire, wire
 
     def encode(self, key_BTE: Tensor, value_BTE: Tensor) -> Encoded:

@@ -1,49 +1,55 @@
-"""One learned low-rank latent for K and V together; the own chunk stays exact.
+"""One learned low-rank latent for K and V together.
 
-c = [K, V] D travels, r numbers per token in packed integers; receivers use [K̂, V̂] = c U. D (2·d_kv × r) and
-U (r × 2·d_kv) are trained. They start from the principal directions of warm-started activations, so that
-D U is at first the best rank-r projection of them. Principal coefficients differ in size by orders of
-magnitude, which four bits under one scale cannot hold, so the basis is rotated within its span by an
-orthogonal Hadamard matrix (or a random one where r is no power of two): the span is the same, the sizes even.
+c = [K, V] D travels, r numbers per token; receivers use [K̂, V̂] = c U. D (2·d_kv × r) and U (r × 2·d_kv) are
+trained. They start from the principal directions of warm-started activations, so that D U is at first the best
+rank-r projection of them. Principal coefficients differ in size by orders of magnitude, which four bits under
+one scale cannot hold, so the basis is rotated within its span by an orthogonal Hadamard matrix (or a random one
+where r is no power of two): the span is the same, the sizes even.
+
+The idea is the joint latent of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1.2), used
+between nodes only: the own chunk stays exact unless `own_chunk = "projected"`.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from testbed.codecs.base import Codec, Encoded, Shape, Wire
-from testbed.codecs.wire import wire_format
+from testbed.codecs.bases import mixing, principal
 from testbed.config import CodecConfig
-from testbed.errors import UsageError
 
 __all__ = ["Latent"]
 
 
 class Latent(Codec):
-    """Sends `rank` numbers per token; compresses only what others see."""
+    """Sends r numbers per token."""
 
-    def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
-        super().__init__(config, kv_width, layer=layer, seed=seed)
-        if len(config.ranks) != 1 or not 0 < config.ranks[0] <= 2 * kv_width:
-            raise UsageError(f"latent takes one rank between 1 and {2 * kv_width}, given {config.ranks}")
-        (self.rank,) = config.ranks
+    token_wise = True
+    options = frozenset({"ranks", "own_chunk"})
+    own_chunks = ("exact", "projected")
+
+    def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
+        super().__init__(config, kv_width, **place)
+        (self.rank,) = self.ranks(2 * kv_width)
         self.down = nn.Parameter(torch.zeros(2 * kv_width, self.rank))
         self.up = nn.Parameter(torch.zeros(self.rank, 2 * kv_width))
 
     @torch.no_grad()
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:  # noqa: ARG002
-        second_moment = kv_NF.double().T @ kv_NF.double()
-        _, vectors = torch.linalg.eigh(second_moment)  # ascending
-        basis = vectors[:, -self.rank :].flip(-1) @ _mixing(self.rank, self.seed).to(vectors)
+        directions = principal(kv_NF, self.rank)
+        basis = directions @ mixing(self.rank, self.seed).to(directions)
         self.down.copy_(basis)
         self.up.copy_(basis.T)
 
     def wires(self, shape: Shape) -> tuple[Wire, ...]:
-        size = (shape.batch, shape.tokens, self.rank)
-        return (Wire(shape=size, format=wire_format(self.config.wire, self.config.group)),)
+        return (self.wire(shape.batch, shape.tokens, self.rank),)
 
     def encode(self, key_BTE: Tensor, value_BTE: Tensor) -> Encoded:
-        latent_BTR = torch.cat((key_BTE, value_BTE), dim=-1) @ self.down
-        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(latent_BTR,))
+        parts = (torch.cat((key_BTE, value_BTE), dim=-1) @ self.down,)
+        if self.own_chunk == "projected":
+            key_BTE, value_BTE = self.decode(parts, self.decoder_parameters())
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=parts)
 
     def decode(self, parts: tuple[Tensor, ...], decoder: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         (latent_BTR,), (up_RF,) = parts, decoder
@@ -58,14 +64,3 @@ class Latent(Codec):
 
     def decode_flops(self, tokens: int) -> float:
         return self.encode_flops(tokens)
-
-
-def _mixing(rank: int, seed: int) -> Tensor:
-    """An orthogonal (rank × rank) matrix that spreads every coordinate over all: Hadamard, or random."""
-    if rank & (rank - 1) == 0:
-        matrix = torch.ones(1, 1, dtype=torch.float64)
-        while matrix.shape[0] < rank:
-            matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-        return matrix / rank**0.5
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(rank, rank, dtype=torch.float64, generator=generator)).Q

@@ -3,120 +3,160 @@
 For Z in {K, V}: the layer is constrained to W = B U Uᵀ, so what everyone uses is Ẑ = Z U Uᵀ with Z = X B,
 and what travels is Z U (r numbers per token) and θ. The basis is U(θ) = R(θ) Ū with Ū frozen and
 
-    R(θ) = exp(θ A) ≈ I + θ A + ½ θ² A²,   so   U(θ) = Ū + θ U₁ + ½ θ² U₂,   U₁ = A Ū,  U₂ = A² Ū,
+    R(θ) = exp(Σ θ_l A_l) ≈ I + θ A + ½ θ² A²      (one generator; `testbed.codecs.rotated` for more),
 
-A a fixed random skew-symmetric matrix of spectral norm 1 that every node draws from the same seed.
+the A_l fixed random skew-symmetric matrices of spectral norm 1 that every node draws from the same seed.
 
-Where the paper leaves it open, this is what is built:
+Where the paper leaves it open, this is what is built; each is a field of `SubspaceConfig` or `CodecConfig`:
 - θ = 0.5 tanh(ψ(mean of Z) / 0.5) with a learned linear ψ that starts at zero; one θ for each of 4 sub-chunks
   of a node's chunk, taken from the *previous* sub-chunk (the first gets θ = 0), so that nothing sees its future.
+  `theta = "literal"` is the paper's own mean, of the whole chunk: with a projected own chunk it leaks.
 - Ū are the leading directions of the warm-started K (V) weights on the output side, jointly over all heads.
 - The own chunk is projected too (`own_chunk = "projected"`), as the constraint on W says.
+
+Unplugged by `fold`, W becomes Ū Ūᵀ W and θ stays 0: the function is that of θ = 0 and the bytes stay small.
+Unplugged literally, ψ and Ū are dropped: K and V travel at full width from then on, and the payload says so.
 """
+
+import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from testbed.codecs.base import Codec, Encoded, Shape, Wire
+from testbed.codecs.rotated import SUB_CHUNKS, Rotated
 from testbed.codecs.wire import wire_format
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
 __all__ = ["SUB_CHUNKS", "Rotated", "Subspace"]
 
-SUB_CHUNKS = 4
-_CLIP = 0.5
-
-
-class Rotated(nn.Module):
-    """The rotated basis of K or of V. Shape letters: S sub-chunks, t tokens of one, R rank."""
-
-    def __init__(self, width: int, rank: int, *, seed: int) -> None:
-        super().__init__()
-        self.rank = rank
-        self.seed = seed
-        self.angle = nn.Linear(width, 1, bias=False)  # ψ
-        nn.init.zeros_(self.angle.weight)
-        self.register_buffer("bases", torch.zeros(width, 3 * rank))  # [Ū | U₁ | U₂]
-
-    @torch.no_grad()
-    def start(self, weight: Tensor) -> None:
-        """Ū from `weight` (d_kv × d), U₁ and U₂ from the generator."""
-        directions = torch.linalg.svd(weight.double(), full_matrices=False).U[:, : self.rank]
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(len(weight), len(weight), dtype=torch.float64, generator=generator)
-        skew = (noise - noise.T).to(directions)
-        skew /= torch.linalg.matrix_norm(skew, ord=2)
-        rotated = skew @ directions
-        self.bases.copy_(torch.cat((directions, rotated, skew @ rotated), dim=1))
-
-    def angles(self, z_BSTE: Tensor) -> Tensor:
-        """θ (B, S): of each sub-chunk, from the one before it."""
-        previous_BSE = nn.functional.pad(z_BSTE.mean(2)[:, :-1], (0, 0, 1, 0))
-        return _CLIP * torch.tanh(self.angle(previous_BSE).squeeze(-1) / _CLIP)
-
-    def basis(self, theta_BS: Tensor) -> Tensor:
-        """U(θ) of each sub-chunk: (B, S, E, R)."""
-        plain_ER, first_ER, second_ER = self.bases.chunk(3, dim=-1)
-        theta = theta_BS[:, :, None, None]
-        return plain_ER + theta * first_ER + 0.5 * theta**2 * second_ER
-
-    def project(self, z_BSTE: Tensor, theta_BS: Tensor) -> Tensor:
-        """Z U(θ): (B, S, t, R)."""
-        return z_BSTE @ self.basis(theta_BS)
-
-    def expand(self, c_BSTR: Tensor, theta_BS: Tensor) -> Tensor:
-        """c U(θ)ᵀ: (B, S, t, E)."""
-        return c_BSTR @ self.basis(theta_BS).transpose(-1, -2)
-
 
 class Subspace(Codec):
-    """Sends r_K + r_V numbers per token, and 2 · SUB_CHUNKS angles per sequence and chunk."""
+    """Sends r_K + r_V numbers per token, and 2 · k angles per sequence and sub-chunk where they are learned."""
 
-    def __init__(self, config: CodecConfig, kv_width: int, *, layer: int, seed: int) -> None:
-        super().__init__(config, kv_width, layer=layer, seed=seed)
-        if len(config.ranks) != 2 or not all(0 < rank <= kv_width for rank in config.ranks):
-            raise UsageError(f"subspace takes two ranks, of K and of V, between 1 and {kv_width}; given {config.ranks}")
-        self.key = Rotated(kv_width, config.ranks[0], seed=seed * 1000 + 2 * layer)
-        self.value = Rotated(kv_width, config.ranks[1], seed=seed * 1000 + 2 * layer + 1)
+    options = frozenset({"ranks", "own_chunk", "subspace"})
+    own_chunks = ("projected", "exact")
+
+    def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
+        super().__init__(config, kv_width, **place)
+        ranks, heads = self.ranks(kv_width, kv_width), self._heads(config)
+        self.key, self.value = (
+            Rotated(kv_width, rank, config.subspace, heads=heads, seed=self.own_seed(which))
+            for which, rank in enumerate(ranks)
+        )
+        self.register_buffer("plug", torch.ones(1))  # 0 once unplugged; a buffer, so that checkpoints have it
+        self.register_load_state_dict_post_hook(lambda codec, _: codec._settle())  # pyrefly: ignore
+        self.unplugged = False
+        self._settle()
 
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:  # noqa: ARG002
         self.key.start(key.weight)
         self.value.start(value.weight)
 
     def wires(self, shape: Shape) -> tuple[Wire, ...]:
-        if shape.tokens % SUB_CHUNKS:
-            raise UsageError(f"subspace needs chunks of a multiple of {SUB_CHUNKS} tokens, not {shape.tokens}")
-        numbers = wire_format(self.config.wire, self.config.group)
-        sub_chunk = (shape.batch, SUB_CHUNKS, shape.tokens // SUB_CHUNKS)
-        angles = Wire(shape=(shape.batch, SUB_CHUNKS), format=wire_format("fp32", 1), channel="theta")
-        return (
-            Wire(shape=(*sub_chunk, self.key.rank), format=numbers),
-            Wire(shape=(*sub_chunk, self.value.rank), format=numbers),
-            angles,
-            angles,
+        if self._dropped:
+            full = self.wire(shape.batch, shape.tokens, self.kv_width)
+            return full, full
+        if shape.tokens % self.sub_chunks:
+            raise UsageError(f"subspace needs chunks of a multiple of {self.sub_chunks} tokens, not {shape.tokens}")
+        size = (shape.batch, self.sub_chunks, shape.tokens // self.sub_chunks)
+        numbers = (self.wire(*size, self.key.rank), self.wire(*size, self.value.rank))
+        if not self._sends_angles:
+            return numbers
+        angles = Wire(
+            shape=(shape.batch, self.sub_chunks, self.config.subspace.generators),
+            format=wire_format("fp64" if self.config.wire == "fp64" else "fp32", 1),
+            channel="theta",
         )
+        return (*numbers, angles, angles)
 
     def encode(self, key_BTE: Tensor, value_BTE: Tensor) -> Encoded:
+        if self._dropped:
+            return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE, value_BTE))
         coefficients, thetas = [], []
         for basis, z_BTE in ((self.key, key_BTE), (self.value, value_BTE)):
-            z_BSTE = z_BTE.unflatten(1, (SUB_CHUNKS, -1))
-            thetas.append(basis.angles(z_BSTE))
-            coefficients.append(basis.project(z_BSTE, thetas[-1]))
+            z_BSTE = z_BTE.unflatten(1, (self.sub_chunks, -1))
+            if self._sends_angles:
+                thetas.append(basis.angles(z_BSTE))
+            coefficients.append(z_BSTE @ self._basis(basis, thetas[-1] if thetas else None, basis.plain))
         parts = (*coefficients, *thetas)
-        if self.config.own_chunk == "projected":
-            key_BTE, value_BTE = self.decode(parts, ())
+        if self.own_chunk == "projected":
+            key_BTE, value_BTE = self.decode(parts, self.decoder_parameters())
         return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=parts)
 
-    def decode(self, parts: tuple[Tensor, ...], decoder: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        key_c, value_c, key_theta, value_theta = parts
-        return (
-            self.key.expand(key_c, key_theta).flatten(1, 2),
-            self.value.expand(value_c, value_theta).flatten(1, 2),
+    def decode(self, parts: tuple[Tensor, ...], decoder: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if self._dropped:
+            return parts[0], parts[1]
+        coefficients, thetas = parts[:2], parts[2:] or (None, None)
+        plains = decoder or (self.key.plain, self.value.plain)
+        key_BTE, value_BTE = (
+            (c_BSTR @ self._basis(basis, theta, plain).transpose(-1, -2)).flatten(1, 2)
+            for basis, c_BSTR, theta, plain in zip((self.key, self.value), coefficients, thetas, plains, strict=True)
         )
+        return key_BTE, value_BTE
+
+    def decoder_parameters(self) -> tuple[Tensor, ...]:
+        trained = self.config.subspace.basis == "trained"
+        return (self.key.trained, self.value.trained) if trained else ()
+
+    def after_update(self) -> None:
+        self.key.retract()
+        self.value.retract()
+
+    @torch.no_grad()
+    def unplug(self, key: nn.Linear, value: nn.Linear) -> None:
+        if self.config.subspace.unplug == "fold":
+            for basis, layer in ((self.key, key), (self.value, value)):
+                for tensor in (layer.weight, layer.bias):
+                    if tensor is not None:
+                        tensor.copy_(basis.plain @ (basis.plain.T @ tensor))
+        self.plug.zero_()
+        self._settle()
+
+    def monitor(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        sha = hashlib.sha256()
+        for name, basis in (("key", self.key), ("value", self.value)):
+            found |= {f"{name}_{figure}": value for figure, value in basis.figures().items()}
+            sha.update(basis.plain.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {**found, "basis_sha256": sha.hexdigest()}
 
     def encode_flops(self, tokens: int) -> float:
-        return 2.0 * tokens * self.kv_width * (self.key.rank + self.value.rank)
+        if self._dropped:
+            return 0.0
+        turned = self.sub_chunks if self._turned else 0
+        return sum(
+            2.0 * tokens * self.kv_width * basis.rank + turned * basis.flops(self.kv_width)
+            for basis in (self.key, self.value)
+        )
 
     def decode_flops(self, tokens: int) -> float:
         return self.encode_flops(tokens)
+
+    def _heads(self, config: CodecConfig) -> int:
+        """How many bases stand side by side."""
+        if config.subspace.heads == "joint":
+            return 1
+        if self.kv_heads is None:
+            raise UsageError("heads = 'per-head' needs the number of K/V heads, which was not given to the codec")
+        if any(rank % self.kv_heads for rank in config.ranks):
+            raise UsageError(f"heads = 'per-head' shares ranks evenly: {config.ranks} over {self.kv_heads} K/V heads")
+        return self.kv_heads
+
+    def _settle(self) -> None:
+        """What follows from whether the codec is unplugged."""
+        options = self.config.subspace
+        self.unplugged = not self.plug.is_meta and not self.plug.item()
+        self._dropped = self.unplugged and options.unplug == "literal"
+        self._turned = not self.unplugged and options.rotation != "none"
+        self._sends_angles = self._turned and options.rotation != "random"
+        self.sub_chunks = SUB_CHUNKS if self._turned and options.theta == "causal" else 1
+        self.token_wise = not self._turned
+
+    def _basis(self, basis: Rotated, theta_BSK: Tensor | None, plain: Tensor) -> Tensor:
+        """U of each sub-chunk (B, S, E, R), or the one of all (E, R)."""
+        if not self._turned:
+            return plain
+        return basis.basis(basis.drawn[None] if theta_BSK is None else theta_BSK)

@@ -6,7 +6,7 @@ that is the nodes that are emulated, live in `testbed.targets`.
 """
 
 from testbed.config.arm import STANDARD_ARMS, Arm
-from testbed.config.codec import CodecConfig
+from testbed.config.codec import CodecConfig, SubspaceConfig
 from testbed.config.model import Model
 from testbed.config.preset import Preset
 from testbed.config.tree import EXPERIMENTS, SCHEMA_VERSION, STRICT, at_least, load_toml, names_in, parse, to_json
@@ -20,6 +20,7 @@ __all__ = [
     "CodecConfig",
     "Model",
     "Preset",
+    "SubspaceConfig",
     "at_least",
     "load_toml",
     "names_in",
