@@ -99,6 +99,54 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPrepare:
+    """Turn texts into a corpus of token ids: testbed data prepare fineweb --tokens 100M; testbed data prepare texts/
+
+    Killed at any time, it goes on where it was when the same is typed again.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], flag("NAME|PATH")]
+    """fineweb, c4, bookcorpus, pg19, stdlib; a text, .jsonl or .parquet file, a folder of them; a .toml of a set."""
+    tokens: Annotated[str, flag("COUNT")] = "100M"
+    """At least so many (20k, 100M, 1.5B), or all there are."""
+    tokenizer: Annotated[str | None, flag("NAME|PATH")] = None
+    """bytes, gpt2, bpe (trained on these texts), or a tokenizer's files; unless given, gpt2 for sets, else bytes."""
+    vocabulary: Annotated[int | None, flag("N")] = None
+    """Token ids of a bpe (4096 unless given)."""
+    out: Annotated[str | None, flag("DIR")] = None
+    """The folder to make; corpora/NAME-TOKENIZER unless given."""
+    column: Annotated[str | None, flag("NAME")] = None
+    """Where the text is in JSONL, parquet and sets; text unless given."""
+    document: Literal["file", "paragraph"] = "file"
+    """What one document of a text file is: all of it, or what stands between empty lines."""
+    json: bool = False
+    """Print the description as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShow:
+    """What a prepared corpus holds, after every checksum has been verified."""
+
+    folder: Annotated[tyro.conf.Positional[str], flag("DIR")]
+    """The folder, or its name in corpora/."""
+    json: bool = False
+    """Print it as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand:
+    """Prepare corpora, or look at them: testbed data prepare NAME; testbed data show DIR"""
+
+    what: Annotated[
+        Union[  # noqa: UP007 (as below)
+            Annotated[DataPrepare, tyro.conf.subcommand("prepare")],
+            Annotated[DataShow, tyro.conf.subcommand("show")],
+        ],
+        tyro.conf.arg(name=""),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """What this machine can do, and what to change where it cannot; exit status 1 if a run could not be."""
 
@@ -127,6 +175,7 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Verify, tyro.conf.subcommand("verify")],
     Annotated[Exec, tyro.conf.subcommand("exec")],
     Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[DataCommand, tyro.conf.subcommand("data")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Runs, tyro.conf.subcommand("runs")],
     Annotated[Clean, tyro.conf.subcommand("clean")],
@@ -293,6 +342,15 @@ def _train(command: Train, _: list[str]) -> int:
     return train(command.arm, command.preset, command.seed, command.steps, command.transport)
 
 
+def _data(command: DataCommand, _: list[str]) -> int:
+    from testbed.data.commands import prepare_corpus, show_corpus
+
+    if isinstance(command.what, DataShow):
+        return show_corpus(command.what.folder, as_json=command.what.json)
+    asked = asdict(command.what)
+    return prepare_corpus(as_json=asked.pop("json"), **asked)
+
+
 def _doctor(command: Doctor, _: list[str]) -> int:
     from emulation.doctor import probe
     from testbed.runs.directory import RUNS
@@ -329,6 +387,7 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Verify: _verify,
     Exec: _exec,
     Train: _train,
+    DataCommand: _data,
     Doctor: _doctor,
     Runs: _runs,
     Clean: _clean,

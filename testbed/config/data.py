@@ -39,7 +39,7 @@ class Data:
     __pydantic_config__ = STRICT
 
     task: Literal["recall", "mqar", "text"] = "recall"
-    """recall: text with facts that are asked for later; mqar: key-value pairs, then queries, no text; text: text alone."""
+    """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; text: text alone."""
     corpus: str = STDLIB
     """stdlib (the interpreter's standard library, as bytes), or a folder that `testbed data prepare` has made."""
     tokenizer: str | None = None
