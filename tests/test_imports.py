@@ -22,7 +22,7 @@ FORBIDDEN = {
     "testbed/data": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis", "testbed.trainer", "torch"},
     "testbed/collector": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis", "testbed.trainer", "torch"},
     "testbed/analysis": {"emulation", "testbed.runs", "testbed.cli", "torch"},
-    "testbed/trainer.py": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis"},
+    "testbed/trainer": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis"},
     "testbed/model.py": {"emulation", "testbed.runs", "testbed.parallel", "testbed.trainer"},
     "testbed/config": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
     "testbed/targets.py": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},

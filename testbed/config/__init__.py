@@ -5,7 +5,7 @@ K and V; an `Arm` which exchange, codec and synchronisation a trainer uses and o
 that is the nodes that are emulated, live in `testbed.targets`.
 """
 
-from testbed.config.arm import STANDARD_ARMS, Arm
+from testbed.config.arm import STANDARD_ARMS, Arm, WeightSync
 from testbed.config.codec import CodecConfig, SubspaceConfig
 from testbed.config.model import Model
 from testbed.config.preset import Preset
@@ -20,6 +20,7 @@ __all__ = [
     "CodecConfig",
     "Model",
     "Preset",
+    "WeightSync",
     "SubspaceConfig",
     "at_least",
     "load_toml",

@@ -1,12 +1,38 @@
-"""One trainer in a comparison: exchange, codec, synchronisation, link."""
+"""One trainer in a comparison: exchange, codec, synchronisation, link; and the arms that have a name."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from testbed.config.codec import CodecConfig
-from testbed.config.tree import STRICT
+from testbed.config.tree import STRICT, at_least
+from testbed.errors import UsageError
 
-__all__ = ["STANDARD_ARMS", "Arm"]
+__all__ = ["STANDARD_ARMS", "Arm", "ExchangeName", "LayoutName", "WeightSync"]
+
+ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local"]
+LayoutName = Literal["contiguous", "zigzag"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSync:
+    """How gradients or weights travel between ranks, whenever they do."""
+
+    __pydantic_config__ = STRICT
+
+    wire: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How numbers are written; averaged weights as differences to what all ranks last agreed on."""
+    scope: Literal["all", "attention"] = "all"
+    """attention: only attention's projections (and the codec) are averaged; the rest of the replicas drift apart."""
+    outer_momentum: float = 0.0
+    """Above 0, what all ranks moved since they last agreed is a gradient for Nesterov momentum (DiLoCo, arXiv
+    2311.08105, where it is 0.9)."""
+    outer_learning_rate: float = 1.0
+    """Of that outer step; 1 without momentum is plain averaging (DiLoCo: 0.7)."""
+
+    def __post_init__(self) -> None:
+        at_least(0, outer_momentum=self.outer_momentum, outer_learning_rate=self.outer_learning_rate)
+        if self.outer_momentum >= 1:
+            raise UsageError(f"outer_momentum = {self.outer_momentum}: it must be below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +42,34 @@ class Arm:
     __pydantic_config__ = STRICT
 
     name: str
-    exchange: Literal["all-gather", "local"]
+    exchange: ExchangeName
+    """How K and V reach the other ranks; `local` is no exchange at all."""
+    layout: LayoutName = "contiguous"
+    """Which tokens of a sequence each rank holds."""
+    overlap: bool = True
+    """Whether the exchange travels while the rank computes, or computing waits for it."""
+    interleave: bool = False
+    """Two halves of the batch in turns, so that one's exchange is hidden behind the other's computation."""
+    split: Literal["sequence", "batch"] = "sequence"
+    """What the ranks share out: every sequence (context parallelism), or the batch: whole sequences, no exchange."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     sync: Literal["gradients", "average"]
     """All-reduce the gradients every step, or average the weights every `sync_every` steps."""
+    weights: WeightSync = field(default_factory=WeightSync)
+    """How gradients or weights travel."""
     link: Literal["fast", "bw"]
     """`fast` is the cluster's link (100gbit), `bw` the link under test."""
+
+    def __post_init__(self) -> None:
+        if self.split == "batch" and self.exchange != "local":
+            raise UsageError(
+                f"arm '{self.name}': whole sequences need no exchange; with split = 'batch' type exchange = 'local'"
+            )
+        if self.sync == "gradients" and (self.weights.scope != "all" or self.weights.outer_momentum):
+            raise UsageError(
+                f"arm '{self.name}': scope and outer_momentum are of averaged weights; leave them out where "
+                "sync = 'gradients'"
+            )
 
 
 STANDARD_ARMS = ("centralised", "decentralised", "subspace", "latent", "control")

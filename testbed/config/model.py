@@ -26,6 +26,9 @@ class Model:
     ffn: int
     """Inner width of the SwiGLU."""
     rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = False
+    """Whether the output uses the embedding's weights."""
 
     def __post_init__(self) -> None:
         at_least(1, vocabulary=self.vocabulary, width=self.width, layers=self.layers, heads=self.heads)
@@ -44,3 +47,11 @@ class Model:
     def kv_width(self) -> int:
         """d_kv, the width of K (or V) over all its heads."""
         return self.kv_heads * self.head_width
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers: embeddings, layers, norms."""
+        attention = 2 * self.width * self.width + 2 * self.width * self.kv_width
+        layer = attention + 3 * self.width * self.ffn + 2 * self.width
+        embeddings = self.vocabulary * self.width * (1 if self.tied else 2)
+        return embeddings + self.layers * layer + self.width

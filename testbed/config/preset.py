@@ -1,7 +1,8 @@
 """What is trained: model, data, optimiser, steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from testbed.config.data import Data
 from testbed.config.model import Model
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
@@ -16,6 +17,7 @@ class Preset:
     __pydantic_config__ = STRICT
 
     model: Model
+    data: Data = field(default_factory=Data)
     context: int
     """Tokens in a sequence."""
     batch: int
@@ -39,6 +41,14 @@ class Preset:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
+    """Into how many parts a step's sequences are cut, one after the other, before the update."""
+    document_mask: bool = False
+    """Whether a token sees its own document only."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them; exchanges are never repeated."""
+    compile: bool = False
+    """torch.compile the layers' projections and feed-forward."""
     validation_sequences: int = 96
     validation_every: int = 50
     """Steps between two validations; a multiple of `sync_every`, for weights differ in between."""
@@ -47,12 +57,15 @@ class Preset:
         at_least(1, context=self.context, batch=self.batch, warm_steps=self.warm_steps, steps=self.steps)
         at_least(1, sync_every=self.sync_every, task_chunks=self.task_chunks, latent_rank=self.latent_rank)
         at_least(1, learning_rate_warmup=self.learning_rate_warmup, validation_every=self.validation_every)
+        at_least(1, accumulate=self.accumulate)
         at_least(8, validation_sequences=self.validation_sequences)
         at_least(0, learning_rate=self.learning_rate, learning_rate_floor=self.learning_rate_floor)
         at_least(0, weight_decay=self.weight_decay, clip=self.clip)
         at_least(1, **dict(zip(("subspace_ranks (K)", "subspace_ranks (V)"), self.subspace_ranks, strict=True)))
         if self.context % self.task_chunks:
             raise UsageError(f"context = {self.context} must be a multiple of task_chunks = {self.task_chunks}")
+        if self.batch % self.accumulate:
+            raise UsageError(f"batch = {self.batch} sequences cannot be cut into accumulate = {self.accumulate} parts")
         if self.validation_every % self.sync_every:
             raise UsageError(
                 f"validation_every = {self.validation_every} must be a multiple of sync_every = {self.sync_every}: "

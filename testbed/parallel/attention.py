@@ -8,6 +8,9 @@ denominator, both over this block alone. Two blocks merge by
 (Milakov & Gimelshein 2018, arXiv 1805.02867; Liu et al. 2023, arXiv 2310.01889). The same identity gives the
 backward pass: with the merged out and lse, each block's gradients come out right on their own.
 
+A mask is True (causal, T = S, the i-th query at the i-th key), False (every key is seen), or a (B, 1, T, S) tensor
+that is added to the scores: 0 where a key is seen, −∞ where not.
+
 Shape letters: B sequences, H query heads, G key/value heads, T queries, S keys, D head width.
 """
 
@@ -16,7 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["block_attention", "block_attention_backward", "merge", "rotary_tables", "rotate", "split_heads"]
+__all__ = ["Mask", "block_attention", "block_attention_backward", "merge", "rotary_tables", "rotate", "split_heads"]
+
+Mask = bool | Tensor
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -27,10 +32,10 @@ def split_heads(x_BTE: Tensor, head_width: int) -> Tensor:
     return x_BTE.unflatten(-1, (-1, head_width)).transpose(1, 2)
 
 
-def rotary_tables(start: int, tokens: int, head_width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, (tokens, D), of the absolute positions start … start + tokens (Su et al. 2021, half-split)."""
+def rotary_tables(positions: Tensor, head_width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, (tokens, D), of absolute `positions` (Su et al. 2021, arXiv 2104.09864, half-split)."""
     frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    angle = torch.outer(torch.arange(start, start + tokens, dtype=torch.float64), frequency).repeat(1, 2)
+    angle = torch.outer(positions.double().cpu(), frequency).repeat(1, 2)
     return angle.cos().to(like), angle.sin().to(like)
 
 
@@ -41,34 +46,45 @@ def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return x_BHTD * cos_TD + torch.cat((-second, first), dim=-1) * sin_TD
 
 
-def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """(out_BHTD, lse_BHT) of these queries over this block of keys; `causal` takes T = S."""
+def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    """(out_BHTD, lse_BHT) of these queries over this block of keys; (0, −∞) where a query sees nothing of it."""
     if q_BHTD.device.type == "cpu":
-        return _flash(q_BHTD, k_BGSD, v_BGSD, 0.0, causal)
-    scores = _scores(q_BHTD, k_BGSD, causal=causal)
+        additive = None if isinstance(mask, bool) else mask
+        out, lse = _flash(q_BHTD, k_BGSD, v_BGSD, 0.0, mask is True, attn_mask=additive)
+        if additive is not None:  # the kernel answers (0, 0) there, which would count as a key of score 0
+            lse = lse.masked_fill((additive == -torch.inf).all(-1), -torch.inf)
+        return out, lse
+    scores = _scores(q_BHTD, k_BGSD, mask)
     lse = torch.logsumexp(scores, dim=-1)
     group = q_BHTD.shape[1] // v_BGSD.shape[1]
-    return (scores - lse.unsqueeze(-1)).exp() @ v_BGSD.repeat_interleave(group, 1), lse
+    return _weights(scores, lse) @ v_BGSD.repeat_interleave(group, 1), lse
 
 
-def _scores(q_BHTD: Tensor, k_BGSD: Tensor, *, causal: bool) -> Tensor:
+def _scores(q_BHTD: Tensor, k_BGSD: Tensor, mask: Mask) -> Tensor:
     group = q_BHTD.shape[1] // k_BGSD.shape[1]
     scores = q_BHTD @ k_BGSD.repeat_interleave(group, 1).transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
-    if causal:
+    if isinstance(mask, Tensor):
+        return scores + mask
+    if mask:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
     return scores
 
 
+def _weights(scores: Tensor, lse: Tensor) -> Tensor:
+    return (scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)).exp()
+
+
 def block_attention_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) of this block, given the merged `out` and `lse` of all blocks."""
     if q.device.type == "cpu":
-        return _flash_backward(d_out, q, k, v, out, lse, 0.0, causal)
+        additive = None if isinstance(mask, bool) else mask
+        return _flash_backward(d_out, q, k, v, out, lse, 0.0, mask is True, attn_mask=additive)
     heads = k.shape[1]
     group = q.shape[1] // heads
-    weights = (_scores(q, k, causal=causal) - lse.unsqueeze(-1)).exp()
+    weights = _weights(_scores(q, k, mask), lse)
     d_weights = d_out @ v.repeat_interleave(group, 1).transpose(-1, -2)
     d_scores = weights * (d_weights - (d_out * out).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
     dq = d_scores @ k.repeat_interleave(group, 1)
@@ -81,5 +97,6 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     """The result over both blocks; see the head of this module."""
     (out_1, lse_1), (out_2, lse_2) = first, second
     lse = torch.logaddexp(lse_1, lse_2)
-    out = out_1 * (lse_1 - lse).exp().unsqueeze(-1) + out_2 * (lse_2 - lse).exp().unsqueeze(-1)
+    base = lse.masked_fill(lse == -torch.inf, 0.0)  # neither block seen: both weights are exp(−∞) = 0
+    out = out_1 * (lse_1 - base).exp().unsqueeze(-1) + out_2 * (lse_2 - base).exp().unsqueeze(-1)
     return out, lse

@@ -35,9 +35,7 @@ class Distributed:
         assert ballast == 0, "only emulated nodes carry ballast"
         self.sent.update(channels)
         due = [None if m is None else m.numel() for m in outgoing] if incoming is None else incoming
-        received = [
-            None if size is None else torch.empty(size, dtype=torch.uint8, device=self.device) for size in due
-        ]
+        received = [None if size is None else torch.empty(size, dtype=torch.uint8, device=self.device) for size in due]
         operations = [
             dist.P2POp(dist.irecv, inbox, group=self._group, group_peer=other)
             for other, inbox in enumerate(received)
@@ -51,7 +49,7 @@ class Distributed:
 
     def lane(self) -> "Distributed":
         """A process group of its own."""
-        return Distributed(self.device, group=dist.new_group())
+        return Distributed(self.device, group=dist.new_group())  # pyrefly: ignore
 
     def overlap(self, wanted: bool) -> None:
         """Transfers always run beside the computation here."""

@@ -144,6 +144,8 @@ class PumpThread(Pump):
             self._raise()
 
     def close(self) -> None:
+        if self._bell.fileno() < 0:
+            return
         self._closing = True
         self._bell.send(b"!")
         self._thread.join()

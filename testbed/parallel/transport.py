@@ -56,7 +56,9 @@ class Transport(Protocol):
 
     rank: int
     world: int
-    sent: Counter[str]
+
+    @property
+    def sent(self) -> Counter[str]: ...
 
     def exchange(
         self,
@@ -77,6 +79,10 @@ class Transport(Protocol):
         """A second set of connections to the same ranks, for traffic that must not queue behind exchanges."""
         ...
 
+    def overlap(self, wanted: bool) -> None:
+        """Whether bytes move while the caller computes."""
+        ...
+
     def close(self) -> None:
         """Leave the others."""
         ...
@@ -89,8 +95,9 @@ class Sockets:
         self.rank = rank
         self.world = len(peers) + 1
         self.peers = peers
-        self.sent: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
         self._number = 0
+        self._lane: Sockets | None = None
         self.pump: Pump = Pump()
         self._ballast = _ballast_file()
         for connection in peers.values():
@@ -135,10 +142,11 @@ class Sockets:
         sizes = [None if message is None else message.numel() for message in outgoing]
         messages = sum(size is not None for size in sizes)
         payload = sum(size or 0 for size in sizes)
-        assert sizes[self.rank] is None and sum(channels.values()) == payload, (channels, sizes)
-        self.sent.update(channels)
-        self.sent["ballast"] += ballast * messages
-        self.sent["other"] += HEAD_BYTES * messages
+        assert sizes[self.rank] is None
+        assert sum(channels.values()) == payload, (channels, sizes)
+        self._sent.update(channels)
+        self._sent["ballast"] += ballast * messages
+        self._sent["other"] += HEAD_BYTES * messages
         self._number += 1
         ticket = _SocketTicket(self)
         for other, connection in self.peers.items():
@@ -146,15 +154,27 @@ class Sockets:
             flow = _Flow(self.rank, other, connection, self._ballast, ballast)
             if (message := outgoing[other]) is not None:
                 head = _HEAD.pack(_MAGIC, self._number, message.numel(), ballast)
-                flow.carry(head, memoryview(message.cpu().contiguous().numpy()))
+                flow.carry(head, memoryview(message.cpu().contiguous().numpy()))  # pyrefly: ignore
             if due is not None:
                 flow.expect(_HEAD.pack(_MAGIC, self._number, due, ballast), due)
             ticket.flows[other] = flow
         self.pump.take(ticket)
         return ticket
 
+    @property
+    def sent(self) -> Counter[str]:
+        """Bytes handed over by channel, its lane's too."""
+        return self._sent + self._lane.sent if self._lane else Counter(self._sent)
+
+    @property
+    def connections(self) -> list[socket.socket]:
+        """All of them, its lane's too."""
+        return [*self.peers.values(), *(self._lane.connections if self._lane else ())]
+
     def lane(self) -> "Sockets":
-        """Connections of their own to the same ranks, at free ports beside the first ones'. Collective."""
+        """Connections of their own to the same ranks, at free ports beside the first ones'. Collective, once."""
+        if self._lane is not None:
+            return self._lane
         own = next(iter(self.peers.values())).getsockname()[0] if self.peers else "127.0.0.1"
         listener = socket.create_server((own, 0), backlog=self.world)
         port = torch.tensor([listener.getsockname()[1]]).view(torch.uint8)
@@ -165,7 +185,8 @@ class Sockets:
         for other, message in enumerate(ports):
             if message is not None:
                 addresses[other] = (self.peers[other].getpeername()[0], int(message.view(torch.int64)))
-        return Sockets.connect(self.rank, addresses, listener=listener)
+        self._lane = Sockets.connect(self.rank, addresses, listener=listener)
+        return self._lane
 
     def overlap(self, wanted: bool) -> None:
         """Whether a thread of its own moves the bytes while the caller computes, or the caller while it waits.
@@ -178,6 +199,8 @@ class Sockets:
 
     def close(self) -> None:
         """End every connection; the peers see it as a rank that has gone. A second time does nothing."""
+        if self._lane is not None:
+            self._lane.close()
         self.pump.close()
         for connection in self.peers.values():
             connection.close()

@@ -32,8 +32,7 @@ from testbed.collector.ledger import (
 from testbed.collector.metrics import MetricsFile, system_sample
 from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
-from testbed.data.corpus import standard_library
-from testbed.data.recall import RecallMix
+from testbed.data.source import Source, open_source
 from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
@@ -70,7 +69,7 @@ class Rank:
         self.fidelity = Fidelity(DelayCounter(counter.get("delays")).read)
         self.segment_bytes = counter["mtu"] - TCP_IP_HEADER_BYTES
         self.preset: Preset
-        self.mix: RecallMix
+        self.mix: Source
         self.seed = 0
         self.warm: WarmStart | None = None
         self.trainer: Trainer
@@ -85,9 +84,8 @@ class Rank:
     def prepare(self, preset: dict[str, Any], seed: int) -> dict[str, Any]:
         """Read the data."""
         self.preset, self.seed = parse(Preset, preset, "preset"), seed
-        corpus = standard_library()
-        self.mix = RecallMix(corpus.train, corpus.validation, seed=seed, chunks=self.preset.task_chunks)
-        return {"corpus_sha256": corpus.sha256}
+        self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks)
+        return {"corpus_sha256": self.mix.sha256}
 
     def warm_up(self, folder: str) -> dict[str, Any]:
         """The warm start that all arms share; rank 0 keeps its weights on disk."""
@@ -177,6 +175,7 @@ class Rank:
             self.metrics = None
             trace.write(self.folder / "trace" / f"rank{self.rank}.json")
             trace.events.clear()
+            self.trainer.close()
         return {"ledger": self.ledger}
 
     # -- what they share
@@ -219,10 +218,10 @@ class Rank:
 
     def _meter(self) -> "_Meter":
         """What stands on every counter, once all that was sent has arrived."""
-        settle(self.transport.peers.values())
+        settle(self.transport.connections)
         return _Meter(
             sent=Counter(self.transport.sent),
-            sockets=socket_bytes(self.transport.peers.values()),
+            sockets=socket_bytes(self.transport.connections),
             wire=self.wire.read(),
             pulse=self.fidelity.read(),
             at_seconds=time.perf_counter(),

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 
 from testbed.config import STANDARD_ARMS, Preset, load_toml
-from testbed.data.corpus import standard_library
-from testbed.data.recall import RecallMix
+from testbed.data.source import open_source
 from testbed.errors import UsageError
 from testbed.parallel.distributed import Distributed
 from testbed.parallel.transport import Sockets, Transport
@@ -32,8 +31,7 @@ def train(arm: str, preset: str, seed: int, steps: int | None, transport: Litera
         raise UsageError(f"'{arm}' is no arm; known are {', '.join(STANDARD_ARMS)}")
     chosen = load_toml(Preset, "presets", preset)
     device = _device()
-    corpus = standard_library()
-    mix = RecallMix(corpus.train, corpus.validation, seed=seed, chunks=chosen.task_chunks)
+    mix = open_source(chosen.data, seed=seed, chunks=chosen.task_chunks)
     link = _sockets() if transport == "sockets" else _distributed(device)
     if chosen.context % link.world:
         raise UsageError(f"{link.world} ranks cannot share {chosen.context} tokens evenly")

@@ -8,8 +8,8 @@ from testbed.codecs import Shape, make_codec
 from testbed.codecs.subspace import Rotated
 from testbed.config import CodecConfig, Model
 from testbed.model import Decoder
-from testbed.parallel import exchange as exchange_module
-from testbed.parallel.exchange import AllGather, InProcess, Local
+from testbed.parallel.exchanges import AllGather, Alone, InProcess, Local
+from testbed.parallel.exchanges import all_gather as all_gather_module
 from testbed.parallel.sync import all_reduce, flatten
 from tests.ranks import run_ranks
 
@@ -124,13 +124,13 @@ def test_the_comparison_notices_gradients_that_are_not_returned(monkeypatch):
     """Negative control: without the way back of dK and dV the check above fails by orders of magnitude."""
     config, codec = model_config(), CodecConfig(wire="fp64")
     _, gradients = one_device(config, codec, torch.float64, nodes=1)
-    real = exchange_module._Call.receive
+    real = all_gather_module._Call.receive
 
-    def deaf(self, direction, ticket):
-        messages = real(self, direction, ticket)
-        return messages if direction == "forward" else [m if m is None else torch.zeros_like(m) for m in messages]
+    def deaf(self):
+        messages = real(self)
+        return messages if self.direction == "forward" else [m if m is None else torch.zeros_like(m) for m in messages]
 
-    monkeypatch.setattr(exchange_module._Call, "receive", deaf)
+    monkeypatch.setattr(all_gather_module._Call, "receive", deaf)
     _, ranks_gradients, _ = many_ranks(config, codec, torch.float64, 4)
     assert worst(ranks_gradients, gradients) > 1e-3
 
@@ -161,7 +161,7 @@ def test_local_sees_only_its_own_chunk():
     whole = decoder(data, InProcess(config, None, nodes=world))
     chunk = CONTEXT // world
     for rank in range(world):
-        own = decoder(data[:, rank * chunk : (rank + 1) * chunk], Local(config, rank=rank))
+        own = decoder(data[:, rank * chunk : (rank + 1) * chunk], Local(config, transport=Alone(rank, world)))
         assert torch.allclose(own, whole[:, rank * chunk : (rank + 1) * chunk], atol=2e-5)
 
 

@@ -1,0 +1,8 @@
+"""The training loop of one rank, the warm start before it, and what is kept between runs."""
+
+from testbed.trainer.loop import StepResult, Trainer
+from testbed.trainer.numbers import agree, digest, learning_rate
+from testbed.trainer.validation import Validation
+from testbed.trainer.warm import WarmStart, warm_start
+
+__all__ = ["StepResult", "Trainer", "Validation", "WarmStart", "agree", "digest", "learning_rate", "warm_start"]

@@ -1,0 +1,366 @@
+"""The training loop of one rank.
+
+It knows its rank, a transport to the others, and an arm: which exchange, codec and synchronisation. It runs the
+same way inside an emulated network and under torchrun on real machines:
+
+    torchrun --nproc-per-node 4 -m testbed.trainer --arm latent
+
+Every arm of a comparison starts from the same `WarmStart`: weights, optimiser moments and the activations from
+which codecs choose their starting state.
+"""
+
+import math
+import resource
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from testbed.codecs import make_codec
+from testbed.collector.trace import current as trace
+from testbed.collector.trace import span
+from testbed.config import Arm, Preset
+from testbed.data.batch import Batch
+from testbed.data.source import Source
+from testbed.errors import RunFailed, UsageError
+from testbed.model import Decoder
+from testbed.pace import Pace
+from testbed.parallel.exchanges import Exchange, InProcess, Unpaced, make_exchange
+from testbed.parallel.layout import Layout
+from testbed.parallel.sync import all_reduce, flatten, unflatten
+from testbed.parallel.transport import HEAD_BYTES, Transport
+from testbed.trainer.numbers import agree, digest, learning_rate
+from testbed.trainer.validation import Validation, add_validation
+from testbed.trainer.warm import WarmStart
+from testbed.trainer.weights import Weights
+
+__all__ = ["StepResult", "Trainer"]
+
+FIRST_BATCH = 1_000_000
+"""Of the context-parallel steps: no sequence of the warm start comes again."""
+_VALIDATION_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One step of one rank."""
+
+    loss_sum: float
+    """Over this rank's counted tokens, in nats."""
+    tokens: int
+    """This rank's counted tokens."""
+    step_seconds: float
+    """Without synchronisation."""
+    sync_seconds: float
+    compute_cpu_seconds: float
+    exchange_seconds: float
+    """Exposed wait; of a paced step, the whole of its exchanges."""
+    exchange_total_seconds: float
+    """From posting to arrival, hidden behind computation or not, summed over exchanges."""
+    gradient_norm: float
+    peak_memory_bytes: int
+    """Of the process so far, or of the device."""
+    overruns: tuple[str, ...]
+
+
+class Trainer:
+    """One arm on one rank."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        arm: Arm,
+        mix: Source,
+        transport: Transport,
+        *,
+        seed: int,
+        warm: WarmStart | None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.preset, self.arm, self.mix, self.transport = preset, arm, mix, transport
+        self.device = device or torch.device("cpu")
+        self.seed = seed
+        self.rank, self.world = transport.rank, transport.world
+        self.index = 0
+        """Context-parallel steps done."""
+        self.pace: Pace | None = None
+        self.layout = Layout(arm.layout, self.world)
+        self.model = Decoder(preset.model, seed=seed).to(self.device)
+        self.model.recompute = preset.recompute
+        layers = preset.model.layers if arm.exchange != "local" else 0
+        self.codecs = nn.ModuleList(
+            make_codec(
+                arm.codec,
+                preset.model.kv_width,
+                layer=layer,
+                seed=seed,
+                kv_heads=preset.model.kv_heads,
+                final=layer == layers - 1,
+            )
+            for layer in range(layers)
+        ).to(self.device)
+        self.named: dict[str, Tensor] = {
+            **dict(self.model.named_parameters()),
+            **{f"codecs.{name}": value for name, value in self.codecs.named_parameters()},
+        }
+        self.parameters: list[Tensor] = list(self.named.values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=preset.learning_rate,
+            betas=preset.betas,
+            weight_decay=preset.weight_decay,
+            fused=True,
+        )
+        if warm is not None:
+            self._begin_at(warm)
+        self.exchange = self._exchange()
+        transport.overlap(arm.overlap and self.world > 1)
+        self.weights = Weights(self.named, arm, transport)
+        if preset.compile:
+            for layer in self.model.layers:
+                layer.project = torch.compile(layer.project)  # pyrefly: ignore
+                layer.feed_forward = torch.compile(layer.feed_forward)  # pyrefly: ignore
+        agree(digest([*self.named.values(), *self.codecs.buffers()]), transport, "starting weights")
+
+    def _exchange(self) -> Exchange:
+        """The arm's exchange; refuses what cannot be shared out among so many ranks."""
+        preset, parts = self.preset, self.preset.accumulate * (2 if self.arm.interleave else 1)
+        shared = self.world if self.arm.split == "batch" else 1
+        if preset.batch % (shared * parts):
+            raise UsageError(
+                f"a batch of {preset.batch} sequences cannot be shared out for arm '{self.arm.name}': it takes a "
+                f"multiple of {shared * parts} (ranks of split = 'batch', accumulate, 2 to interleave)"
+            )
+        if self.arm.split == "sequence":
+            self.layout.check(preset.context)
+            return make_exchange(self.arm, preset.model, list(self.codecs), self.transport)  # pyrefly: ignore
+        return make_exchange(self.arm, preset.model, [], None)
+
+    def _begin_at(self, warm: WarmStart) -> None:
+        self.model.load_state_dict(warm.weights)
+        for name, moments in warm.moments.items():
+            self.optimizer.state[self.named[name]] = {key: value.clone() for key, value in moments.items()}
+        for layer, codec in enumerate(self.codecs):
+            block = self.model.layers[layer]
+            codec.start(block.key, block.value, warm.activations[layer])  # pyrefly: ignore
+        if self.codecs and self.world > 1:  # rank 0's start for all: another machine's SVD may differ in a bit
+            state = [*self.codecs.parameters(), *self.codecs.buffers()]
+            if state:
+                numbers = flatten(state) if self.rank == 0 else torch.zeros_like(flatten(state))
+                unflatten(all_reduce(numbers, self.transport, channel="other"), state)
+
+    def set_pace(self, pace: Pace | None) -> None:
+        """Hold the following steps to a target, or to none."""
+        self.pace = pace
+        self.exchange.pacer = pace or Unpaced()
+        self.transport.overlap(self.arm.overlap and self.world > 1 and pace is None)
+
+    def step(self) -> StepResult:
+        """One step: forward, backward, gradients together if the arm says so, update."""
+        trace.take()
+        started, cpu_started = time.perf_counter(), time.process_time()
+        if self.pace:
+            self.pace.begin()
+        early = self.arm.sync == "gradients" and self.pace is None and self.weights.overlapped
+        with span("compute"):
+            batch = self._batch()
+            rows, columns = self._share(batch)
+            loss_sum, tokens = self.learn_from(batch, rows, columns, sum_early=early)
+        sync_seconds = self.sync_gradients(begun=early) if self.arm.sync == "gradients" else 0.0
+        with span("update"):
+            norm = self.update(self.preset.warm_steps + self.index)
+        if self.pace:
+            self.pace.shift(sync_seconds)
+            self.pace.end()
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        self.index += 1
+        return StepResult(
+            loss_sum=loss_sum,
+            tokens=tokens,
+            step_seconds=seconds - sync_seconds,
+            sync_seconds=sync_seconds,
+            compute_cpu_seconds=cpu_seconds,
+            exchange_seconds=self.pace.exchange_seconds if self.pace else trace.seconds.get("exchange", 0.0),
+            exchange_total_seconds=trace.seconds.get("exchange_total", 0.0),
+            gradient_norm=norm,
+            peak_memory_bytes=self._peak_memory(),
+            overruns=tuple(self.pace.overruns) if self.pace else (),
+        )
+
+    def _batch(self) -> Batch:
+        return self.mix.batch("train", self.index + FIRST_BATCH, self.preset.batch, self.preset.context)
+
+    def _share(self, batch: Batch) -> tuple[slice, np.ndarray | slice]:
+        """This rank's rows and columns of the batch."""
+        sequences, context = batch.tokens.shape
+        if self.arm.split == "batch":
+            each = sequences // self.world
+            return slice(self.rank * each, (self.rank + 1) * each), slice(None)
+        return slice(None), self.layout.positions(self.rank, context).numpy()
+
+    def learn_from(
+        self, batch: Batch, rows: slice, columns: np.ndarray | slice, *, sum_early: bool = False
+    ) -> tuple[float, int]:
+        """Gradients of the loss over all ranks' tokens, as far as this rank contributes to it: (loss sum, tokens).
+
+        `sum_early`: they are summed over ranks while the last part's backward pass goes on.
+        """
+        arrays = [array[rows][:, columns] for array in (batch.tokens, batch.labels, batch.counted)]
+        inputs, labels, kept = (torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in arrays)
+        documents = torch.from_numpy(batch.documents[rows].astype(np.int64)) if self.preset.document_mask else None
+        # Under averaging each rank's gradient stands for the whole batch: scaled to it, so that clipping is the same.
+        scale = (self.world if self.arm.sync == "average" else 1) / int(batch.counted.sum())
+        turns = 2 if self.arm.interleave else 1
+        size = len(inputs) // (self.preset.accumulate * turns)
+        parts = [slice(i * size, (i + 1) * size) for i in range(self.preset.accumulate * turns)]
+        total = 0.0
+        for first in range(0, len(parts), turns):
+            if sum_early and first + turns >= len(parts):
+                self.weights.begin()
+            total += self._backward(inputs, labels, kept, documents, parts[first : first + turns], scale)
+        if not math.isfinite(total):
+            raise RunFailed(f"step {self.index}: the loss on rank {self.rank} is {total}; the run ends here")
+        return total, int(kept.sum())
+
+    def _backward(
+        self, inputs: Tensor, labels: Tensor, kept: Tensor, documents: Tensor | None, parts: list[slice], scale: float
+    ) -> float:
+        """Of parts of the batch that take turns: their loss sum."""
+        exchanges = [self.exchange.on(None if documents is None else documents[part]) for part in parts]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model.interleaved([inputs[part] for part in parts], exchanges)
+        losses = [
+            F.cross_entropy(each[kept[part]].float(), labels[part][kept[part]], reduction="sum")
+            for each, part in zip(logits, parts, strict=True)
+        ]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        (loss * scale).backward()
+        return loss.item()
+
+    def sync_gradients(self, *, begun: bool = False) -> float:
+        """Sum the gradients over ranks, or wait for the sums that have begun: seconds of waiting."""
+        started = time.perf_counter()
+        with span("sync"):
+            self.weights.sum_gradients(begun=begun, ballast=self._sync_ballast())
+            self._wait_modelled_sync(started)
+        return time.perf_counter() - started
+
+    def average_weights(self, *, fraction: float = 1.0) -> float:
+        """Average the weights over ranks (moments stay); seconds. `fraction` of the target's size is carried."""
+        started = time.perf_counter()
+        with span("sync"):
+            self.weights.average(ballast=self._sync_ballast(fraction))
+            self._wait_modelled_sync(started)
+        return time.perf_counter() - started
+
+    def _sync_ballast(self, fraction: float = 1.0) -> int:
+        if self.pace is None or self.pace.plan.modelled_goodput_bps is not None:
+            return 0
+        return max(0, round(self.pace.plan.sync_message_bytes * fraction) - self.weights.message_bytes)
+
+    def _wait_modelled_sync(self, started: float) -> None:
+        plan = self.pace.plan if self.pace else None
+        if plan and plan.modelled_goodput_bps:
+            seconds = plan.sync_seconds(plan.modelled_goodput_bps) + 2 * plan.round_trip_seconds
+            time.sleep(max(0.0, started + seconds - time.perf_counter()))
+
+    def update(self, step: int) -> float:
+        """Clip, AdamW, and what codecs do after it; the gradients' norm."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.preset.clip))
+        if not math.isfinite(norm):
+            raise RunFailed(f"step {self.index}: the gradients' norm on rank {self.rank} is {norm}; the run ends here")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.preset, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for layer, codec in enumerate(self.codecs):
+            codec.after_update()  # pyrefly: ignore
+            self._unplug(layer, codec)
+        return norm
+
+    def _unplug(self, layer: int, codec: Any) -> None:
+        """At the step that the codec's configuration names, if it names one."""
+        at = getattr(codec.config.subspace, "unplug_at", None) if codec.config.kind == "subspace" else None
+        if at is not None and self.index + 1 == max(1, round(at * self.preset.steps)):
+            block = self.model.layers[layer]
+            codec.unplug(block.key, block.value)
+
+    def _peak_memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def payload_of_step(self) -> dict[str, int]:
+        """Bytes that the next step hands to the sockets by channel, in closed form: exchanges, ballast, heads,
+        gradients."""
+        expected, messages = Counter[str](), 0
+        documents = torch.from_numpy(self._batch().documents.astype(np.int64)) if self.preset.document_mask else None
+        size = self.preset.batch // (self.preset.accumulate * (2 if self.arm.interleave else 1))
+        for first in range(0, self.preset.batch if self.codecs else 0, size):
+            exchange = self.exchange.on(None if documents is None else documents[first : first + size])
+            for layer in range(len(self.codecs)):
+                for direction in ("forward", "backward"):
+                    sent = exchange.traffic(layer, direction, size, self.preset.context)
+                    expected += sent.payload
+                    messages += sent.messages
+        others = self.world - 1
+        if self.pace and self.codecs:
+            messages = 2 * self.pace.plan.timed_layers * others
+            if self.pace.plan.modelled_goodput_bps is None:
+                expected["ballast"] = messages * self.pace.plan.message_bytes - sum(expected.values())
+        if self.arm.sync == "gradients" and others:
+            buckets = self.weights.gradient_messages(overlapped=self.pace is None)
+            expected["weights"] = 2 * sum(buckets) * others
+            expected["ballast"] += 2 * self._sync_ballast() * others
+            messages += 2 * len(buckets) * others
+        expected["other"] = messages * HEAD_BYTES
+        return dict(expected)
+
+    @property
+    def sync_due(self) -> bool:
+        """Whether the weights are to be averaged now."""
+        return self.arm.sync == "average" and self.index % self.preset.sync_every == 0
+
+    def monitor(self) -> dict[str, Any]:
+        """What codecs say of themselves, the largest over layers, and how far the replicas had drifted apart."""
+        found: dict[str, Any] = {}
+        for codec in self.codecs:
+            for name, value in codec.monitor().items():  # pyrefly: ignore
+                numeric = isinstance(value, int | float)
+                found[name] = max(value, found.get(name, value)) if numeric else [*found.get(name, []), value]
+        if self.weights.drift is not None:
+            found["replica_drift"] = self.weights.drift
+        return found
+
+    @torch.no_grad()
+    def validate(self, *, exact: bool = False) -> Validation:
+        """This rank's share of the validation sequences, with all nodes' arithmetic in this process, off the links.
+
+        `exact`: with plain attention instead of what was trained. Valid only while all ranks hold the same weights.
+        """
+        whole = exact or self.arm.split == "batch"
+        codecs = list(self.codecs) if self.arm.exchange != "local" else None
+        exchange = InProcess(
+            self.preset.model,
+            None if whole else codecs,  # pyrefly: ignore
+            nodes=self.world,
+            layout=Layout("contiguous", 1) if whole else self.layout,
+        )
+        total = Validation()
+        batches = -(-self.preset.validation_sequences // _VALIDATION_BATCH)
+        for number in range(self.rank, batches, self.world):
+            batch = self.mix.batch("validation", number, _VALIDATION_BATCH, self.preset.context)
+            documents = torch.from_numpy(batch.documents.astype(np.int64)) if self.preset.document_mask else None
+            tokens = torch.from_numpy(batch.tokens.copy()).to(self.device)
+            logits = self.model(tokens, exchange.on(documents)).float().cpu()
+            add_validation(total, logits, batch, self.layout)
+        return total
+
+    def close(self) -> None:
+        """Let go of threads; the transport stays."""
+        self.weights.close()

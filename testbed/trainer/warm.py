@@ -1,0 +1,89 @@
+"""The warm start: uncompressed steps on short contexts, done once and given to every arm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from testbed.config import Arm, Preset
+from testbed.data.source import Source
+from testbed.parallel.exchanges import InProcess, Local
+from testbed.parallel.transport import Transport
+from testbed.trainer.numbers import agree, digest
+
+if TYPE_CHECKING:
+    from testbed.trainer.loop import Trainer
+
+__all__ = ["WarmStart", "warm_start"]
+
+_RECORDED_BATCHES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What every arm starts from."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    """Optimiser state by parameter name."""
+    activations: list[Tensor]
+    """Of each layer, (tokens, 2·d_kv): [K, V] on short contexts."""
+    losses: list[float]
+    """Of each step, this rank's."""
+    sha256: str
+    """Of the weights."""
+
+
+def warm_start(
+    preset: Preset,
+    mix: Source,
+    transport: Transport,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> WarmStart:
+    """Uncompressed steps on short contexts, each rank on sequences of its own, gradients all-reduced every step."""
+    from testbed.trainer.loop import Trainer
+
+    arm = Arm(name="warm start", exchange="local", sync="gradients", overlap=False, link="fast")
+    trainer = Trainer(replace(preset, accumulate=1), arm, mix, transport, seed=seed, warm=None, device=device)
+    trainer.exchange = Local(preset.model)  # every sequence starts at position 0, whichever rank reads it
+    context, sequences = preset.context // preset.task_chunks, preset.batch * preset.task_chunks
+    losses = []
+    for step in range(preset.warm_steps):
+        batch = mix.batch("train", step, sequences, context)
+        rows = slice(trainer.rank * sequences // trainer.world, (trainer.rank + 1) * sequences // trainer.world)
+        loss, tokens = trainer.learn_from(batch, rows, slice(None))
+        trainer.sync_gradients()
+        trainer.update(step)
+        losses.append(loss / max(1, tokens))
+        progress(step + 1, preset.warm_steps)
+    weights = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+    fingerprint = digest(weights.values())
+    agree(fingerprint, transport, "warm-started weights")
+    moments = {
+        name: {key: value.clone() for key, value in trainer.optimizer.state[parameter].items()}
+        for name, parameter in trainer.named.items()
+    }
+    return WarmStart(
+        weights=weights,
+        moments=moments,
+        activations=_activations(trainer, mix, context, sequences),
+        losses=losses,
+        sha256=fingerprint.hex(),
+    )
+
+
+@torch.no_grad()
+def _activations(trainer: "Trainer", mix: Source, context: int, sequences: int) -> list[Tensor]:
+    """[K, V] of each layer over a few short batches, the same on every rank."""
+    recorder = InProcess(trainer.preset.model, None, nodes=1)
+    recorder.record = True
+    for number in range(_RECORDED_BATCHES):
+        batch = mix.batch("train", trainer.preset.warm_steps + number, sequences, context)
+        trainer.model(torch.from_numpy(batch.tokens.copy()).to(trainer.device), recorder)
+    layers = trainer.preset.model.layers
+    return [torch.cat(recorder.seen[layer::layers]) for layer in range(layers)]
