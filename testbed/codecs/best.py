@@ -18,11 +18,7 @@ that is projected costs more than all else; bits are better traded for rank; a s
 directions is worth nearly all that training then adds.
 """
 
-from dataclasses import replace
-from typing import Any
-
 from testbed.codecs.latent import Latent
-from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
 __all__ = ["Best"]
@@ -34,7 +30,7 @@ class Best(Latent):
     options = frozenset()
     own_chunks = ("exact",)
 
-    def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
-        if kv_width < 4:
-            raise UsageError(f"best has rank d_kv / 4, and K is only {kv_width} wide: name latent+int4 and a rank")
-        super().__init__(replace(config, ranks=(kv_width // 4,)), kv_width, **place)
+    def ranks(self, *limits: int) -> tuple[int, ...]:  # noqa: ARG002
+        if self.kv_width < 4:
+            raise UsageError(f"best has rank d_kv / 4, and K is only {self.kv_width} wide: name latent+int4 and a rank")
+        return (self.kv_width // 4,)
