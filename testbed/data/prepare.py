@@ -181,7 +181,7 @@ def _sample(documents: Documents) -> Iterator[str]:
 def _documents(request: Prepare) -> tuple[Documents, str]:
     """Where they come from, and the tokenizer unless another is asked for."""
     name = request.name
-    if name in names_in(_SETS) or name.endswith(".toml"):
+    if name in names_in(_SETS) or (name.endswith(".toml") and Path(name).is_file()):
         chosen = load_toml(HubSet, _SETS, name)
         return Hub(chosen, name=Path(name).stem, column=request.column), chosen.tokenizer
     if name == STDLIB or Path(name).exists():
@@ -200,8 +200,9 @@ def _bpe_size(tokenizer: str, size: int | None) -> int | None:
         if size is not None:
             raise UsageError(f"--vocabulary {size} is for --tokenizer bpe only; '{tokenizer}' has its own")
         return None
-    check_vocabulary_size(size or _DEFAULT_BPE if size is None else size)
-    return _DEFAULT_BPE if size is None else size
+    size = _DEFAULT_BPE if size is None else size
+    check_vocabulary_size(size)
+    return size
 
 
 def _folder_name(name: str, tokenizer: str) -> str:

@@ -42,8 +42,11 @@ def open_prepared(folder: Path) -> Corpus:
     description = verify(folder)
     tokens, starts = {}, {}
     for split in ("train", "validation"):
-        tokens[split] = np.memmap(folder / f"{split}.bin", dtype=TOKEN, mode="r")
-        starts[split] = np.load(folder / f"{split}.starts.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            tokens[split] = np.memmap(folder / f"{split}.bin", dtype=TOKEN, mode="r")
+            starts[split] = np.load(folder / f"{split}.starts.npy", mmap_mode="r", allow_pickle=False)
+        except ValueError as error:  # checksums are right, so somebody made it so
+            raise UsageError(f"{folder}: {split} is not what 'testbed data prepare' writes: {error}") from None
     return Corpus(
         train=tokens["train"],
         validation=tokens["validation"],

@@ -77,9 +77,12 @@ class Shelf:
             self.begun = True
             self._write_journal()
         for split in SPLITS:
-            for name, size in ((f"{split}.bin", TOKEN), (f"{split}.starts", _START)):
-                file = self._files[name] = (self.part / name).open("ab")
-                file.truncate((self.tokens if size is TOKEN else self.documents)[split] * size.itemsize)
+            for name, size in (
+                (f"{split}.bin", self.tokens[split] * TOKEN.itemsize),
+                (f"{split}.starts", self.documents[split] * _START.itemsize),
+            ):
+                self._files[name] = (self.part / name).open("ab")
+                _cut_back(self._files[name], size)
 
     def add(self, split: str, tokens: np.ndarray, separator: int) -> None:
         """One document."""
@@ -199,6 +202,11 @@ class Shelf:
     def _described(self, name: str) -> dict[str, Any]:
         path = self.part / name
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _cut_back(file: IO[bytes], size: int) -> None:
+    """Drop what was written after the last commit."""
+    file.truncate(size)
 
 
 def _sha256(content: bytes) -> str:

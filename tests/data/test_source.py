@@ -25,7 +25,7 @@ TASKS = [
 ]
 
 
-def source(data: Data, seed: int, monkeypatch: pytest.MonkeyPatch | None = None) -> Source:
+def source(data: Data, seed: int) -> Source:
     """Over a small corpus of three documents a split."""
     starts = np.array([0, 700, 5000], dtype=np.uint64)
     corpus = Corpus(
@@ -105,7 +105,7 @@ def test_a_vocabulary_that_is_too_small_is_refused():
 
     check_vocabulary(Data(), model(400))
     check_vocabulary(Data(), model(512))
-    with pytest.raises(UsageError, match="399 is too small .* vocabulary = 400"):
+    with pytest.raises(UsageError, match=r"399 is too small .* vocabulary = 400"):
         check_vocabulary(Data(), model(399))
     with pytest.raises(UsageError, match="vocabulary = 1344"):
         check_vocabulary(Data(keys=64, values=16), model(400))
