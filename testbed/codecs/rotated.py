@@ -1,17 +1,20 @@
 """The basis of K or of V in the subspace codec, and how θ turns it.
 
-R(θ) = exp(M) with M = Σ θ_l A_l, the A_l fixed random skew-symmetric matrices. To second order
+R(θ) = exp(M) with M = Σ θ_l A_l, the A_l fixed random skew-symmetric matrices. As a polynomial in θ,
 
-    U(θ) = R(θ) Ū ≈ Ū + Σ_l θ_l A_l Ū + ½ Σ_l θ_l² A_l² Ū + ½ Σ_{l<m} θ_l θ_m (A_l A_m + A_m A_l) Ū,
+    U(θ) = exp(M) Ū = Σ_α θ^α P_α,   P_0 = Ū,   P_α = 1/|α| · Σ_l A_l P_{α − e_l},
 
-a sum of 1 + k + k (k + 1) / 2 matrices of Ū's size that are computed once: no d × d product is ever needed. The
-whole exponential is applied to Ū term by term, M^j Ū / j!, until what is left out is below the rounding of the
-numbers: ‖M‖ ≤ k / 2, so that is the same as `torch.linalg.matrix_exp` and costs no more than a dozen thin products.
+for M^n / n! = (M / n) · M^(n−1) / (n−1)!. The P_α are of Ū's size and computed once; a basis is then a sum of
+them, and no d × d product is ever needed. To second order there are 1 + k + k (k + 1) / 2 of them, as in the
+paper: Ū, A_l Ū, ½ A_l² Ū, ½ (A_l A_m + A_m A_l) Ū. The whole exponential goes on until the rest is below the
+rounding of fp64, which for one generator (‖M‖ ≤ ½) are 14; with more of them they would be too many, and the
+M^j Ū / j! are added up for each θ. Either way it is `torch.linalg.matrix_exp(M) Ū`.
 
-Shape letters: B sequences, S sub-chunks, t tokens of one, E = d_kv, R rank, J matrices, k generators.
+Shape letters: B sequences, S sub-chunks, t tokens of one, E = d_kv, R rank, J matrices P, K generators.
 """
 
 import math
+from collections.abc import Iterator
 from itertools import combinations_with_replacement, count
 
 import torch
@@ -32,20 +35,25 @@ class Rotated(nn.Module):
     def __init__(self, width: int, rank: int, options: SubspaceConfig, *, heads: int, seed: int) -> None:
         super().__init__()
         self.options, self.rank, self.heads, self.seed = options, rank, heads, seed
-        k = options.generators if options.rotation != "none" else 0
-        self.pairs = list(combinations_with_replacement(range(k), 2)) if options.rotation != "exact" else []
-        matrices = 1 if options.rotation == "exact" else 1 + k + len(self.pairs)
+        self.generated = k = options.generators if options.rotation != "none" else 0
+        self.exponents = [
+            exponent
+            for length in range(self._order() + 1)
+            for exponent in combinations_with_replacement(range(k), length)
+        ]
+        """Every α as the factors of θ^α: () is 1, (0, 1) is θ_0 θ_1."""
         if options.basis == "trained":
             self.trained = nn.Parameter(torch.zeros(width, rank))
             self.trained.register_hook(self._tangent)
         else:
-            self.register_buffer("bases", torch.zeros(matrices, width, rank))  # Ū first
+            self.register_buffer("bases", torch.zeros(len(self.exponents), width, rank))  # P_α, Ū first
         if options.rotation in ("second-order", "exact"):
             self.angle = nn.Linear(width, k, bias=False)  # ψ
             nn.init.zeros_(self.angle.weight)
         elif options.rotation == "random":
             self.register_buffer("drawn", torch.zeros(SUB_CHUNKS, k))
-        if options.rotation == "exact":
+        self.series = options.rotation == "exact" and k > 1
+        if self.series:
             self.register_buffer("generators", torch.zeros(k, width, width))
         self.seen: Tensor | None = None
         """Rows of θ that hold the extremes since the last `figures`."""
@@ -59,31 +67,35 @@ class Rotated(nn.Module):
     def start(self, weight: Tensor) -> None:
         """Ū from `weight` (d_kv × d) on its output side, or at random; generators and drawn angles from the seed."""
         seeds = count(self.seed * 4096)
-        blocks, rank = weight.double().chunk(self.heads), self.rank // self.heads
-        if self.options.start == "weights":
-            directions = [torch.linalg.svd(block, full_matrices=False).U[:, :rank] for block in blocks]
-        else:
-            directions = [random_orthonormal(len(block), rank, next(seeds)).to(weight.device) for block in blocks]
-        plain = torch.block_diag(*directions)
+        plain = torch.block_diag(*self._directions(weight.double().chunk(self.heads), seeds))
         if self.options.basis == "trained":
             self.trained.copy_(plain)
             return
-        frobenius = self.options.normalisation == "frobenius"
-        k = self.options.generators if self.options.rotation != "none" else 0
-        skews = [
-            torch.block_diag(*(skew(len(block), next(seeds), frobenius=frobenius) for block in blocks)).to(plain)
-            for _ in range(k)
-        ]
-        if self.options.rotation == "exact":
-            self.bases.copy_(plain[None])
+        skews = [self._skew(len(weight), seeds).to(plain) for _ in range(self.generated)]
+        if self.series:
             self.generators.copy_(torch.stack(skews))
-            return
-        first = [matrix @ plain for matrix in skews]
-        second = [(0.25 if m == n else 0.5) * (skews[m] @ first[n] + skews[n] @ first[m]) for m, n in self.pairs]
-        self.bases.copy_(torch.stack([plain, *first, *second]))
+        made: dict[tuple[int, ...], Tensor] = {(): plain}
+        for exponent in self.exponents[1:]:
+            terms = [skews[factor] @ made[_without(exponent, factor)] for factor in sorted(set(exponent))]
+            made[exponent] = torch.stack(terms).sum(0) / len(exponent)
+        self.bases.copy_(torch.stack(list(made.values())))
         if self.options.rotation == "random":
             generator = torch.Generator().manual_seed(next(seeds))
             self.drawn.copy_(CLIP * (2 * torch.rand(self.drawn.shape, generator=generator) - 1))
+
+    def _directions(self, blocks: tuple[Tensor, ...], seeds: Iterator[int]) -> list[Tensor]:
+        """The share of Ū of every head, or the whole."""
+        rank = self.rank // self.heads
+        if self.options.start == "weights":
+            return [torch.linalg.svd(block, full_matrices=False).U[:, :rank] for block in blocks]
+        return [random_orthonormal(len(block), rank, next(seeds)).to(block) for block in blocks]
+
+    def _skew(self, width: int, seeds: Iterator[int]) -> Tensor:
+        """A generator, which does not mix heads that have bases of their own."""
+        frobenius = self.options.normalisation == "frobenius"
+        return torch.block_diag(
+            *(skew(width // self.heads, next(seeds), frobenius=frobenius) for _ in range(self.heads))
+        )
 
     def angles(self, z_BSTE: Tensor) -> Tensor:
         """θ (B, S, k) = 0.5 tanh(ψ(mean) / 0.5): causal, of the sub-chunk before (none before the first: θ = 0)."""
@@ -97,14 +109,16 @@ class Rotated(nn.Module):
     def basis(self, theta_BSK: Tensor) -> Tensor:
         """U(θ) of each sub-chunk: (B, S, E, R)."""
         theta_BSK = theta_BSK.reshape(*theta_BSK.shape[:2], -1)
-        if self.options.rotation == "exact":
-            return self._exponential(theta_BSK)
-        products = [theta_BSK[..., m] * theta_BSK[..., n] for m, n in self.pairs]
-        factors_BSJ = torch.cat((torch.ones_like(theta_BSK[..., :1]), theta_BSK, torch.stack(products, -1)), dim=-1)
-        return (factors_BSJ @ self.bases.flatten(1)).unflatten(-1, self.bases.shape[1:])
+        if self.series:
+            return self._summed(theta_BSK)
+        powers: dict[tuple[int, ...], Tensor] = {(): torch.ones_like(theta_BSK[..., 0])}
+        for exponent in self.exponents[1:]:
+            powers[exponent] = powers[exponent[:-1]] * theta_BSK[..., exponent[-1]]
+        powers_BSJ = torch.stack(list(powers.values()), dim=-1)
+        return (powers_BSJ @ self.bases.flatten(1)).unflatten(-1, self.bases.shape[1:])
 
-    def _exponential(self, theta_BSK: Tensor) -> Tensor:
-        """exp(M) Ū by its series."""
+    def _summed(self, theta_BSK: Tensor) -> Tensor:
+        """exp(M) Ū term by term."""
         term = total = self.bases[0].expand(*theta_BSK.shape[:2], -1, -1)
         for j in range(1, self.terms(theta_BSK.dtype) + 1):
             turned = [
@@ -122,15 +136,21 @@ class Rotated(nn.Module):
             number += 1
         return number
 
+    def _order(self) -> int:
+        """The degree of U(θ) in θ, as far as its matrices are computed once."""
+        if self.options.rotation == "exact":
+            return self.terms(torch.float64) if self.options.generators == 1 else 0
+        return 2
+
     def flops(self, width: int) -> float:
         """Of U(θ) for one sub-chunk."""
-        if self.options.rotation == "exact":
+        if self.series:
             return 2.0 * self.terms(torch.float32) * self.options.generators * width**2 * self.rank
-        return 2.0 * (1 + self.options.generators + len(self.pairs)) * width * self.rank
+        return 2.0 * len(self.exponents) * width * self.rank
 
     @torch.no_grad()
     def retract(self) -> None:
-        """The nearest way back to orthonormal columns that is the same bits everywhere: Q of a sign-fixed QR."""
+        """Back to orthonormal columns by Q of a QR, signs fixed: equal parameters stay equal to the bit."""
         if self.options.basis == "trained":
             self.trained.copy_(orthonormal(self.trained))
 
@@ -161,6 +181,12 @@ class Rotated(nn.Module):
             "theta_least": seen.min().item(),
             "theta_most": seen.max().item(),
         }
+
+
+def _without(exponent: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    """α − e_l."""
+    at = exponent.index(factor)
+    return exponent[:at] + exponent[at + 1 :]
 
 
 def _departure(basis: Tensor) -> float:
