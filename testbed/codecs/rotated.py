@@ -108,7 +108,6 @@ class Rotated(nn.Module):
 
     def basis(self, theta_BSK: Tensor) -> Tensor:
         """U(θ) of each sub-chunk: (B, S, E, R)."""
-        theta_BSK = theta_BSK.reshape(*theta_BSK.shape[:2], -1)
         if self.series:
             return self._summed(theta_BSK)
         powers: dict[tuple[int, ...], Tensor] = {(): torch.ones_like(theta_BSK[..., 0])}
