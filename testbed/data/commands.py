@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.config.data import corpus_folder
+from testbed.data.integrity import verify
 from testbed.data.prepare import Prepare, prepare
-from testbed.data.prepared import verify
 
 __all__ = ["prepare_corpus", "show_corpus"]
 

@@ -87,8 +87,10 @@ class Files:
 
 
 def _below(root: Path) -> list[Path]:
-    if not root.is_dir():
+    if root.is_file():
         return [root]
+    if not root.is_dir():
+        raise UsageError(f"{root} is neither a file nor a folder")
     known = _TEXT | _LINES | _PARQUET
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix in known)
     if not files:

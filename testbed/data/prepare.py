@@ -18,7 +18,7 @@ from testbed.config.data import CORPORA, DESCRIPTION, STDLIB, read_description
 from testbed.config.tree import load_toml, names_in
 from testbed.data.files import Cut, Documents, Files
 from testbed.data.hub import Hub, HubSet
-from testbed.data.prepared import verify
+from testbed.data.integrity import verify
 from testbed.data.shelf import Shelf
 from testbed.data.tokens import BPE, Tokenizer, check_vocabulary_size, load_tokenizer, read_trained, train_bpe
 from testbed.errors import UsageError
@@ -70,7 +70,9 @@ def prepare(
         "tokenizer": tokenizer_name,
         "vocabulary": _bpe_size(tokenizer_name, request.vocabulary),
     }
-    folder = Path(request.out) if request.out else CORPORA / _folder_name(request.name, tokenizer_name)
+    folder = CORPORA / _folder_name(request.name, tokenizer_name) if request.out is None else Path(request.out)
+    if folder.name in ("", ".."):
+        raise UsageError(f"--out '{request.out}': type the name of a folder to make")
     if _is_there(folder, asked):
         return folder, verify(folder)
     with Shelf(folder, asked) as shelf:

@@ -6,35 +6,17 @@ train.starts.npy, validation.starts.npy    where each document begins, uint64
 tokenizer.json                         unless the tokens are bytes
 """
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from testbed.config.data import read_description
 from testbed.data.corpus import Corpus
+from testbed.data.integrity import verify
 from testbed.errors import UsageError
 
-__all__ = ["TOKEN", "open_prepared", "verify"]
+__all__ = ["TOKEN", "open_prepared"]
 
 TOKEN = np.dtype("<u2")
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Its description, when every file is there, as long and with the checksum that it says."""
-    description = read_description(folder)
-    again = "delete the folder and prepare it again"
-    for name, expected in sorted(description["files"].items()):
-        path = folder / name
-        if path.name != name or not path.is_file():
-            raise UsageError(f"{path} is missing, though {folder} names it: {again}")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise UsageError(f"{path} has {size} bytes where {expected['bytes']} were written: {again}")
-        if file_sha256(path) != expected["sha256"]:
-            raise UsageError(f"{path} has the wrong checksum, so it is not what was prepared: {again}")
-    return description
 
 
 def open_prepared(folder: Path) -> Corpus:
@@ -55,9 +37,3 @@ def open_prepared(folder: Path) -> Corpus:
         sha256=description["sha256"],
         vocabulary=description["tokenizer"]["vocabulary"],
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Of the bytes of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from testbed.config.data import DATA_VERSION, DESCRIPTION, unfinished
-from testbed.data.prepared import TOKEN, file_sha256
+from testbed.data.integrity import file_sha256
+from testbed.data.prepared import TOKEN
 from testbed.data.tokens import TOKENIZER_FILE, Tokenizer
 from testbed.errors import UsageError
 

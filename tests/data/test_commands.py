@@ -39,6 +39,8 @@ LINES = '{"text": "one"}\n\n{"text": "two"\n'
         ({"a.jsonl": None, "b": ""}, ["a.jsonl", "--out", "b"], "b is there already, and no prepared corpus"),
         ({"a.jsonl": None, "b.part/mine": ""}, ["a.jsonl", "--out", "b"], "b.part is in the way, and not ours"),
         ({"a.jsonl": None, "b": ""}, ["a.jsonl", "--out", "b/c"], "b/c.part cannot be made (Not a directory)"),
+        ({"a.jsonl": None}, ["a.jsonl", "--out", "."], "--out '.': type the name of a folder"),
+        ({}, ["/dev/null"], "/dev/null is neither a file nor a folder"),
         ({"a.jsonl": None}, ["a.jsonl", "--documnt", "file"], "did you mean --document"),
     ],
 )  # fmt: skip

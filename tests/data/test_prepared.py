@@ -1,14 +1,18 @@
 """A corpus is read only when it is, to the last byte, what was written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from testbed.config.data import Data, corpus_folder, vocabulary_needed
+from testbed.config.model import Model
+from testbed.data.integrity import check_data, file_sha256, verify
 from testbed.data.prepare import Prepare, prepare
-from testbed.data.prepared import file_sha256, open_prepared, verify
+from testbed.data.prepared import open_prepared
 from testbed.data.source import open_source
 from testbed.errors import UsageError
 from tests.data.texts import json_lines
@@ -105,3 +109,18 @@ def test_a_folder_that_is_no_corpus_is_refused(tmp_path):
     """It is there, but holds something else."""
     with pytest.raises(UsageError, match=r"holds no data\.json"):
         open_source(Data(corpus=str(tmp_path)), seed=0, chunks=4)
+
+
+def test_a_run_can_be_refused_before_it_begins(folder):
+    """Vocabulary and every checksum, by a module that pulls in no numpy."""
+    model = Model(vocabulary=400, width=8, layers=1, heads=1, kv_heads=1, ffn=8)
+    check_data(Data(), model)
+    check_data(Data(task="mqar", corpus="nowhere"), model)
+    check_data(Data(corpus=str(folder)), model)
+    with pytest.raises(UsageError, match="too small"):
+        check_data(Data(corpus=str(folder), keys=17), model)
+    (folder / "train.bin").write_bytes(b"x" * (folder / "train.bin").stat().st_size)
+    with pytest.raises(UsageError, match="wrong checksum"):
+        check_data(Data(corpus=str(folder)), model)
+    code = "import sys, testbed.data.integrity; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

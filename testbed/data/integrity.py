@@ -1,0 +1,40 @@
+"""Whether a prepared corpus is, to the last byte, what was written; asked before a run begins, so without numpy."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from testbed.config.data import STDLIB, Data, check_vocabulary, corpus_folder, read_description
+from testbed.config.model import Model
+from testbed.errors import UsageError
+
+__all__ = ["check_data", "file_sha256", "verify"]
+
+
+def check_data(data: Data, model: Model) -> None:
+    """Raise `UsageError` unless the corpus is there, whole and unharmed, and the model has all its token ids."""
+    check_vocabulary(data, model)
+    if data.task != "mqar" and data.corpus != STDLIB:
+        verify(corpus_folder(data.corpus))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Its description, when every file is there, as long and with the checksum that it says."""
+    description = read_description(folder)
+    again = "delete the folder and prepare it again"
+    for name, expected in sorted(description["files"].items()):
+        path = folder / name
+        if path.name != name or not path.is_file():
+            raise UsageError(f"{path} is missing, though {folder} names it: {again}")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise UsageError(f"{path} has {size} bytes where {expected['bytes']} were written: {again}")
+        if file_sha256(path) != expected["sha256"]:
+            raise UsageError(f"{path} has the wrong checksum, so it is not what was prepared: {again}")
+    return description
+
+
+def file_sha256(path: Path) -> str:
+    """Of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
