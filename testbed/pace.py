@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from testbed.codecs import Shape, make_codec
+from testbed.codecs import Direction, Shape, make_codec
 from testbed.config import Arm, CodecConfig
 from testbed.errors import UsageError
+from testbed.parallel.sync import all_reduce_bytes
 from testbed.parallel.transport import Transport
 from testbed.targets import Target
 
@@ -37,7 +38,9 @@ class Plan:
     """What a paced step of one arm is made of: everything a rank needs to know, in closed form."""
 
     message_bytes: int
-    """K/V bytes from a node to each peer, per layer and direction; 0 without an exchange."""
+    """K/V bytes from a node to each peer, per layer, on the way out; 0 without an exchange."""
+    back_message_bytes: int
+    """... and of their gradients."""
     forward_seconds: float
     """Compute of one layer, codec included. Modelled."""
     backward_seconds: float
@@ -56,9 +59,18 @@ class Plan:
         """Of a whole step."""
         return self.layers * (self.forward_seconds + self.backward_seconds)
 
+    @property
+    def both_message_bytes(self) -> int:
+        """There and back."""
+        return self.message_bytes + self.back_message_bytes
+
+    def bytes_of(self, direction: Direction) -> int:
+        """Of a message in a direction."""
+        return self.message_bytes if direction == "forward" else self.back_message_bytes
+
     def exchange_seconds(self, goodput_bps: float) -> float:
         """Bytes / goodput of a whole step, where a peer's messages get `goodput_bps`."""
-        return 2 * self.layers * self.message_bytes * 8 / goodput_bps
+        return self.layers * self.both_message_bytes * 8 / goodput_bps
 
     def sync_seconds(self, goodput_bps: float) -> float:
         """Bytes / goodput of one weight synchronisation."""
@@ -86,28 +98,43 @@ def plan_for(
     round_trip_seconds: float = 0.0,
 ) -> Plan:
     """The closed form of a paced step of `arm` on a node of `target`."""
-    message, forward_flops = 0, 0.0
+    message, back, forward_flops = 0, 0, 0.0
+    if arm.exchange not in ("all-gather", "local"):
+        raise UsageError(
+            f"a paced run knows the messages of all-gather and local, not of {arm.exchange}: add PACE=none for arm "
+            f"'{arm.name}'"
+        )
     if arm.exchange != "local":
         with torch.device("meta"):  # shapes only: no memory is taken at the target's size
             codec = make_codec(target_codec(arm.codec, target), target.kv_width, layer=0, seed=0)
         if arm.codec.final_layer == "exact":
             raise UsageError("a paced run takes the target's layers as alike: final_layer = 'exact' needs PACE=none")
         shape = Shape(batch=1, tokens=target.tokens_per_node)
-        message = max(sum(codec.payload(shape, direction).values()) for direction in ("forward", "backward"))
+        message, back = (sum(codec.payload(shape, direction).values()) for direction in ("forward", "backward"))
         decoded = target.nodes - (0 if codec.own_chunk == "projected" else 1)
         forward_flops = codec.encode_flops(target.tokens_per_node)
         forward_flops += codec.decode_flops(target.tokens_per_node) * decoded
     forward = forward_flops / target.flops_per_second
     return Plan(
         message_bytes=message,
+        back_message_bytes=back,
         forward_seconds=target.forward_seconds + forward,
         backward_seconds=target.backward_seconds + 2 * forward,  # twice the forward's, as for any linear map
         layers=target.layers,
         timed_layers=timed_layers,
-        sync_message_bytes=-(-target.parameters // target.nodes) * target.wire_bytes,
+        sync_message_bytes=_sync_message_bytes(arm, target),
         modelled_goodput_bps=modelled_goodput_bps,
         round_trip_seconds=round_trip_seconds,
     )
+
+
+def _sync_message_bytes(arm: Arm, target: Target) -> int:
+    """A 1/N share of the numbers that are kept together, as they are written."""
+    numbers = target.parameters
+    if arm.weights.scope == "attention":
+        numbers = target.layers * 2 * target.width * (target.width + target.kv_width)
+    wire = "bf16" if arm.weights.wire == "fp32" and target.wire_bytes == 2 else arm.weights.wire
+    return all_reduce_bytes(numbers, target.nodes, wire)
 
 
 class Pace:
@@ -139,42 +166,42 @@ class Pace:
         """Time that belongs to no window (a synchronisation) has passed."""
         self._mark += seconds
 
-    def before_exchange(self, direction: str, layer: int) -> None:
+    def before_exchange(self, direction: Direction, layer: int) -> None:
         """Hold until the window before this exchange has passed, then note when it is posted."""
         self._window(direction, layer)
         self._posted = time.perf_counter()
 
-    def ballast(self, payload: int) -> int:
+    def ballast(self, direction: Direction, payload: int) -> int:
         """Bytes to fill a message up with; none on a modelled link."""
         if self.plan.modelled_goodput_bps is not None:
             return 0
-        assert payload <= self.plan.message_bytes, "the small model sends more than its target would"
-        return self.plan.message_bytes - payload
+        assert payload <= self.plan.bytes_of(direction), "the small model sends more than its target would"
+        return self.plan.bytes_of(direction) - payload
 
-    def after_exchange(self, direction: str, layer: int) -> None:
+    def after_exchange(self, direction: Direction, layer: int) -> None:
         """Account for the exchange that ended, then go through the target's layers that have no model layer."""
-        self._account()
+        self._account(direction)
         for _ in range(self.run_length - 1):
             self._window(direction, layer)
             self._posted = time.perf_counter()
             if self.plan.message_bytes:
-                self._fill()
-            self._account()
+                self._fill(direction)
+            self._account(direction)
 
-    def _fill(self) -> None:
+    def _fill(self, direction: Direction) -> None:
         empty = torch.empty(0, dtype=torch.uint8)
         outgoing = [empty if other != self.transport.rank else None for other in range(self.transport.world)]
-        self.transport.exchange(outgoing, {}, ballast=self.ballast(0)).wait()
+        self.transport.exchange(outgoing, {}, ballast=self.ballast(direction, 0)).wait()
 
-    def _account(self) -> None:
+    def _account(self, direction: Direction) -> None:
         if self.plan.message_bytes and self.plan.modelled_goodput_bps is not None:
-            seconds = self.plan.message_bytes * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
+            seconds = self.plan.bytes_of(direction) * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
             _sleep_until(self._posted + seconds)
         self._mark = time.perf_counter()
         if self.plan.message_bytes:
             self.exchange_seconds += self._mark - self._posted
 
-    def _window(self, direction: str, layer: int) -> None:
+    def _window(self, direction: Direction, layer: int) -> None:
         seconds = self.plan.forward_seconds
         if direction == "backward":
             self._phases_left -= 1

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from testbed.config import Arm, CodecConfig, Preset, load_toml
+from testbed.config.arms import standard_arms
 from testbed.pace import Pace, plan_for
-from testbed.runs.settings import standard_arms
 from testbed.targets import Target
 from tests.ranks import run_ranks
 
@@ -79,7 +79,9 @@ def paced_step(pace: Pace, work_seconds: float = 0.0) -> float:
             if pace.plan.message_bytes:
                 message = torch.zeros(8, dtype=torch.uint8)
                 outgoing = [message if other != transport.rank else None for other in range(transport.world)]
-                transport.exchange(outgoing, {"kv": 8}, ballast=pace.ballast(8)).wait()
+                transport.exchange(
+                    outgoing, {"kv": 8 * (transport.world - 1)}, ballast=pace.ballast(direction, 8)
+                ).wait()
             pace.after_exchange(direction, layer)
     pace.end()
     return time.perf_counter() - started

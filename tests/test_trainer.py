@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from testbed.config import Preset, load_toml
+from testbed.config.arms import standard_arms
 from testbed.data.recall import RecallMix
 from testbed.errors import RunFailed
-from testbed.runs.settings import standard_arms
 from testbed.trainer import Trainer, agree, digest, learning_rate, warm_start
 from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET

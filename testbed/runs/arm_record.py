@@ -169,10 +169,10 @@ def _payload(result: ArmResult, nodes: int) -> dict[str, float]:
     if result.link != "modelled" or result.plan is None:
         return dict(step)
     plan, others = result.plan, nodes - 1
-    per_direction = plan.layers * plan.message_bytes * others
+    both_ways = plan.layers * plan.both_message_bytes * others
     own = {channel: count for channel, count in step.items() if channel not in ("ballast", "other", "weights")}
     weights = 2 * plan.sync_message_bytes * others if result.arm.sync == "gradients" else 0
-    return own | {"ballast": 2 * per_direction - sum(own.values()), "weights": weights}
+    return own | {"ballast": both_ways - sum(own.values()), "weights": weights}
 
 
 def _wire(result: ArmResult, counted: list[float | None]) -> float | None:

@@ -56,7 +56,7 @@ class Links:
         if settings.target is None:
             return _UNPACED_MESSAGE_BYTES
         plans = [plan_for(arm, settings.target, timed_layers=1) for arm in settings.arms if arm.exchange != "local"]
-        return min((plan.message_bytes for plan in plans), default=None)
+        return min((min(plan.message_bytes, plan.back_message_bytes) for plan in plans), default=None)
 
     def preflight(self) -> str:
         """Prove the link before minutes are spent on learning; then take the shapers off. What was found, in words."""

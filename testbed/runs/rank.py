@@ -164,7 +164,7 @@ class Rank:
     def validate(self) -> dict[str, Any]:
         """Sums over this rank's share of the validation sequences."""
         sums = {"step": self.trainer.index, **asdict(self.trainer.validate())}
-        if self.metrics is not None and sums["remote_tokens"] and sums["text_tokens"]:
+        if self.metrics is not None and sums["tokens"]:
             self.metrics.write({"phase": self.phase, **combine_validations([sums])})
         return sums
 
@@ -194,7 +194,10 @@ class Rank:
             "compute_seconds": result.step_seconds - result.exchange_seconds,
             "compute_cpu_seconds": result.compute_cpu_seconds,
             "exchange_seconds": result.exchange_seconds,
+            "exchange_total_seconds": result.exchange_total_seconds,
             "sync_seconds": result.sync_seconds,
+            "gradient_norm": result.gradient_norm,
+            "peak_memory_bytes": result.peak_memory_bytes,
             "payload_bytes": payload,
             **moved,
             "valid": not why,
@@ -202,7 +205,7 @@ class Rank:
         if why:
             line["why"] = why
         if moved or self.trainer.index % _PROGRESS_EVERY == 0:
-            line |= system_sample()
+            line |= system_sample() | self.trainer.monitor()
         assert self.metrics is not None
         self.metrics.write(line)
         return line

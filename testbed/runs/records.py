@@ -85,15 +85,19 @@ def _said(answers: list[dict[str, Any]], key: str) -> list[str]:
 
 
 def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean losses in nats per token, and the share of remote facts recalled, from the ranks' sums."""
+    """Mean losses in nats per token, and the share of facts recalled, from the ranks' sums; None where the data holds
+    no such token."""
 
-    def total(key: str) -> float:
-        return sum(part[key] for part in sums)
+    def mean(key: str, kind: str) -> float | None:
+        count = sum(part[f"{kind}tokens"] for part in sums)
+        return sum(part[f"{kind}{key}"] for part in sums) / count if count else None
 
     return {
         "step": sums[0]["step"],
-        "val_loss": total("loss") / total("tokens"),
-        "val_loss_text": total("text_loss") / total("text_tokens"),
-        "val_loss_remote": total("remote_loss") / total("remote_tokens"),
-        "recall_accuracy_remote": total("remote_right") / total("remote_tokens"),
+        "val_loss": mean("loss", ""),
+        "val_loss_text": mean("loss", "text_"),
+        "val_loss_remote": mean("loss", "remote_"),
+        "val_loss_local": mean("loss", "local_"),
+        "recall_accuracy_remote": mean("right", "remote_"),
+        "recall_accuracy_local": mean("right", "local_"),
     }

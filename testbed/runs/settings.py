@@ -1,24 +1,23 @@
 """What a user asks of `testbed emulate`, checked and resolved before anything is created."""
 
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
 from emulation.network import Network
 from emulation.schedule import Schedule, load_schedule
 from emulation.units import format_rate, parse_duration, parse_rate
-from testbed.config import STANDARD_ARMS, Arm, CodecConfig, Preset, load_toml, names_in
+from testbed.config import STANDARD_ARMS, Arm, Preset, load_toml, names_in
+from testbed.config.arms import arm_named, standard_arms
+from testbed.config.data import check_vocabulary
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
 from testbed.runs.parse import flag
 from testbed.targets import Target
 
-__all__ = ["Request", "Settings", "resolve", "standard_arms"]
+__all__ = ["Request", "Settings", "resolve"]
 
-VOCABULARY = 400
-"""Of bytes and the recall task (`testbed.data.recall`)."""
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
 
@@ -45,7 +44,7 @@ class Request(Asked):
     steps: Annotated[int | None, flag("N")] = None
     """Context-parallel steps; the preset's unless given."""
     arms: Annotated[str | None, flag("ARM,…")] = None
-    """Only these: centralised,decentralised,subspace,latent,control."""
+    """Only these: centralised,decentralised,subspace,latent,control, or others beside them: no-cp,ring,best,int8 …"""
     name: Annotated[str | None, flag("NAME")] = None
     """The run's folder in runs/; date, time and rate unless given."""
     budget: Annotated[str, flag("TIME")] = "100s"
@@ -96,19 +95,6 @@ class Settings:
         return self.network.slowest_bps
 
 
-def standard_arms(preset: Preset) -> tuple[Arm, ...]:
-    """The five trainers of a comparison; the last four share link, sync interval, seed, data and warm start."""
-    subspace = CodecConfig(name="subspace", ranks=preset.subspace_ranks)
-    latent = CodecConfig(name="latent", ranks=(preset.latent_rank,), wire="int4", own_chunk="exact")
-    return (
-        Arm(name="centralised", exchange="all-gather", sync="gradients", link="fast"),
-        Arm(name="decentralised", exchange="all-gather", sync="average", link="bw"),
-        Arm(name="subspace", exchange="all-gather", codec=subspace, sync="average", link="bw"),
-        Arm(name="latent", exchange="all-gather", codec=latent, sync="average", link="bw"),
-        Arm(name="control", exchange="local", sync="average", link="bw"),
-    )
-
-
 def resolve(asked: Request, *, command: str) -> Settings:
     """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
     preset = load_toml(Preset, "presets", asked.preset)
@@ -150,7 +136,7 @@ def resolve(asked: Request, *, command: str) -> Settings:
         preset=preset,
         target=target,
         live_seconds=None if asked.live is None else _positive(parse_duration(asked.live), asked.live),
-        arms=_choose_arms(standard_arms(preset), asked.arms),
+        arms=_choose_arms(preset, asked.arms),
         seed=asked.seed,
         share=asked.share,
         seconds_per_arm=_positive(parse_duration(asked.budget), asked.budget),
@@ -194,31 +180,20 @@ def _check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: bo
         )
 
 
-def _choose_arms(arms: tuple[Arm, ...], wanted: str | None) -> tuple[Arm, ...]:
-    """The wanted ones of the standard arms, in their order, then one for each codec of the user's own."""
+def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
+    """The five standard ones, or those that were named: standard ones first, in their order."""
     if wanted is None:
-        return arms
+        return standard_arms(preset)
     names = list(dict.fromkeys(part.strip() for part in wanted.split(",")))
-    plugged = {entry.name for entry in entry_points(group="testbed.codecs")}
-    for given in names:
-        if given not in STANDARD_ARMS and given not in plugged:
-            known = ", ".join((*STANDARD_ARMS, *sorted(plugged)))
-            raise UsageError(f"'{given}' is no arm and no installed codec; known are {known}")
-    own = [
-        Arm(name=name, exchange="all-gather", codec=CodecConfig(name=name), sync="average", link="bw")
-        for name in names
-        if name not in STANDARD_ARMS
-    ]
-    return (*(arm for arm in arms if arm.name in names), *own)
+    arms = {name: arm_named(name, preset) for name in names}
+    order = [*(name for name in STANDARD_ARMS if name in arms), *(name for name in names if name not in STANDARD_ARMS)]
+    return tuple(arms[name] for name in order)
 
 
 def _check_fit(preset: Preset, target: Target | None) -> None:
     """What preset and target ask of each other and of the task."""
     width = preset.model.kv_width
-    if preset.model.vocabulary < VOCABULARY:
-        raise UsageError(
-            f"a vocabulary of {preset.model.vocabulary} is too small: bytes and recall task need {VOCABULARY}"
-        )
+    check_vocabulary(preset.data, preset.model)
     if max(preset.subspace_ranks) > width or preset.latent_rank > 2 * width:
         raise UsageError(
             f"ranks {preset.subspace_ranks} and {preset.latent_rank} do not fit K and V of width {width}: "

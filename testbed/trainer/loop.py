@@ -310,9 +310,10 @@ class Trainer:
                     messages += sent.messages
         others = self.world - 1
         if self.pace and self.codecs:
-            messages = 2 * self.pace.plan.timed_layers * others
-            if self.pace.plan.modelled_goodput_bps is None:
-                expected["ballast"] = messages * self.pace.plan.message_bytes - sum(expected.values())
+            plan = self.pace.plan
+            messages = 2 * plan.timed_layers * others
+            if plan.modelled_goodput_bps is None:
+                expected["ballast"] = plan.timed_layers * others * plan.both_message_bytes - sum(expected.values())
         if self.arm.sync == "gradients" and others:
             buckets = self.weights.gradient_messages(overlapped=self.pace is None)
             expected["weights"] = 2 * sum(buckets) * others

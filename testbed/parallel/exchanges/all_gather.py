@@ -123,7 +123,7 @@ class _Call(Coded):
             sent.add(self.codec.payload(shape, direction), direction)
             incoming[peer] = sum(self.codec.payload(_shape(self.shape, into), direction).values())
         pacer.before_exchange(direction, self.layer)
-        ballast = pacer.ballast(sum(self.codec.payload(self.shape, direction).values()))
+        ballast = pacer.ballast(direction, sum(self.codec.payload(self.shape, direction).values()))
         self.ticket = exchange.transport.exchange(outgoing, sent.payload, incoming=incoming, ballast=ballast)
         self.direction = direction
         self._messages: list[Tensor | None] | None = None

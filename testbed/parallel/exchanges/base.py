@@ -32,7 +32,7 @@ class Pacer(Protocol):
         """Called when the computation up to an exchange is done."""
         ...
 
-    def ballast(self, payload: int) -> int:
+    def ballast(self, direction: Direction, payload: int) -> int:
         """Bytes to add to a K/V message of `payload` bytes."""
         ...
 
@@ -47,7 +47,7 @@ class Unpaced:
     def before_exchange(self, direction: Direction, layer: int) -> None:
         """Nothing to wait for."""
 
-    def ballast(self, payload: int) -> int:  # noqa: ARG002
+    def ballast(self, direction: Direction, payload: int) -> int:  # noqa: ARG002
         """None."""
         return 0
 
