@@ -30,7 +30,7 @@ _OURS: dict[str, type[Codec]] = {
     "subspace": Subspace,
     "topk": TopK,
 }
-_OPTIONS = ("ranks", "hadamard", "fraction", "subspace")  # and own_chunk, by `Codec.own_chunks`
+_OPTIONS = ("ranks", "hadamard", "fraction", "subspace")
 
 
 def codec_names() -> list[str]:
@@ -71,8 +71,6 @@ def _check_options(config: CodecConfig, kind: type[Codec]) -> None:
             users = ", ".join(sorted(name for name, ours in _OURS.items() if option in ours.options))
             what = f"{option} = {given}" if option != "subspace" else "the table 'subspace'"
             raise UsageError(f"the codec '{config.kind}' has no use for {what}, which is of {users}")
-    if config.own_chunk not in (None, *kind.own_chunks):
-        raise UsageError(f"the codec '{config.kind}' leaves the own chunk exact: own_chunk = 'projected' is not for it")
 
 
 def _at_full_width(config: CodecConfig) -> CodecConfig:

@@ -86,6 +86,11 @@ class Codec(nn.Module, ABC):
         self.seed = seed
         self.kv_heads = kv_heads
         """Of K (and V), for codecs that treat them apart; None: not known."""
+        if config.own_chunk not in (None, *self.own_chunks):
+            raise UsageError(
+                f"the codec '{config.name}' uses its own chunk {' or '.join(self.own_chunks)} only: "
+                f"leave own_chunk, which is '{config.own_chunk}'"
+            )
         self.own_chunk = config.own_chunk or self.own_chunks[0]
 
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:

@@ -26,7 +26,7 @@ class Latent(Codec):
     """Sends r numbers per token."""
 
     token_wise = True
-    options = frozenset({"ranks", "own_chunk"})
+    options = frozenset({"ranks"})
     own_chunks = ("exact", "projected")
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:

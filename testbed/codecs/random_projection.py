@@ -20,7 +20,7 @@ class RandomProjection(Codec):
     """Sends r numbers per token."""
 
     token_wise = True
-    options = frozenset({"ranks", "own_chunk"})
+    options = frozenset({"ranks"})
     own_chunks = ("exact", "projected")
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:

@@ -36,7 +36,7 @@ __all__ = ["SUB_CHUNKS", "Rotated", "Subspace"]
 class Subspace(Codec):
     """Sends r_K + r_V numbers per token, and 2 · k angles per sequence and sub-chunk where they are learned."""
 
-    options = frozenset({"ranks", "own_chunk", "subspace"})
+    options = frozenset({"ranks", "subspace"})
     own_chunks = ("projected", "exact")
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:

@@ -12,7 +12,7 @@ from testbed.codecs.exact import Exact
 from testbed.codecs.latent import Latent
 from testbed.config import CodecConfig, SubspaceConfig, parse
 from testbed.errors import UsageError
-from tests.codecs.started import CODECS, WIDTH, started, subspace
+from tests.codecs.started import CODECS, HEADS, WIDTH, layers, started, subspace
 
 
 def make(config: CodecConfig, **place):
@@ -111,7 +111,8 @@ def test_contradictions_are_refused_in_a_sentence(options, says):
         ({"name": "int8", "fraction": 0.1}, "no use for fraction"),
         ({"name": "latent", "ranks": (3,), "hadamard": True}, "which is of int4, int8"),
         ({"name": "latent", "ranks": (3,), "subspace": SubspaceConfig(generators=2)}, "the table 'subspace'"),
-        ({"name": "recent", "own_chunk": "projected"}, "own chunk exact"),
+        ({"name": "recent", "own_chunk": "projected"}, "own chunk exact only"),
+        ({"name": "int8", "own_chunk": "projected"}, "own chunk exact only"),
         ({"name": "lattent", "ranks": (3,)}, "did you mean latent"),
         ({"name": "lattent+int4", "ranks": (3,)}, "did you mean latent"),
         ({"name": "int2"}, "did you mean int8 or int4|did you mean int4 or int8"),
@@ -165,10 +166,15 @@ def test_only_subspace_is_unplugged():
 
 
 def test_layers_differ_and_nodes_do_not():
-    """The same seed and layer give the same start, to the bit; another layer gives other generators."""
-    first, again = started(subspace(rotation="random")), started(subspace(rotation="random"))
+    """The same seed and layer give the same start, to the bit; another layer, or V, has generators of its own."""
+    config = subspace(rotation="random")
+    first, again = started(config), started(config)
     for ours, theirs in zip(first.buffers(), again.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+    other = make_codec(config, WIDTH, layer=2, seed=3, kv_heads=HEADS)
+    other.start(*layers(), torch.zeros(1, 2 * WIDTH))
+    assert torch.equal(other.key.plain, first.key.plain)
+    assert not torch.equal(other.key.bases[1], first.key.bases[1])
     assert not torch.equal(first.key.drawn, first.value.drawn)
 
 
