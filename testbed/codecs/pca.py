@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from testbed.codecs.base import Codec, Encoded, Shape, Wire
-from testbed.codecs.bases import orthonormal, principal
+from testbed.codecs.bases import in_full, orthonormal, principal
 from testbed.codecs.wire import wire_format
 from testbed.config import CodecConfig
 
@@ -49,9 +49,10 @@ class PCA(Codec):
     @torch.no_grad()
     def basis(self, kv_BTF: Tensor) -> Tensor:
         """V̂ (B, F, R) as receivers will have it, rounded."""
-        basis = self.guess
-        for _ in range(_ROUNDS):
-            basis = orthonormal(kv_BTF.transpose(1, 2) @ (kv_BTF @ basis))
+        basis, x_BTF = self.guess, kv_BTF.to(self.guess.dtype)
+        with in_full(kv_BTF):
+            for _ in range(_ROUNDS):
+                basis = orthonormal(x_BTF.transpose(1, 2) @ (x_BTF @ basis))
         shape = tuple(basis.shape)
         return self.basis_format.unpack(self.basis_format.pack(basis), shape).to(kv_BTF)
 
