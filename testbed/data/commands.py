@@ -42,7 +42,9 @@ def _show(folder: Path, description: dict[str, Any], *, as_json: bool) -> None:
         return
     source, tokenizer = description["source"], description["tokenizer"]
     origin = ", ".join(str(source[key]) for key in ("hub", "config", "revision") if source.get(key))
-    table = Table(title=f"corpus {folder}", box=box.SIMPLE_HEAD, pad_edge=False, caption="every checksum is right")
+    table = Table(
+        title=f"corpus {escape(str(folder))}", box=box.SIMPLE_HEAD, pad_edge=False, caption="every checksum is right"
+    )
     for name in ("split", "documents", "tokens", "bytes"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, counts in description["splits"].items():
@@ -53,4 +55,4 @@ def _show(folder: Path, description: dict[str, Any], *, as_json: bool) -> None:
     console.print(f"from {escape(str(source['name']))}{escape(f' ({origin})') if origin else ''}")
     console.print(f"tokenizer {escape(tokenizer['name'])}, {tokenizer['vocabulary']:,} token ids")
     console.print(f"sha256 {description['sha256']}")
-    console.print(f'to train on it: [data] corpus = "{escape(str(folder))}"', markup=False)
+    console.print(f'to train on it: [data] corpus = "{folder}"', markup=False, soft_wrap=True)

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from testbed.config.data import DATA_VERSION, DESCRIPTION, unfinished
+from testbed.config.data import DATA_VERSION, DESCRIPTION, read_description, unfinished
 from testbed.data.integrity import file_sha256
 from testbed.data.prepared import TOKEN
 from testbed.data.tokens import TOKENIZER_FILE, Tokenizer
@@ -66,8 +67,9 @@ class Shelf:
             file.close()
         if isinstance(error, UsageError) and self._made:
             shutil.rmtree(self.part, ignore_errors=True)
-            for folder in self._made[1:]:
-                folder.rmdir()
+            with suppress(OSError):  # somebody else may have put something there meanwhile
+                for folder in self._made[1:]:
+                    folder.rmdir()
         self._leave()
 
     def begin(self, tokenizer: Tokenizer) -> None:
@@ -127,6 +129,7 @@ class Shelf:
 
     def _name(self) -> None:
         """Take away what is of no use any more; then the one rename."""
+        self._made = []  # whole: whatever happens now, it stays
         for name in (*(f"{split}.starts" for split in SPLITS), _JOURNAL):
             (self.part / name).unlink(missing_ok=True)
         try:
@@ -163,6 +166,7 @@ class Shelf:
     def _resume(self) -> None:
         journal, names = self.part / _JOURNAL, {path.name for path in self.part.iterdir()}
         if (self.part / DESCRIPTION).is_file():  # killed while it got its name
+            self._check_asked(read_description(self.part))
             self._name()
             return
         if not journal.is_file():
@@ -171,15 +175,13 @@ class Shelf:
             shutil.rmtree(self.part)  # killed before anything counted
             self._leave()
             return
-        found = json.loads(journal.read_text(encoding="utf-8"))
-        if found["asked"] != self._asked:
-            differing = [key for key, value in self._asked.items() if found["asked"].get(key) != value]
-            raise UsageError(
-                f"{self.part} was begun with another {', '.join(differing) or 'testbed'}: type what began it to go on, "
-                "delete it, or type another --out"
-            )
-        self.begun, self.position = True, found["position"]
-        self.tokens, self.documents = found["tokens"], found["documents"]
+        try:
+            found = json.loads(journal.read_text(encoding="utf-8"))
+            self._check_asked(found)
+            self.position, self.tokens, self.documents = (found[key] for key in ("position", "tokens", "documents"))
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+            raise UsageError(f"{journal} is damaged: delete {self.part}, and begin again") from None
+        self.begun = True
         for split in SPLITS:
             for name, least in (
                 (f"{split}.bin", 2 * self.tokens[split]),
@@ -189,10 +191,22 @@ class Shelf:
                 if least and (not path.is_file() or path.stat().st_size < least):
                     raise UsageError(f"{path} is shorter than its journal says: delete {self.part}, and begin again")
 
+    def _check_asked(self, found: dict[str, Any]) -> None:
+        """Whether what lies there was begun by the same request."""
+        begun = found["asked"] if found["schema_version"] == DATA_VERSION else {}
+        if begun != self._asked:
+            differing = [key for key, value in self._asked.items() if begun.get(key) != value]
+            other = ", ".join(differing) if begun else "testbed"
+            raise UsageError(
+                f"{self.part} was begun with another {other}: type what began it to go on, "
+                "delete it, or type another --out"
+            )
+
     def _write_journal(self) -> None:
         _write_json(
             self.part / _JOURNAL,
             {
+                "schema_version": DATA_VERSION,
                 "asked": self._asked,
                 "position": self.position,
                 "tokens": self.tokens,

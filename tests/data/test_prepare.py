@@ -164,7 +164,7 @@ def counted(out: Path) -> int:
 
 @pytest.mark.parametrize("moment", ["data.json", "journal.json", "out"])
 def test_killed_while_it_gets_its_name(tmp_path, monkeypatch, moment):
-    """At each of the last renames: typed again, it is whole."""
+    """At the first rename, and at each of the last: typed again, it is whole."""
     request = Prepare(name=json_lines(tmp_path / "a.jsonl"), out=str(tmp_path / "out"))
     whole, _ = prepare(Prepare(name=request.name, out=str(tmp_path / "whole")))
     rename = Path.rename
@@ -179,6 +179,9 @@ def test_killed_while_it_gets_its_name(tmp_path, monkeypatch, moment):
         prepare(request)
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
+    if moment != "journal.json":  # before the first one nothing counts
+        with pytest.raises(UsageError, match="begun with another tokens"):
+            prepare(Prepare(name=request.name, tokens="3k", out=request.out))
     folder, description = prepare(request)
     assert description == read_description(folder)
     assert contents(folder) == contents(whole)
@@ -224,6 +227,31 @@ def test_what_is_there_already_is_not_made_again(tmp_path):
     assert os.stat(folder / "train.bin").st_mtime_ns == before
     with pytest.raises(UsageError, match="another tokens"):
         prepare(Prepare(name=name, out=out, tokens="2k"))
+
+
+def test_a_corpus_that_cannot_get_its_name_is_kept(tmp_path):
+    """Somebody else has taken it meanwhile: nothing is lost, and the place can be cleared."""
+    request = Prepare(name=json_lines(tmp_path / "a.jsonl"), out=str(tmp_path / "out"))
+
+    def take(*_):
+        (tmp_path / "out" / "mine").mkdir(parents=True, exist_ok=True)
+
+    with pytest.raises(UsageError, match="is whole, but cannot be renamed"):
+        prepare(request, progress=take)
+    (tmp_path / "out" / "mine").rmdir()
+    assert documents(prepare(request)[0])
+
+
+@pytest.mark.parametrize("journal", ["", "[]", "{}", '{"schema_version": 1, "asked": {}}'])
+def test_a_damaged_journal_is_refused(tmp_path, journal):
+    """And left where it is."""
+    request = Prepare(name=json_lines(tmp_path / "a.jsonl"), out=str(tmp_path / "out"))
+    part = unfinished(tmp_path / "out")
+    part.mkdir()
+    (part / "journal.json").write_text(journal)
+    with pytest.raises(UsageError, match=r"damaged|begun with another"):
+        prepare(request)
+    assert (part / "journal.json").read_text() == journal
 
 
 def test_two_at_once_are_refused(tmp_path):
