@@ -81,9 +81,10 @@ def check_vocabulary(data: Data, model: Model) -> None:
     """Raise `UsageError` unless the model has an embedding for every token id of the data."""
     needed = vocabulary_needed(data)
     if model.vocabulary < needed:
+        of = "" if data.task == "mqar" else f" on '{data.corpus}'"
         raise UsageError(
-            f"a vocabulary of {model.vocabulary} is too small for task '{data.task}' on '{data.corpus}', which needs "
-            f"{needed}: type vocabulary = {needed} in [model]"
+            f"a vocabulary of {model.vocabulary} is too small for task '{data.task}'{of}, which needs {needed}: "
+            f"type vocabulary = {needed} in [model]"
         )
 
 
