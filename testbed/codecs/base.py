@@ -128,7 +128,7 @@ class Codec(nn.Module, ABC):
         """Called after every optimiser step and every averaging of the weights; nothing for most."""
 
     def unplug(self, key: nn.Linear, value: nn.Linear) -> None:  # noqa: ARG002
-        """End the compression as the configuration says, on weights that all nodes share; few codecs can."""
+        """End the compression as the configuration says, at the same step on every node; few codecs can."""
         raise UsageError(f"the codec '{self.config.name}' cannot be unplugged; subspace can")
 
     def monitor(self) -> dict[str, Any]:
