@@ -17,7 +17,7 @@ process with weights in common; validation loss, and accuracy of recall from ano
     recent                              16    1.992                 .245
     subspace, ranks 3 and 6             18    2.192                 .519
 
-So it recovers 99 % of what an exchange is worth here, and the nulls of its bytes a fifth. Rounding costs
+So it recovers 99 % of what an exchange is worth here, the nulls of its bytes less than a quarter. Rounding costs
 0.0004 / 0.0007 nats: other groups, finer gradients, a rotation before rounding or error feedback have nothing left to
 win at this rank. Two seeds of one small task, also used to choose: differences below half a per cent are noise, and a
 claim takes other seeds and harder tasks.
