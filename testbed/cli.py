@@ -21,6 +21,7 @@ from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Network
 from emulation.world import run_in_world
+from testbed.config.training import Train
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.parse import flag, parse
@@ -80,22 +81,6 @@ class Exec(Asked):
     """Write what was moved, as JSON, to this file."""
     dry_run: bool = False
     """Print every command, and do nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train one arm as a rank of torchrun, on real machines or on one: torchrun --nproc-per-node 4 -m testbed train"""
-
-    arm: Annotated[str, flag("ARM")] = "latent"
-    """centralised, decentralised, subspace, latent or control."""
-    preset: Annotated[str, flag("NAME|FILE")] = "quick"
-    """What is trained: a name in experiments/presets, or a .toml file."""
-    seed: Annotated[int, flag("N")] = 0
-    """Of weights and data."""
-    steps: Annotated[int | None, flag("N")] = None
-    """The preset's unless given."""
-    transport: Literal["sockets", "distributed"] = "sockets"
-    """Plain TCP between ranks, or torch.distributed (NCCL on GPUs, else gloo)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +322,9 @@ def _print_commands(network: Network, program: str | None = None) -> int:
 
 
 def _train(command: Train, _: list[str]) -> int:
-    from testbed.runs.torchrun import train
+    from testbed.trainer.launch import train
 
-    return train(command.arm, command.preset, command.seed, command.steps, command.transport)
+    return train(command)
 
 
 def _data(command: DataCommand, _: list[str]) -> int:

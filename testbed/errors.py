@@ -3,7 +3,8 @@
 TestbedError
 ├── UsageError    a user's mistake: what was given, what is allowed, what to type (exit status 2)
 ├── RunFailed     a run that must not go on: a lost rank, a link not proven, a broken invariant (exit status 1)
-└── PeerLost      seen by a rank: the other end of a connection has gone
+├── PeerLost      seen by a rank: the other end of a connection has gone
+└── Unreachable   a remote set or tokenizer cannot be read now (testbed.data.extra; exit status 1)
 """
 
 __all__ = ["PeerLost", "RunFailed", "TestbedError", "UsageError"]

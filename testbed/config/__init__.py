@@ -7,6 +7,7 @@ that is the nodes that are emulated, live in `testbed.targets`.
 
 from testbed.config.arm import STANDARD_ARMS, Arm, WeightSync
 from testbed.config.codec import CodecConfig, SubspaceConfig
+from testbed.config.data import Data
 from testbed.config.model import Model
 from testbed.config.preset import Preset
 from testbed.config.tree import EXPERIMENTS, SCHEMA_VERSION, STRICT, at_least, load_toml, names_in, parse, to_json
@@ -18,10 +19,11 @@ __all__ = [
     "STRICT",
     "Arm",
     "CodecConfig",
+    "Data",
     "Model",
     "Preset",
-    "WeightSync",
     "SubspaceConfig",
+    "WeightSync",
     "at_least",
     "load_toml",
     "names_in",

@@ -7,10 +7,12 @@ TESTBED_REPLIES; neither touches the emulated network. What the rank prints goes
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
 __all__ = ["main"]
 
 _PROGRESS_EVERY = 10
+_BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,14 +278,25 @@ def _difference(now: int | None, before: int | None) -> int | None:
     return None if now is None or before is None else now - before
 
 
+def _beat(reply: Callable[[dict[str, Any]], None]) -> None:
+    """Say every second that this process lives."""
+    with suppress(OSError, ValueError):  # the driver has gone, or this process ends
+        while True:
+            reply({"alive": True})
+            time.sleep(_BEAT_SECONDS)
+
+
 def main() -> None:
     """Serve orders until standard input ends."""
     torch.set_num_threads(1)
     with os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1) as replies:
+        lock = threading.Lock()
 
         def reply(message: dict[str, Any]) -> None:
-            replies.write(json.dumps(message) + "\n")
+            with lock:
+                replies.write(json.dumps(message) + "\n")
 
+        threading.Thread(target=_beat, args=(reply,), name="beat", daemon=True).start()
         try:
             rank = Rank(reply)
             reply({"done": "start"})

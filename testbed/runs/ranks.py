@@ -25,6 +25,8 @@ _LOG_LINES = 12
 _GRACE_SECONDS = 0.5
 _WATCH_SECONDS = 1.0
 _END_SECONDS = 5.0
+SILENCE_SECONDS = 20.0
+"""A rank that has said nothing for so long, not even that it lives, ends the run."""
 _WHITELIST = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 
 
@@ -41,6 +43,8 @@ class Ranks:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._replies: list[int] = []
         self._buffers: list[bytes] = []
+        self._heard_at: list[float] = []
+        """When each rank last said anything, by this process's monotonic clock."""
         self._reasons: dict[int, dict[str, Any]] = {}
         """What failing ranks said, by rank."""
 
@@ -105,18 +109,24 @@ class Ranks:
 
     def _collect(self, name: str) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
+        self._heard_at = [time.monotonic()] * len(self._replies)
         with selectors.DefaultSelector() as selector:
             for rank, descriptor in enumerate(self._replies):
                 selector.register(descriptor, selectors.EVENT_READ, rank)
             while len(answers) < len(self._replies):
                 ready = selector.select(_WATCH_SECONDS)
                 self._watch()
+                now = time.monotonic()
                 for key, _ in ready:
+                    self._heard_at[key.data] = now
                     chunk = os.read(key.fd, 1 << 20)
                     if not chunk:
                         self._lost([key.data])
                     for message in self._messages(key.data, chunk):
                         self._take(name, key.data, message, answers)
+                silent = [rank for rank, at in enumerate(self._heard_at) if now - at > SILENCE_SECONDS]
+                if silent and name != "start":  # a process that still imports cannot say anything yet
+                    self._lost(silent)
         return [answers[rank] for rank in range(len(self._replies))]
 
     def _watch(self) -> None:
@@ -130,6 +140,8 @@ class Ranks:
         return [json.loads(line) for line in lines]
 
     def _take(self, name: str, rank: int, message: dict[str, Any], answers: dict[int, dict[str, Any]]) -> None:
+        if "alive" in message:
+            return
         if "progress" in message:
             self.progress(*message["progress"])
         elif "failed" in message:
@@ -168,7 +180,7 @@ class Ranks:
         if rank in self._reasons:
             return f"failed: {self._reasons[rank]['failed']}"
         if status is None:
-            return "no longer answers"
+            return f"has not been heard of for {SILENCE_SECONDS:g} s"
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def _tail(self, rank: int) -> str:

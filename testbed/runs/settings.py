@@ -9,7 +9,7 @@ from emulation.schedule import Schedule, load_schedule
 from emulation.units import format_rate, parse_duration, parse_rate
 from testbed.config import STANDARD_ARMS, Arm, Preset, load_toml, names_in
 from testbed.config.arms import arm_named, standard_arms
-from testbed.config.data import check_vocabulary
+from testbed.data.integrity import check_data
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
@@ -193,7 +193,7 @@ def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
 def _check_fit(preset: Preset, target: Target | None) -> None:
     """What preset and target ask of each other and of the task."""
     width = preset.model.kv_width
-    check_vocabulary(preset.data, preset.model)
+    check_data(preset.data, preset.model)
     if max(preset.subspace_ranks) > width or preset.latent_rank > 2 * width:
         raise UsageError(
             f"ranks {preset.subspace_ranks} and {preset.latent_rank} do not fit K and V of width {width}: "

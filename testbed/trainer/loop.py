@@ -255,6 +255,8 @@ class Trainer:
         started = time.perf_counter()
         with span("sync"):
             self.weights.average(ballast=self._sync_ballast(fraction))
+            for codec in self.codecs:
+                codec.after_update()  # pyrefly: ignore  # means of orthonormal bases are not orthonormal
             self._wait_modelled_sync(started)
         return time.perf_counter() - started
 
@@ -332,8 +334,11 @@ class Trainer:
         found: dict[str, Any] = {}
         for codec in self.codecs:
             for name, value in codec.monitor().items():  # pyrefly: ignore
-                numeric = isinstance(value, int | float)
-                found[name] = max(value, found.get(name, value)) if numeric else [*found.get(name, []), value]
+                if isinstance(value, int | float):
+                    worst = min if name.endswith("_least") else max
+                    found[name] = worst(value, found.get(name, value))
+                else:
+                    found[name] = [*found.get(name, []), value]
         if self.weights.drift is not None:
             found["replica_drift"] = self.weights.drift
         return found

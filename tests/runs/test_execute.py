@@ -424,7 +424,7 @@ def test_train_runs_under_torchrun(tmp_path, transport):
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731",
-            "-m", "testbed", "train", "--arm", "latent", "--preset", PRESET, "--steps", "10", "--transport", transport,
+            "-m", "testbed.trainer", "--arm", "latent", "--preset", PRESET, "--steps", "10", "--transport", transport,
         ],
         cwd=tmp_path, env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, timeout=120,
         check=False,

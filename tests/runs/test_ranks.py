@@ -7,6 +7,7 @@ import pytest
 
 from emulation.errors import LinkError
 from emulation.network import Link, star
+from testbed.errors import RunFailed
 from testbed.runs import ranks as module
 from testbed.runs.ranks import Ranks
 
@@ -67,3 +68,23 @@ def test_what_watching_finds_ends_the_order(tmp_path, monkeypatch):
         ranks.watch = fail
         with pytest.raises(LinkError):
             ranks.order("step")
+
+
+class Silent(Quick):
+    """A backend whose second rank stops in the middle of an order."""
+
+    def popen(self, node, _argv, **options):
+        rest = """for _ in range(100 if sys.argv[1] == "0" else 0):
+        print('{"alive": true}', file=replies)
+        time.sleep(0.2)
+    time.sleep(100)"""
+        code = ANSWER.replace("time.sleep(0.02)", rest)
+        return subprocess.Popen([sys.executable, "-S", "-c", code, str(node.index)], **options)
+
+
+def test_a_rank_that_falls_silent_ends_the_run_with_its_name(tmp_path, monkeypatch):
+    """It is not dead, its connections stand; it has only not been heard of."""
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(module, "_END_SECONDS", 0.2)
+    with Ranks(Silent(), tmp_path) as ranks, pytest.raises(RunFailed, match=r"rank 1 on node .* has not been heard of"):
+        ranks.order("step")

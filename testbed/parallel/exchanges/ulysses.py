@@ -38,6 +38,8 @@ class Ulysses(Exchange):
                 "ulysses trades whole q, k and v, which only a number format can make smaller: it takes the codec "
                 f"exact, int8 or int4, not '{config.name if config else 'none'}'"
             )
+        if config.hadamard:
+            raise UsageError("ulysses writes q, k and v as they are: leave hadamard, or use all-gather")
         there = wire_format(config.wire, config.group)
         back = wire_format(config.wire_backward, config.group) if config.wire_backward else there
         self.formats: dict[Direction, WireFormat] = {"forward": there, "backward": back}

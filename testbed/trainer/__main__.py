@@ -1,0 +1,27 @@
+"""`torchrun --nproc-per-node 4 -m testbed.trainer --config FILE`: one arm on real machines, or on one."""
+
+import sys
+
+import tyro
+
+from testbed.config.training import Train
+from testbed.errors import RunFailed, UsageError
+
+
+def main() -> int:
+    """0 done, 1 failed, 2 bad usage."""
+    command = tyro.cli(Train, prog="python -m testbed.trainer")
+    from testbed.trainer.launch import train
+
+    try:
+        return train(command)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Checkpoints: everything a rank needs to go on as if it had never stopped, to the last bit.
+
+    DIR/step00000100/rank0.safetensors   weights, codecs' states, moments, what the ranks agreed on
+    DIR/step00000100/rank0.json          what it is of: arm, preset, seed, ranks, step, data; written last
+
+Tensors are safetensors, the rest JSON; nothing is unpickled. Each file is written under another name and renamed, the
+JSON last, so a checkpoint counts once every rank's JSON is there.
+
+The order of data depends on seed and step only, and there is no other randomness, so nothing else is kept.
+"""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from testbed.errors import UsageError
+from testbed.trainer.loop import Trainer
+
+__all__ = ["newest_step", "restore", "save"]
+
+_VERSION = 1
+_KEEP = 2
+
+
+def save(trainer: Trainer, folder: Path) -> Path:
+    """Write this rank's part of a checkpoint of `trainer.index` steps; older ones but the last two go."""
+    place = folder / f"step{trainer.index:08d}"
+    place.mkdir(parents=True, exist_ok=True)
+    name = f"rank{trainer.rank}"
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(trainer).items()}
+    _by_rename(place / f"{name}.safetensors", lambda path: save_file(tensors, path))
+    text = json.dumps({"schema_version": _VERSION, "step": trainer.index, **_identity(trainer)}, indent=2)
+    _by_rename(place / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    for old in sorted(folder.glob("step*"))[:-_KEEP]:
+        for path in (old / f"{name}.json", old / f"{name}.safetensors"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # the last rank to leave takes the folder along
+            old.rmdir()
+    return place
+
+
+def newest_step(folder: Path) -> int | None:
+    """Steps of the newest checkpoint that every rank has finished; None without one."""
+    for place in sorted(folder.glob("step*"), reverse=True):
+        description = place / "rank0.json"
+        if description.is_file() and all(
+            (place / f"rank{rank}.json").is_file() for rank in range(_read(description)["world"])
+        ):
+            return int(place.name.removeprefix("step"))
+    return None
+
+
+def restore(trainer: Trainer, folder: Path, step: int) -> None:
+    """Put `trainer` where the checkpoint left off; raises `UsageError` if it is of something else.
+
+    Over another number of ranks only what is summed every step can go on, for there every rank holds the same.
+    """
+    place = folder / f"step{step:08d}"
+    world = int(_read(place / "rank0.json")["world"])
+    rank = trainer.rank if world == trainer.world else 0
+    if world != trainer.world and trainer.arm.sync != "gradients":
+        raise UsageError(
+            f"{place} is of {world} ranks, and between two averagings each holds weights and moments of its own: start "
+            f"{world} ranks, not {trainer.world} (only sync = 'gradients' can go on with another number)"
+        )
+    found = _read(place / f"rank{rank}.json")
+    for key, ours in _identity(trainer).items():
+        if key != "world" and found[key] != json.loads(json.dumps(ours)):
+            raise UsageError(f"{place} is of another {key}: {_difference(found[key], ours)}; give --out another folder")
+    state = _state(trainer)
+    try:
+        tensors = load_file(place / f"rank{rank}.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{place}/rank{rank}.safetensors cannot be read: {error}") from None
+    if tensors.keys() != state.keys():
+        odd = sorted(tensors.keys() ^ state.keys())[0]
+        raise UsageError(f"{place} is of another model: '{odd}' is on one side only")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(tensors[name])
+    trainer.index = int(found["step"])
+    codecs = {name: tensors[f"codecs.{name}"] for name in trainer.codecs.state_dict()}
+    trainer.codecs.load_state_dict(codecs)  # once more, as a module does: what follows from its buffers follows
+
+
+def _state(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor that a step changes, by name; writing into them restores."""
+    state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    if trainer.preset.model.tied:
+        del state["model.head.weight"]  # the embedding's
+    state |= {f"codecs.{name}": tensor for name, tensor in trainer.codecs.state_dict().items()}
+    for name, parameter in trainer.named.items():
+        moments = trainer.optimizer.state[parameter]
+        if not moments:  # before the first step; what AdamW would begin with
+            moments["step"] = torch.zeros((), device=parameter.device)
+            moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state |= {f"moments.{name}.{key}": value for key, value in moments.items()}
+    for name in ("agreed", "momentum"):
+        tensor = getattr(trainer.weights, name)
+        if tensor is not None:
+            state[f"weights.{name}"] = tensor
+    return state
+
+
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint must have in common with who goes on from it."""
+    preset = asdict(trainer.preset)
+    for free in ("validation_sequences", "validation_every", "recompute", "compile"):
+        del preset[free]  # they change no weight
+    return {
+        "world": trainer.world,
+        "arm": asdict(trainer.arm),
+        "preset": preset,
+        "seed": trainer.seed,
+        "data": trainer.mix.sha256,
+    }
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    """The first thing in which two configurations differ, in words."""
+    ours = json.loads(json.dumps(ours))
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in ours:
+            if theirs.get(key) != ours[key]:
+                inner = _difference(theirs.get(key), ours[key])
+                return f"{key}{'.' if isinstance(ours[key], dict) else ' '}{inner}"
+    return f"{theirs!r} there, {ours!r} here"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema_version"] != _VERSION:
+            raise UsageError(f"{path} has schema version {found['schema_version']}, this testbed reads {_VERSION}")
+        return found
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _by_rename(path: Path, write: Any) -> None:
+    """Write under another name, then rename: `path` is there whole or not at all."""
+    draft = path.with_name(path.name + ".part")
+    write(draft)
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)

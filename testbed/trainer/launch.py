@@ -1,0 +1,151 @@
+"""One arm, one rank, started by torchrun on real machines (or several ranks on one)."""
+
+import json
+import os
+import socket
+import sys
+from collections import Counter
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from testbed.collector.metrics import MetricsFile, system_sample
+from testbed.config.training import Train, Training, resolve_training
+from testbed.data.integrity import check_data
+from testbed.data.source import open_source
+from testbed.errors import PeerLost, RunFailed, UsageError
+from testbed.parallel.distributed import Distributed
+from testbed.parallel.transport import Sockets, Transport
+from testbed.trainer import checkpoint
+from testbed.trainer.loop import Trainer
+from testbed.trainer.warm import warm_start
+from testbed.trainer.watchdog import Watchdog
+
+__all__ = ["train"]
+
+_PRINT_EVERY = 10
+
+
+def train(given: Train) -> int:
+    """Train to the end: metrics into `--out`, a JSON line every few steps to the terminal; 0 when done."""
+    if "RANK" not in os.environ:
+        raise UsageError(
+            "no RANK is set: start it with torchrun, as in: torchrun --nproc-per-node 4 -m testbed.trainer"
+        )
+    training = resolve_training(given)
+    preset, arm = training.resolved_preset(), training.resolved_arm()
+    check_data(preset.data, preset.model)
+    device = _device()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    short = preset.batch * preset.task_chunks
+    if short < world:
+        raise UsageError(f"{world} ranks cannot share the {short} short sequences of a warm-start step: start {short}")
+    out = Path(training.out)
+    step = checkpoint.newest_step(out / "checkpoints") if given.resume else None
+    if not given.resume and checkpoint.newest_step(out / "checkpoints") is not None:
+        raise UsageError(
+            f"{out / 'checkpoints'} holds checkpoints of an earlier training: --resume goes on from them, "
+            "--out DIR begins in another folder"
+        )
+    if given.resume and step is None:
+        raise UsageError(f"there is no checkpoint in {out / 'checkpoints'}: leave --resume out, or give its --out")
+    store = _store(rank, world)
+    state: dict[str, Any] = {"where": "meeting the others"}
+    logs = str(out / "metrics" / "rank{rank}.jsonl")
+    with Watchdog(store, rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs):
+        transport = _transport(training, store, device)
+        try:
+            mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
+            warm = None
+            if step is None:
+                state["where"] = "warm start"
+                warm = warm_start(preset, mix, transport, seed=training.seed, device=device)
+            trainer = Trainer(preset, arm, mix, transport, seed=training.seed, warm=warm, device=device)
+            if step is not None:
+                checkpoint.restore(trainer, out / "checkpoints", step)
+            _loop(trainer, training, out, state)
+        except PeerLost as error:
+            raise RunFailed(f"{state['where']}: {error}; logs: {logs.format(rank='*')}") from None
+        state["where"] = "done"
+        transport.close()
+    return 0
+
+
+def _loop(trainer: Trainer, training: Training, out: Path, state: dict[str, Any]) -> None:
+    """Steps, averagings, validations, checkpoints."""
+    preset = trainer.preset
+    metrics = MetricsFile(out, trainer.rank)
+    clock = 0.0
+    while trainer.index < preset.steps:
+        state["where"] = f"step {trainer.index}"
+        before = Counter(trainer.transport.sent)
+        result = trainer.step()
+        if trainer.sync_due:
+            clock += trainer.average_weights()
+        clock += result.step_seconds + result.sync_seconds
+        line = {
+            "rank": trainer.rank,
+            "step": trainer.index,
+            "time_seconds": clock,
+            "loss": result.loss_sum / max(1, result.tokens),
+            **{key: value for key, value in asdict(result).items() if key not in ("loss_sum", "overruns")},
+            "payload_bytes": dict(trainer.transport.sent - before),
+        }
+        metrics.write(line)
+        if trainer.index % _PRINT_EVERY == 0 or trainer.index == preset.steps:
+            metrics.write({"step": trainer.index, **system_sample(), **trainer.monitor()})
+            shown = {key: line[key] for key in ("rank", "step", "loss", "step_seconds")}
+            sys.stdout.write(json.dumps(shown) + "\n")  # in one piece: ranks share the terminal
+            sys.stdout.flush()
+        last = trainer.index == preset.steps
+        if last and trainer.arm.sync == "average" and not trainer.sync_due:
+            trainer.average_weights()  # the end is judged at equal weights
+        if last or trainer.index % preset.validation_every == 0:
+            for name, exact in (("validation", False), ("validation_exact", True)):
+                metrics.write({"step": trainer.index, name: asdict(trainer.validate(exact=exact))})
+        every = training.checkpoint_every
+        if last or (every is not None and trainer.index % every == 0):
+            checkpoint.save(trainer, out / "checkpoints")
+    metrics.close()
+    trainer.close()
+
+
+def _device() -> torch.device:
+    """This rank's GPU where there is one (shared if there are more ranks than GPUs), else one thread of the CPU."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _store(rank: int, world: int) -> Any:
+    """The store at MASTER_ADDR through which the ranks meet: torchrun's agent's, or rank 0's own."""
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world, is_master=ours and rank == 0, timeout=timedelta(seconds=60))
+    return dist.PrefixStore("testbed", store)
+
+
+def _transport(training: Training, store: Any, device: torch.device) -> Transport:
+    """NCCL where ranks have GPUs of their own; our own sockets otherwise, unless told."""
+    wanted = training.transport
+    local, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if wanted == "distributed" or (wanted == "auto" and device.type == "cuda" and local <= count):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return Distributed(device)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:
+        own = probe.getsockname()[0]  # the address that faces the others
+    listener = socket.create_server((own, 0), backlog=world)
+    store.set(f"address/{rank}", f"{own} {listener.getsockname()[1]}")
+    addresses = []
+    for other in range(world):
+        address, text = store.get(f"address/{other}").decode().split()
+        addresses.append((address, int(text)))
+    return Sockets.connect(rank, addresses, listener=listener)

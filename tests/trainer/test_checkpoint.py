@@ -1,0 +1,117 @@
+"""Resuming is going on as if nothing had happened; what cannot be gone on with is refused."""
+
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from testbed.config import WeightSync
+from testbed.config.codec import CodecConfig, SubspaceConfig
+from testbed.errors import UsageError
+from testbed.trainer import Trainer, digest
+from testbed.trainer.checkpoint import newest_step, restore, save
+from tests.ranks import run_ranks
+from tests.trainer.small import TINY, arm, on_ranks, source, steps
+
+ARMS = {
+    "centralised": arm("centralised"),
+    "subspace": arm("subspace"),
+    "unplugged": arm(
+        "subspace",
+        codec=CodecConfig(name="subspace", ranks=(3, 6), subspace=SubspaceConfig(unplug="literal", unplug_at=0.4)),
+    ),
+    "best": arm("best"),
+    "diloco": arm("latent", weights=WeightSync(outer_momentum=0.9, outer_learning_rate=0.7, wire="int8")),
+    "no-cp": arm("no-cp"),
+}
+
+
+def first_half(folder, chosen, at=3, total=6, preset=TINY):
+    """Train to the end with a checkpoint on the way: [rank] (later losses, weights)."""
+
+    def work(trainer):
+        steps(trainer, at)
+        save(trainer, folder)
+        return steps(trainer, total - at), digest(trainer.parameters)
+
+    return on_ranks(2, chosen, work, preset)
+
+
+def second_half(folder, chosen, at=3, total=6, world=2, preset=TINY, seed=0):
+    """Go on from the checkpoint, without a warm start."""
+
+    def work(transport):
+        trainer = Trainer(preset, chosen, source(preset), transport, seed=seed, warm=None)
+        try:
+            restore(trainer, folder, at)
+            return steps(trainer, total - at), digest(trainer.parameters)
+        finally:
+            trainer.close()
+
+    return run_ranks(world, work)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_resuming_changes_no_bit(name, tmp_path):
+    """Invariant 7, between two averagings: weights, codec, moments, outer momentum, what was agreed on."""
+    assert first_half(tmp_path, ARMS[name]) == second_half(tmp_path, ARMS[name])
+
+
+def test_a_forgotten_moment_is_noticed(tmp_path, monkeypatch):
+    """Negative control: without AdamW's moments the next losses differ."""
+    whole = first_half(tmp_path, ARMS["centralised"])
+
+    def forgetful(path):
+        return {name: tensor * (0 if "exp_avg" in name else 1) for name, tensor in load_file(path).items()}
+
+    monkeypatch.setattr("testbed.trainer.checkpoint.load_file", forgetful)
+    assert whole[0][0][1:] != second_half(tmp_path, ARMS["centralised"])[0][0][1:]
+
+
+def test_only_the_last_two_checkpoints_stay(tmp_path):
+    """And a checkpoint counts once every rank has written its part."""
+
+    def work(trainer):
+        for _ in range(4):
+            steps(trainer, 1)
+            save(trainer, tmp_path)
+
+    on_ranks(2, ARMS["centralised"], work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step00000003", "step00000004"]
+    assert newest_step(tmp_path) == 4
+    (tmp_path / "step00000004" / "rank1.json").unlink()  # as if killed before it was written
+    assert newest_step(tmp_path) == 3
+
+
+def test_another_number_of_ranks_can_go_on_where_all_hold_the_same(tmp_path):
+    """Summed gradients: 2 ranks' checkpoint over 1 and 4 ranks, the same losses up to rounding."""
+
+    def summed(answers):
+        return [sum(each) for each in zip(*(losses for losses, _ in answers), strict=True)]
+
+    whole = summed(first_half(tmp_path, ARMS["centralised"]))
+    for world in (1, 4):
+        assert summed(second_half(tmp_path, ARMS["centralised"], world=world)) == pytest.approx(whole, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"world": 1}, "is of 2 ranks.*start 2 ranks, not 1"),
+        ({"seed": 1}, "another seed: 0 there, 1 here"),
+        ({"preset": replace(TINY, learning_rate=1e-4)}, "another preset: learning_rate 0.003 there, 0.0001 here"),
+        ({"preset": replace(TINY, model=replace(TINY.model, ffn=64))}, "another preset: model.ffn 48 there, 64 here"),
+        ({"chosen": arm("control")}, "another arm: name 'subspace' there, 'control' here"),
+        ({"damage": "json"}, "rank0.json is damaged"),
+        ({"damage": "safetensors"}, "rank0.safetensors cannot be read"),
+    ],
+)
+def test_what_is_of_something_else_is_refused_in_a_sentence(tmp_path, changes, said):
+    """What is there, what was asked."""
+    first_half(tmp_path, ARMS["subspace"], total=3)
+    damage = changes.pop("damage", None)
+    if damage:
+        (tmp_path / "step00000003" / f"rank0.{damage}").write_bytes(b"{")
+    with pytest.raises(UsageError, match=said) as refusal:
+        second_half(tmp_path, **{"chosen": ARMS["subspace"], "world": 1 if damage == "json" else 2, **changes})
+    assert "\n" not in str(refusal.value)
