@@ -140,6 +140,14 @@ class Doctor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Presets:
+    """What can be trained (experiments/presets): sizes, data, and what K and V weigh."""
+
+    json: bool = False
+    """As JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runs:
     """The runs of this folder (runs/), newest last."""
 
@@ -162,6 +170,7 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Train, tyro.conf.subcommand("train")],
     Annotated[DataCommand, tyro.conf.subcommand("data")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
+    Annotated[Presets, tyro.conf.subcommand("presets")],
     Annotated[Runs, tyro.conf.subcommand("runs")],
     Annotated[Clean, tyro.conf.subcommand("clean")],
 ]
@@ -349,6 +358,17 @@ def _doctor(command: Doctor, _: list[str]) -> int:
     return 0 if all(each.ok for each in capabilities if each.needed) else 1
 
 
+def _presets(command: Presets, _: list[str]) -> int:
+    from testbed.runs.presets import list_presets, presets_table
+
+    presets = list_presets()
+    if command.json:
+        print(json.dumps(presets, indent=2))
+    else:
+        Console().print(presets_table(presets))
+    return 0
+
+
 def _runs(command: Runs, _: list[str]) -> int:
     from testbed.runs.tables import list_runs, runs_table
 
@@ -374,6 +394,7 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Train: _train,
     DataCommand: _data,
     Doctor: _doctor,
+    Presets: _presets,
     Runs: _runs,
     Clean: _clean,
 }

@@ -1,0 +1,69 @@
+"""`testbed presets`: what can be trained, and how large it is."""
+
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from testbed.config import Preset, load_toml, names_in
+
+__all__ = ["list_presets", "presets_table"]
+
+
+def list_presets() -> list[dict[str, Any]]:
+    """Every preset in experiments/presets, smallest first."""
+    found = []
+    for name in names_in("presets"):
+        preset = load_toml(Preset, "presets", name)
+        model = preset.model
+        found.append(
+            {
+                "name": name,
+                "parameters": model.parameters,
+                "layers": model.layers,
+                "width": model.width,
+                "heads": model.heads,
+                "kv_heads": model.kv_heads,
+                "ffn": model.ffn,
+                "vocabulary": model.vocabulary,
+                "context": preset.context,
+                "batch": preset.batch,
+                "steps": preset.warm_steps + preset.steps,
+                "kv_bytes_per_token_and_layer": 2 * 2 * model.kv_width,
+                "task": preset.data.task,
+                "corpus": preset.data.corpus if preset.data.task != "mqar" else None,
+            }
+        )
+    return sorted(found, key=lambda preset: preset["parameters"])
+
+
+def presets_table(presets: list[dict[str, Any]]) -> Table:
+    """For people."""
+    table = Table(
+        title="what can be trained",
+        caption="K,V: bytes of a token in a layer, in bf16, uncompressed. Steps: warm start and context-parallel ones.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("preset", no_wrap=True)
+    for column in ("parameters", "layers × width", "heads (K/V)", "context × batch", "steps", "K,V"):
+        table.add_column(column, justify="right")
+    table.add_column("data")
+    for preset in presets:
+        corpus = f" on {preset['corpus']}" if preset["corpus"] else ""
+        table.add_row(
+            escape(preset["name"]),
+            _short(preset["parameters"]),
+            f"{preset['layers']} × {preset['width']}",
+            f"{preset['heads']} ({preset['kv_heads']})",
+            f"{preset['context']} × {preset['batch']}",
+            str(preset["steps"]),
+            f"{preset['kv_bytes_per_token_and_layer']} B",
+            escape(preset["task"] + corpus),
+        )
+    return table
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
