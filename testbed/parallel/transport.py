@@ -99,7 +99,7 @@ class Sockets:
         self._number = 0
         self._lane: Sockets | None = None
         self.pump: Pump = Pump()
-        self._ballast = _ballast_file()
+        self._ballast = -1
         for connection in peers.values():
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -148,6 +148,8 @@ class Sockets:
         self._sent["ballast"] += ballast * messages
         self._sent["other"] += HEAD_BYTES * messages
         self._number += 1
+        if ballast and self._ballast < 0:
+            self._ballast = _ballast_file()
         ticket = _SocketTicket(self)
         for other, connection in self.peers.items():
             due = (sizes if incoming is None else incoming)[other]
@@ -321,7 +323,7 @@ class _SocketTicket:
 
 def _ballast_file() -> int:
     descriptor = os.memfd_create("ballast")
-    os.write(descriptor, os.urandom(_BALLAST_FILE_BYTES))
+    os.write(descriptor, os.urandom(1 << 20) * (_BALLAST_FILE_BYTES >> 20))
     return descriptor
 
 

@@ -36,7 +36,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def ask_peers(inputs: dict[str, tuple[Tensor, ...]], world: int) -> dict[str, dict[str, Answer] | str]:
-    """What each peer makes of every case of `inputs`, (q, k, v, d_out) in whole sequences (B, heads, T, D), by its name.
+    """What each peer makes of every case of `inputs` by name: (q, k, v, d_out), whole sequences (B, heads, T, D).
 
     A string instead of answers is the reason why there are none.
     """
