@@ -63,7 +63,7 @@ def wait_for_steps(folder: Path, steps: int) -> None:
 
 
 def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
-    """kill -9 of one rank at whatever step it is at: the other ends by itself and says why; resuming changes no digit."""
+    """kill -9 of one rank at whatever step it is at: the other ends and says why; resuming changes no digit."""
     assert [*ended(start(tmp_path, "--arm", "subspace", "--out", "whole"))] == ["", ""]
     ranks = start(tmp_path, "--arm", "subspace", "--out", "cut", "--checkpoint-every", "3")
     wait_for_steps(tmp_path / "cut", 5 + os.getpid() % 7)
