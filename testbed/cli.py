@@ -24,6 +24,7 @@ from emulation.world import run_in_world
 from testbed.config.training import Train
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
+from testbed.runs.learn import Learn
 from testbed.runs.parse import flag, parse
 from testbed.runs.settings import Request, resolve
 
@@ -168,6 +169,7 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Verify, tyro.conf.subcommand("verify")],
     Annotated[Exec, tyro.conf.subcommand("exec")],
     Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[Learn, tyro.conf.subcommand("learn")],
     Annotated[DataCommand, tyro.conf.subcommand("data")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Presets, tyro.conf.subcommand("presets")],
@@ -336,6 +338,21 @@ def _train(command: Train, _: list[str]) -> int:
     return train(command)
 
 
+def _learn(command: Learn, _: list[str]) -> int:
+    from testbed.analysis.quality_pages import markdown
+    from testbed.runs.learn import dry_run, folder_of, learn
+    from testbed.runs.progress import Progress
+
+    if command.dry_run:
+        print(dry_run(command))
+        return 0
+    console = _Console(stderr=command.json)
+    with Progress(console) as progress:
+        record = learn(command, progress.report, live=console.is_terminal)
+    print(json.dumps(record) if command.json else f"\n{markdown(record)}\neverything is in {folder_of(command)}")
+    return 1 if record["failed"] else 0
+
+
 def _data(command: DataCommand, _: list[str]) -> int:
     from testbed.data.commands import prepare_corpus, show_corpus
 
@@ -392,6 +409,7 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Verify: _verify,
     Exec: _exec,
     Train: _train,
+    Learn: _learn,
     DataCommand: _data,
     Doctor: _doctor,
     Presets: _presets,

@@ -1,0 +1,231 @@
+"""What arms know at the end of a `testbed learn`: losses, recall, and how much of an exchange's worth each recovers.
+
+The recovered fraction of an arm is (control − arm) / (control − exact), in nats on tokens whose evidence lies on
+another node, or in the share of such answers that are right. It is taken seed by seed, where all three arms start
+from the same weights and read the same sequences, and then averaged: means stand with the 95 % interval of Student's
+t over seeds. A task on which control and exact are less than five deviations of exact over seeds apart shows nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from testbed.errors import UsageError
+
+__all__ = ["APART", "COLUMNS", "SCHEMA_VERSION", "interval", "judge", "results_table"]
+
+SCHEMA_VERSION = 1
+APART = 5.0
+"""So many deviations of exact over seeds must lie between control and exact."""
+
+VALIDATED = ("val_loss", "val_loss_text", "val_loss_remote", "val_loss_local", "recall_accuracy_remote")
+_STATIC = (
+    "codec",
+    "exchange",
+    "split",
+    "sync",
+    "tokens",
+    "steps",
+    "bytes_forward",
+    "bytes_backward",
+    "kv_bytes",
+    "weight_bytes",
+)
+COLUMNS = ("preset", "arm", "seed", "step", *VALIDATED, "val_loss_exact", "drift", *_STATIC)
+"""Of the table: a row per arm, seed and validation; `val_loss_exact` (with plain attention) at the end only."""
+
+# 97.5 % of Student's t by degrees of freedom (any statistical table); beyond, the normal's within 0.5 %
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def results_table(cells: Sequence[Record]) -> pd.DataFrame:
+    """The tidy table of cells as they lie on disk, each with its preset's and its arm's name."""
+    data: dict[str, str] = {}
+    for cell in cells:
+        if data.setdefault(cell["preset"], cell["corpus_sha256"]) != cell["corpus_sha256"]:
+            raise UsageError(
+                f"cells of preset {cell['preset']} have read different data (another Python, a corpus prepared again): "
+                "learn them all again under another --name"
+            )
+    table = pd.DataFrame([row for cell in cells for row in _rows(cell)], columns=list(COLUMNS))
+    table.attrs["schema_version"] = SCHEMA_VERSION
+    return table
+
+
+def _rows(cell: Record) -> list[Record]:
+    config, payload = cell["config"], cell["payload_bytes_per_step"]
+    preset, arm = config["preset"], config["arm"]
+    every_step = payload.get("weights", 0)
+    static = {
+        "preset": cell["preset"],
+        "arm": cell["arm"],
+        "seed": config["seed"],
+        "codec": "none" if arm["exchange"] == "local" else arm["codec"]["name"],
+        **{key: arm[key] for key in ("exchange", "split", "sync")},
+        "tokens": (preset["warm_steps"] + preset["steps"]) * preset["batch"] * preset["context"],
+        "steps": preset["steps"],
+        "bytes_forward": cell["bytes_per_token_layer"]["forward"],
+        "bytes_backward": cell["bytes_per_token_layer"]["backward"],
+        "kv_bytes": sum(count for channel, count in payload.items() if channel not in ("other", "weights")),
+        "weight_bytes": every_step + cell["sync_bytes_each"] / preset["sync_every"],
+    }
+    rows = [static | {key: each[key] for key in ("step", *VALIDATED)} for each in cell["validations"]]
+    rows[-1]["val_loss_exact"] = cell["validation_exact"]["val_loss"]
+    rows[-1]["drift"] = cell["drift"][-1][1] if cell["drift"] else None
+    return rows
+
+
+def judge(
+    table: pd.DataFrame, *, title: str, exact: str, control: str, asked: int, times: Record | None = None
+) -> Record:
+    """The whole answer: by preset, every arm against the exact exchange and against none. `asked`: cells there are to
+    be, for a table of some of them says so."""
+    presets = [
+        _judge_preset(str(name), rows, exact, control, times) for name, rows in table.groupby("preset", sort=False)
+    ]
+    learned = len(table.groupby(["preset", "arm", "seed"]))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "exact": exact,
+        "control": control,
+        "cells": learned,
+        "cells_asked": asked,
+        "interval": "95 %, Student's t over seeds",
+        "times": None
+        if times is None
+        else {"of": times.get("name"), "mode": times.get("mode"), "pace": times.get("pace")},
+        "presets": presets,
+    }
+
+
+def _judge_preset(name: str, rows: pd.DataFrame, exact: str, control: str, times: Record | None) -> Record:
+    final = rows.groupby(["arm", "seed"], sort=False).tail(1).set_index(["arm", "seed"])
+    clock = _clock(rows, times)
+    arms = [_judge_arm(str(arm), final, rows, exact, control, clock) for arm in dict.fromkeys(rows["arm"])]
+    return {"preset": name, **_sensitivity(final, exact, control), **clock.record, "arms": arms}
+
+
+def _sensitivity(final: pd.DataFrame, exact: str, control: str) -> Record:
+    """How far control lies from exact, in deviations of exact over seeds; `shows` is None where that cannot be told."""
+    found: Record = {}
+    for key in ("val_loss", "val_loss_remote"):
+        best, worst = _seeds(final, exact, key), _seeds(final, control, key)
+        both = best.index.intersection(worst.index)
+        spread = float(best.std(ddof=1)) if len(best) > 1 else None
+        gap = float((worst[both] - best[both]).mean()) if len(both) else None
+        found |= {f"{key}_spread": spread, f"{key}_gap": gap}
+        found[f"{key}_apart"] = None if gap is None or not spread else gap / spread
+    ratio = found["val_loss_apart"]
+    return found | {"shows": None if ratio is None else ratio >= APART}
+
+
+def _seeds(final: pd.DataFrame, arm: str, key: str) -> pd.Series:
+    """An arm's figure by seed."""
+    if arm not in final.index.get_level_values("arm"):
+        return pd.Series(dtype=float)
+    return final.loc[arm][key].astype(float).dropna()
+
+
+def _judge_arm(arm: str, final: pd.DataFrame, rows: pd.DataFrame, exact: str, control: str, clock: "_Clock") -> Record:
+    own = final.loc[arm]
+    static = {key: _plain(own.iloc[0][key]) for key in _STATIC}
+    comparable = all(
+        other not in final.index.get_level_values("arm") or final.loc[other].iloc[0]["tokens"] == static["tokens"]
+        for other in (exact, control)
+    )
+    loss, best = _seeds(final, arm, "val_loss"), _seeds(final, exact, "val_loss")
+    both = loss.index.intersection(best.index) if comparable else []
+    return {
+        "arm": arm,
+        "seeds": [int(seed) for seed in own.index],
+        **static,
+        "val_loss": interval(loss),
+        "val_loss_vs_exact": interval(loss[both] / best[both] - 1),
+        "val_loss_exact_attention": interval(_seeds(final, arm, "val_loss_exact")),
+        "recall_accuracy_remote": interval(_seeds(final, arm, "recall_accuracy_remote")),
+        "recovered_loss": interval(_recovered(final, arm, exact, control, "val_loss_remote", comparable)),
+        "recovered_recall": interval(_recovered(final, arm, exact, control, "recall_accuracy_remote", comparable)),
+        "drift": interval(_seeds(final, arm, "drift")),
+        **clock.judge(arm, rows, final, exact, control),
+    }
+
+
+def _recovered(final: pd.DataFrame, arm: str, exact: str, control: str, key: str, comparable: bool) -> pd.Series:
+    """(control − arm) / (control − exact) by seed, where all three are there and have read as many tokens."""
+    mine, best, worst = (_seeds(final, name, key) for name in (arm, exact, control))
+    both = mine.index.intersection(best.index).intersection(worst.index)
+    worth = worst[both] - best[both]
+    if not comparable or not len(both) or (worth == 0).any():
+        return pd.Series(dtype=float)
+    return (worst[both] - mine[both]) / worth
+
+
+def interval(values: pd.Series | Sequence[float]) -> Record | None:
+    """Mean, half the width of its 95 % interval (None of a single value), and the number of values."""
+    numbers = np.asarray(values, dtype=float)
+    if not len(numbers):
+        return None
+    half = None
+    if len(numbers) > 1:
+        t = _T[len(numbers) - 2] if len(numbers) - 2 < len(_T) else 1.96
+        half = float(t * numbers.std(ddof=1) / math.sqrt(len(numbers)))
+    return {"mean": float(numbers.mean()), "half": half, "count": len(numbers)}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class _Clock:
+    """What each arm knows when the fastest of those that were timed has ended."""
+
+    def __init__(self, seconds: dict[str, float], kinds: dict[str, str], steps: dict[str, int]) -> None:
+        self.seconds, self.kinds = seconds, kinds
+        whole = {arm: seconds[arm] * steps[arm] for arm in seconds if arm in steps}
+        self.horizon = min(whole.values()) if whole else None
+        self.record: Record = {"horizon_seconds": self.horizon}
+
+    def judge(self, arm: str, rows: pd.DataFrame, final: pd.DataFrame, exact: str, control: str) -> Record:
+        """Losses between two validations are interpolated. Measured against what an exchange is worth at equal steps."""
+        if self.horizon is None or arm not in self.seconds:
+            return {}
+        mine = _at(rows, arm, self.horizon / self.seconds[arm])
+        best, worst = _seeds(final, exact, "val_loss_remote"), _seeds(final, control, "val_loss_remote")
+        both = mine.index.intersection(best.index).intersection(worst.index)
+        return {
+            "step_seconds": self.seconds[arm],
+            "step_seconds_kind": self.kinds[arm],
+            "steps_in_time": self.horizon / self.seconds[arm],
+            "val_loss_remote_in_time": interval(mine),
+            "recovered_in_time": interval((worst[both] - mine[both]) / (worst[both] - best[both])),
+        }
+
+
+def _at(rows: pd.DataFrame, arm: str, step: float) -> pd.Series:
+    """An arm's loss on remote tokens at a step, by seed."""
+    own = rows[rows["arm"] == arm]
+    return pd.Series(
+        {
+            seed: float(np.interp(step, curve["step"], curve["val_loss_remote"].astype(float)))
+            for seed, curve in own.groupby("seed", sort=False)
+        },
+        dtype=float,
+    )
+
+
+def _clock(rows: pd.DataFrame, times: Record | None) -> _Clock:
+    """Seconds of a step with its share of synchronisation, as an emulated run has them."""
+    seconds, kinds = {}, {}
+    for arm in (times or {}).get("arms", []):
+        mean, sync = arm.get("step_seconds_mean"), arm.get("sync_seconds_per_step") or 0.0
+        if mean is not None and arm["arm"] in set(rows["arm"]):
+            seconds[arm["arm"]] = float(mean) + float(sync)
+            kinds[arm["arm"]] = "modelled" if arm.get("link") == "modelled" else "measured"
+    return _Clock(seconds, kinds, rows.groupby("arm")["steps"].first().to_dict())

@@ -1,0 +1,142 @@
+"""The answer of `testbed learn` as files: a table for people, tables for programs, figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
+from testbed.analysis.quality import APART
+from testbed.analysis.quality_figures import data_recovered, figure_recovered
+from testbed.analysis.style import styled
+
+__all__ = ["markdown", "write_quality"]
+
+Record = dict[str, Any]
+
+
+def write_quality(record: Record, table: pd.DataFrame, folder: Path) -> None:
+    """quality.{json,md}, results.{parquet,csv} and figures/, each by rename."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    _whole(folder / "quality.json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+    _whole(folder / "quality.md", lambda path: path.write_text(markdown(record)))
+    _whole(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
+    _whole(folder / "results.csv", lambda path: table.to_csv(path, index=False))
+    drawn = data_recovered(record)
+    _whole(folder / "figures" / "recovered.csv", lambda path: drawn.to_csv(path, index=False))
+    if len(drawn):
+        figure = figure_recovered(record)
+        with styled():
+            for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+                _whole(
+                    folder / "figures" / f"recovered.{kind}",
+                    lambda path, k=kind, o=options: figure.savefig(path, format=k, **o),
+                )
+
+
+def _whole(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+def markdown(record: Record) -> str:
+    """The table of every preset, with what it can and cannot show."""
+    lines = [f"# {record['title']}", ""]
+    if record["cells"] < record["cells_asked"]:
+        lines += [f"**{record['cells']} of {record['cells_asked']} cells are learned so far.**", ""]
+    lines += [
+        f"Against `{record['exact']}` (exchanges everything) and `{record['control']}` (nothing), seed by seed; "
+        f"mean ± {record['interval']}. Recovered: (control − arm) / (control − exact), of the loss and of the recall on "
+        "tokens whose evidence lies on another node. Bytes: per token, layer and direction, to one peer.",
+        "",
+    ]
+    for preset in record["presets"]:
+        lines += [*_preset(preset, record["times"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _preset(preset: Record, times: Record | None) -> list[str]:
+    lines = [f"## {preset['preset']}", "", _shows(preset), ""]
+    columns = [
+        "arm",
+        "bytes",
+        "seeds",
+        "validation loss",
+        "against exact",
+        "remote recall",
+        "recovered, loss",
+        "recovered, recall",
+    ]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_row(arm)) + " |" for arm in preset["arms"]]
+    if preset["horizon_seconds"] is not None and times is not None:
+        lines += ["", *_in_time(preset, times)]
+    return lines
+
+
+def _shows(preset: Record) -> str:
+    gap, spread, apart = (preset[f"val_loss_{key}"] for key in ("gap", "spread", "apart"))
+    if apart is None:
+        return "What exchange is worth here cannot be told: it takes exact and control, and two seeds of exact."
+    words = (
+        f"Control lies {significant(gap)} nats above exact, whose deviation over seeds is {significant(spread, 2)}: "
+        f"{significant(apart)} times that."
+    )
+    return words if preset["shows"] else f"{words} **Less than {APART:g} times: this task shows nothing.**"
+
+
+def _row(arm: Record) -> list[str]:
+    own = arm["split"] == "batch"
+    return [
+        f"`{arm['arm']}`" + (f" ({_weights(arm)})" if arm["sync"] == "average" else ""),
+        "0 (whole sequences)" if own else trimmed(arm["bytes_forward"]),
+        str(len(arm["seeds"])),
+        _with(arm["val_loss"], 3),
+        _percent_with(arm["val_loss_vs_exact"]),
+        _with(arm["recall_accuracy_remote"], 3),
+        _with(arm["recovered_loss"], 3),
+        _with(arm["recovered_recall"], 3),
+    ]
+
+
+def _weights(arm: Record) -> str:
+    drift = arm["drift"]
+    return "averaged" + (f", drift {significant(drift['mean'], 2)}" if drift else "")
+
+
+def _in_time(preset: Record, times: Record) -> list[str]:
+    """The table at equal time."""
+    timed = [arm for arm in preset["arms"] if "step_seconds" in arm]
+    paced = times["pace"] not in (None, "none")
+    return [
+        f"At equal time, when the fastest has ended (step times of `{times['of']}`; links as marked, compute "
+        f"{'modelled' if paced else 'measured'}, its synchronisation spread over steps; losses between two validations "
+        "interpolated; of what exchange is worth at equal steps):",
+        "",
+        "| arm | seconds per step | steps | recovered, loss |",
+        "|---|---|---|---|",
+        *(
+            f"| `{arm['arm']}` | {significant(arm['step_seconds'])} ({arm['step_seconds_kind']}) "
+            f"| {significant(arm['steps_in_time'])} | {_with(arm['recovered_in_time'], 3)} |"
+            for arm in timed
+        ),
+    ]
+
+
+def _with(value: Record | None, decimals: int) -> str:
+    """A mean and its interval: "1.830 ± 0.004"."""
+    if value is None or not usable(value["mean"]):
+        return MISSING
+    text = f"{value['mean']:.{decimals}f}"
+    if usable(value["half"]):
+        text += f" ± {value['half']:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def _percent_with(value: Record | None) -> str:
+    if value is None or not usable(value["mean"]):
+        return MISSING
+    text = percent(value["mean"], signed=True)
+    return text if not usable(value["half"]) else f"{text} ± {100 * value['half']:.2g}"

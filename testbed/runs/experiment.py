@@ -1,0 +1,188 @@
+"""A question about quality as data: which presets, arms and seeds are learned and held against each other.
+
+    title = "What codecs keep"
+    presets = ["recall16", "mqar"]           # names in experiments/presets, or .toml files
+    seeds = [10, 11, 12]
+    arms = [
+        "decentralised", "control", "best",
+        { name = "fixed basis", like = "subspace", codec = { subspace = { rotation = "none" } } },
+        { name = "short warm start", like = "subspace", preset = { warm_steps = 10, steps = 240 } },
+    ]
+    nodes = 4
+    sync = "gradients"                       # of every arm that does not say otherwise itself
+    exact = "decentralised"                  # what recovered fractions are measured against,
+    control = "control"                      # and from
+
+A cell is one arm of one preset with one seed; its results are kept under the hash of everything that decides them.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from testbed.config import STRICT, Arm, Preset, at_least, load_toml, parse
+from testbed.config.arms import arm_named
+from testbed.errors import UsageError
+
+__all__ = ["CELL_VERSION", "Cell", "Experiment", "cells_of", "chosen", "load_experiment"]
+
+CELL_VERSION = 1
+"""Counts up whenever a cell would be learned or judged otherwise; part of every hash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What stands in the file."""
+
+    __pydantic_config__ = STRICT
+
+    title: str
+    presets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[Any, ...]
+    """Names, or tables: a name, what it is `like`, what is changed of that arm, and of the `preset` for it alone."""
+    nodes: int = 4
+    sync: Literal["gradients", "average"] | None = None
+    """Of every arm that does not say otherwise itself; None: as the arms have it."""
+    exact: str = "decentralised"
+    """The arm that exchanges everything."""
+    control: str = "control"
+    """The arm that exchanges nothing."""
+
+    def __post_init__(self) -> None:
+        at_least(2, nodes=self.nodes)
+        for name in ("presets", "seeds", "arms"):
+            if not getattr(self, name):
+                raise UsageError(f"{name} is empty: name at least one")
+        for name in ("presets", "seeds"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise UsageError(f"{name} = {list(given)}: one of them stands there twice")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise UsageError(f"seeds = {list(self.seeds)}: they are whole numbers from 0 to {2**32 - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm of one preset with one seed."""
+
+    preset_name: str
+    preset: Preset
+    """With what the arm changes of it."""
+    arm: Arm
+    seed: int
+    nodes: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that decides what is learned: not what things are called, not the link."""
+        arm = {key: value for key, value in asdict(self.arm).items() if key not in ("name", "link")}
+        preset = asdict(self.preset)
+        config = {"version": CELL_VERSION, "preset": preset, "arm": arm, "seed": self.seed, "nodes": self.nodes}
+        return json.loads(json.dumps(config))
+
+    @property
+    def hash(self) -> str:
+        """Of the configuration; the name of the file with its results."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def group(self) -> str:
+        """Cells of the same group start from the same warm start."""
+        return json.dumps([self.config["preset"], self.seed, self.nodes], sort_keys=True)
+
+
+def load_experiment(file: str) -> Experiment:
+    """The experiment in a .toml file; raises `UsageError` with one sentence."""
+    path = Path(file)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    experiment = parse(Experiment, data, path.name)
+    for preset_name in experiment.presets:
+        _arms(experiment, load_toml(Preset, "presets", preset_name), path.name)
+    return experiment
+
+
+def cells_of(experiment: Experiment) -> list[Cell]:
+    """Seed by seed, so that whatever is done when time is up is done of every arm and preset."""
+    cells = []
+    for seed in experiment.seeds:
+        for name in experiment.presets:
+            for arm, preset in _arms(experiment, load_toml(Preset, "presets", name), name):
+                cells.append(Cell(preset_name=name, preset=preset, arm=arm, seed=seed, nodes=experiment.nodes))
+    return cells
+
+
+def chosen(
+    experiment: Experiment, *, presets: str | None = None, arms: str | None = None, seeds: str | None = None
+) -> Experiment:
+    """With only some of its presets, arms or seeds, given with commas between them."""
+    if presets is not None:
+        experiment = replace(experiment, presets=tuple(_some("preset", presets, experiment.presets)))
+    if arms is not None:
+        names = [arm if isinstance(arm, str) else arm["name"] for arm in experiment.arms]
+        wanted = _some("arm", arms, names)
+        experiment = replace(
+            experiment, arms=tuple(arm for arm, name in zip(experiment.arms, names, strict=True) if name in wanted)
+        )
+    if seeds is not None:
+        wanted = _some("seed", seeds, [str(seed) for seed in experiment.seeds], known=False)
+        experiment = replace(experiment, seeds=tuple(int(seed) for seed in wanted))
+    return experiment
+
+
+def _some(kind: str, given: str, there: Iterable[str], *, known: bool = True) -> list[str]:
+    wanted = list(dict.fromkeys(part.strip() for part in given.split(",")))
+    for each in wanted:
+        if known and each not in there:
+            raise UsageError(f"'{each}' is no {kind} of this experiment, which has {', '.join(there)}")
+        if not known and not each.isdigit():
+            raise UsageError(f"'{each}' is no {kind}: type whole numbers with commas between them, such as 10,11")
+    return wanted
+
+
+def _arms(experiment: Experiment, preset: Preset, origin: str) -> list[tuple[Arm, Preset]]:
+    """Every arm and what it is trained on, in the order of the file."""
+    arms = [_arm(entry, experiment, preset, f"{origin}: arms[{place}]") for place, entry in enumerate(experiment.arms)]
+    names = [arm.name for arm, _ in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{origin}: two arms are called '{name}'")
+    return arms
+
+
+def _arm(entry: Any, experiment: Experiment, preset: Preset, origin: str) -> tuple[Arm, Preset]:
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise UsageError(f"{origin}: an arm is a name, or a table with a name (given: {entry!r})")
+    changes = dict(entry)
+    name, like, of_preset = changes.pop("name"), changes.pop("like", None), changes.pop("preset", {})
+    try:
+        if like is None and {"codec", "exchange"} & changes.keys():
+            like = "decentralised"
+        preset = parse(Preset, _merged(asdict(preset), of_preset), f"{origin}: preset")
+        base = asdict(arm_named(name if like is None else like, preset))
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") if origin not in str(error) else error from None
+    if experiment.sync is not None:
+        changes.setdefault("sync", experiment.sync)
+    if isinstance(changes.get("codec"), dict) and "name" in changes["codec"]:
+        base["codec"] = {}  # another codec than that of what it is like
+    return parse(Arm, _merged(base, changes) | {"name": name}, origin), preset
+
+
+def _merged(base: dict[str, Any], changes: Any) -> dict[str, Any]:
+    """`base` with `changes`, table by table."""
+    if not isinstance(changes, dict):
+        raise UsageError(f"a table is needed where {changes!r} was given")
+    both = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return base | changes | {key: _merged(base[key], changes[key]) for key in both}

@@ -1,0 +1,341 @@
+"""`testbed learn FILE.toml`: learn every preset × arm × seed of an experiment, off the network, and hold them together.
+
+A network changes time and never arithmetic, so what an arm learns needs none: every cell is trained by the real
+trainer on ranks that are threads of one process (`testbed.runs.learners`). Results are a file per cell, written by
+rename under the hash of what decides them: killed at any time, the same command goes on with what is missing.
+
+    runs/<name>/cells/<hash>.json     a cell: configuration, losses, validations, bytes, drift of the replicas
+    runs/<name>/quality.{json,md}     the table;  results.{parquet,csv}, figures/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from testbed.errors import UsageError
+from testbed.runs.directory import RUNS, environment, read_json, write_json
+from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
+from testbed.runs.parse import flag
+
+__all__ = ["Learn", "dry_run", "folder_of", "learn"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_OF_ENVIRONMENT = ("commit", "python", "packages", "kernel", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Learn every preset, arm and seed of an experiment, off the network, and compare what they know at the end.
+
+    For example: testbed learn experiments/quality/codecs.toml. Killed at any time, it goes on with what is missing.
+    """
+
+    file: Annotated[tyro.conf.Positional[str], flag("FILE")]
+    """The experiment, a .toml file (docs/quality.md)."""
+    name: Annotated[str | None, flag("NAME")] = None
+    """The folder in runs/; the file's name unless given. Cells that are there are not learned again."""
+    jobs: Annotated[int | None, flag("N")] = None
+    """Processes at a time; the number of cores unless given. 0 learns nothing and shows what is there."""
+    presets: Annotated[str | None, flag("NAME,…")] = None
+    """Only these of the experiment."""
+    arms: Annotated[str | None, flag("ARM,…")] = None
+    """Only these."""
+    seeds: Annotated[str | None, flag("N,…")] = None
+    """Only these, or others instead."""
+    reuse: Annotated[str | None, flag("RUN,…")] = None
+    """Other folders in runs/, from which cells of the same configuration are copied."""
+    times: Annotated[str | None, flag("FILE")] = None
+    """comparison.json of an emulated run: its seconds per step, by arm, for a comparison at equal time."""
+    dry_run: bool = False
+    """Print every cell and whether it is there, and do nothing."""
+    json: bool = False
+    """Print quality.json at the end."""
+
+
+def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) -> dict[str, Any]:
+    """Learn what is missing, then write the table; its record, with `failed` cells by hash. `live`: say every step."""
+    experiment, cells, folder = resolve(asked)
+    _rehearse(cells)
+    times = _times(asked.times)
+    with _alone(folder):
+        for other in (asked.reuse or "").split(",") if asked.reuse else ():
+            _copy_cells(cells, RUNS / other.strip() / "cells", folder / "cells")
+        write_json(folder / "config.json", _config(experiment, cells))
+        write_json(folder / "environment.json", environment())
+        missing = {cell.hash: cell for cell in cells if not _path(folder, cell).is_file()}
+        jobs = (os.cpu_count() or 1) if asked.jobs is None else asked.jobs
+        failed: dict[str, str] = {}
+        if missing and jobs:
+            failed = _Learning(folder, list(missing.values()), len({cell.hash for cell in cells}), report, live).run(
+                jobs
+            )
+        return _conclude(experiment, cells, folder, times) | {"failed": failed}
+
+
+def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
+    """What was asked for, checked as far as can be without torch."""
+    experiment = chosen(load_experiment(asked.file), presets=asked.presets, arms=asked.arms, seeds=asked.seeds)
+    if asked.jobs is not None and asked.jobs < 0:
+        raise UsageError(f"--jobs {asked.jobs}: it must be 0 or more")
+    folder = folder_of(asked)
+    if not _NAME.fullmatch(folder.name):
+        raise UsageError(f"'{folder.name}' cannot be a run's name: letters, digits, '.', '_' and '-' can, 100 at most")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "cells").is_dir():
+        raise UsageError(f"{folder} is another command's; choose another with --name")
+    return experiment, cells_of(experiment), folder
+
+
+def folder_of(asked: Learn) -> Path:
+    """Where everything is written."""
+    return RUNS / (asked.name if asked.name is not None else Path(asked.file).stem)
+
+
+def dry_run(asked: Learn) -> str:
+    """Every cell in the order in which they are learned."""
+    _, cells, folder = resolve(asked)
+    lines = [
+        f"{'there  ' if _path(folder, cell).is_file() else 'missing'}  {cell.hash}  {cell.preset_name}, "
+        f"seed {cell.seed}, {cell.arm.name}"
+        for cell in cells
+    ]
+    return "\n".join([*lines, f"{len(lines)} cells, into {folder}"])
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.hash}.json"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else learns into this folder. The kernel lets go of it if we die."""
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another testbed learn is at work in {folder}: wait, or choose another --name") from None
+        yield
+
+
+def _copy_cells(cells: list[Cell], source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise UsageError(f"{source} is no folder of cells: --reuse names runs of testbed learn")
+    for name in {f"{cell.hash}.json" for cell in cells}:
+        if (source / name).is_file() and not (target / name).is_file():
+            partial = target / f"{name}.partial"
+            shutil.copyfile(source / name, partial)
+            partial.replace(target / name)
+
+
+def _rehearse(cells: list[Cell]) -> None:
+    """Build every trainer once, without anybody at the other end: what cannot be trained is said before anything is."""
+    from testbed.data.integrity import check_data
+    from testbed.runs.rehearsal import rehearse
+
+    seen: set[str] = set()
+    for cell in cells:
+        config = cell.config | {"seed": 0}
+        if (key := json.dumps(config, sort_keys=True)) not in seen:
+            seen.add(key)
+            try:
+                check_data(cell.preset.data, cell.preset.model)
+                rehearse(cell.preset, cell.arm, cell.nodes)
+            except UsageError as error:
+                raise UsageError(f"preset {cell.preset_name}, arm {cell.arm.name}: {error}") from None
+
+
+def _config(experiment: Experiment, cells: list[Cell]) -> dict[str, Any]:
+    index = [{"preset": cell.preset_name, "arm": cell.arm.name, "seed": cell.seed, "cell": cell.hash} for cell in cells]
+    return {"experiment": asdict(experiment), "cells": index}
+
+
+def _times(file: str | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        comparison = json.loads(Path(file).read_text(encoding="utf-8"))
+        for arm in comparison["arms"]:
+            arm["arm"], arm.get("step_seconds_mean")
+        return comparison
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{file} is no comparison.json of an emulated run") from None
+
+
+def _conclude(experiment: Experiment, cells: list[Cell], folder: Path, times: dict[str, Any] | None) -> dict[str, Any]:
+    """Everything that is made of the cells that are there."""
+    from testbed.analysis.quality import judge, results_table
+    from testbed.analysis.quality_pages import write_quality
+
+    there = [
+        {"preset": cell.preset_name, "arm": cell.arm.name, **read_json(_path(folder, cell))}
+        for cell in cells
+        if _path(folder, cell).is_file()
+    ]
+    table = results_table(there)
+    record = judge(
+        table, title=experiment.title, exact=experiment.exact, control=experiment.control, asked=len(cells), times=times
+    )
+    write_quality(record, table, folder)
+    return record
+
+
+class _Learning:
+    """Groups of cells that share a warm start, a process each, so many at a time."""
+
+    def __init__(
+        self, folder: Path, missing: list[Cell], total: int, report: Callable[[str], None], live: bool
+    ) -> None:
+        self.folder, self.report, self.live, self.total = folder, report, live, total
+        self.groups: queue.SimpleQueue[list[Cell]] = queue.SimpleQueue()
+        by_group: dict[str, list[Cell]] = {}
+        for cell in missing:
+            by_group.setdefault(cell.group, []).append(cell)
+        for group in by_group.values():
+            self.groups.put(group)
+        self.done = total - len(missing)
+        self.failed: dict[str, str] = {}
+        self.work = sum(_work(group) for group in by_group.values())
+        self.worked: dict[int, float] = {}
+        """Steps by job, under way or done."""
+        self.started = time.monotonic()
+        self.lock = threading.Lock()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.over = threading.Event()
+        report(f"{total} cells: {self.done} are there, {len(missing)} to learn after {len(by_group)} warm starts")
+
+    def run(self, jobs: int) -> dict[str, str]:
+        """Learn them all; reasons by hash of those that failed."""
+        threads = [threading.Thread(target=self._serve, args=(job,)) for job in range(jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # in slices: Ctrl-C is heard in between
+        finally:
+            self.over.set()
+            for process in self.processes:
+                process.kill()
+        return self.failed
+
+    def _serve(self, job: int) -> None:
+        before = 0.0
+        while not self.over.is_set():
+            try:
+                group = self.groups.get_nowait()
+            except queue.Empty:
+                return
+            work = _work(group)
+            while group and not self.over.is_set():
+                group = self._learn(group, job, before)
+            before += work
+            self.worked[job] = before
+
+    def _learn(self, group: list[Cell], job: int, before: float) -> list[Cell]:
+        """One process for the cells of a group; those that are left if it fails, without the one to blame."""
+        log = self.folder / "logs" / f"{group[0].preset_name.replace('/', '_')}_seed{group[0].seed}.log"
+        log.parent.mkdir(exist_ok=True)
+        left = {cell.hash: cell for cell in group}
+        blame: str | None = None
+        why = ""
+        with log.open("a") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "testbed.runs.learners"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for us; they end with our end of the pipe
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        self.processes.append(process)
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin, process.stdout:
+            process.stdin.write(json.dumps(_order(group, self.folder)) + "\n")
+            process.stdin.flush()
+            behind = before
+            for line in process.stdout:
+                message = json.loads(line)
+                if "done" in message:
+                    cell = left.pop(message["done"])
+                    behind += cell.preset.steps + (behind == before) * cell.preset.warm_steps
+                    self._count(job, behind, cell, message)
+                elif "failed" in message:
+                    blame, why = message["failed"], message["why"]
+                else:
+                    self._count(job, behind + message.get("warm_steps", 0) + message.get("steps", 0))
+        status = process.wait()
+        self.processes.remove(process)
+        if not left or self.over.is_set():
+            return []
+        return self._drop(left, blame, why or f"its process ended with status {status}", log)
+
+    def _drop(self, left: dict[str, Cell], blame: str | None, why: str, log: Path) -> list[Cell]:
+        """Note what failed: a cell, or where it was the warm start, all that need it."""
+        to_blame = [blame if blame is not None else next(iter(left))] if blame != "" else list(left)
+        for cell_hash in to_blame:
+            cell = left.pop(cell_hash)
+            with self.lock:
+                self.failed[cell_hash] = why
+                self.report(f"{_called(cell)} FAILED: {why}; see {log}")
+        return list(left.values())
+
+    def _count(self, job: int, worked: float, cell: Cell | None = None, message: dict[str, Any] | None = None) -> None:
+        with self.lock:
+            self.worked[job] = worked
+            if cell is not None and message is not None:
+                self.done += 1
+                recall = message["recall_accuracy_remote"]
+                facts = "" if recall is None else f", remote recall {recall:.3f}"
+                self.report(
+                    f"{_called(cell)}: validation loss {message['val_loss']:.4f}{facts} ({message['seconds']:.0f} s; "
+                    f"{self.done}/{self.total} cells{self._left()})"
+                )
+            elif self.live:
+                self.report(f"  learning{self._left()}: step {sum(self.worked.values()):.0f}/{self.work:.0f}")
+
+    def _left(self) -> str:
+        worked = sum(self.worked.values())
+        if not 0 < worked < self.work:
+            return ""
+        seconds = (time.monotonic() - self.started) * (self.work - worked) / worked
+        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+
+def _called(cell: Cell) -> str:
+    return f"{cell.preset_name}, seed {cell.seed}, {cell.arm.name}"
+
+
+def _work(group: list[Cell]) -> float:
+    """Steps, the warm start's too."""
+    return group[0].preset.warm_steps + sum(cell.preset.steps for cell in group)
+
+
+def _order(group: list[Cell], folder: Path) -> dict[str, Any]:
+    whole = environment()
+    place = {key: whole[key] for key in _OF_ENVIRONMENT} | {"dirty": bool(whole["dirty_diff"])}
+    first = group[0]
+    return {
+        "preset": asdict(first.preset),
+        "seed": first.seed,
+        "nodes": first.nodes,
+        "folder": str(folder / "cells"),
+        "arms": {cell.hash: asdict(cell.arm) for cell in group},
+        "about": {cell.hash: {"cell": cell.hash, "config": cell.config, "environment": place} for cell in group},
+    }

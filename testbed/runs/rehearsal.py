@@ -1,0 +1,59 @@
+"""A trainer built once with nobody at the other end, so that what cannot be trained is said before anything is."""
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+
+from testbed.config import Arm, Preset
+from testbed.data.batch import Batch
+from testbed.trainer import Trainer
+
+__all__ = ["rehearse"]
+
+
+def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
+    """Raise `UsageError` if so many nodes cannot train this."""
+    if preset.batch * preset.task_chunks < nodes:
+        from testbed.errors import UsageError
+
+        short = preset.batch * preset.task_chunks
+        raise UsageError(
+            f"{nodes} nodes cannot share the {short} short sequences of a warm-start step: type nodes = {short}"
+        )
+    Trainer(preset, arm, _Nothing(), _Mirror(nodes), seed=0, warm=None).close()
+
+
+class _Nothing:
+    """A source that is never read."""
+
+    sha256, vocabulary = "", 0
+
+    def batch(self, *_: Any) -> Batch:
+        raise AssertionError("a rehearsal reads nothing")
+
+
+class _Mirror:
+    """A transport on which every other rank says what this one says."""
+
+    rank = 0
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.sent: Counter[str] = Counter()
+
+    def exchange(self, outgoing: list[Tensor | None], *_: Any, **__: Any) -> "_Mirror":
+        self._messages = outgoing
+        return self
+
+    def wait(self) -> list[Tensor | None]:
+        return self._messages
+
+    def lane(self) -> "_Mirror":
+        return self
+
+    def overlap(self, wanted: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
