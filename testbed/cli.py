@@ -21,11 +21,11 @@ from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Network
 from emulation.world import run_in_world
+from testbed.commandline import flag, parse
 from testbed.config.training import Train
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.learn import Learn
-from testbed.runs.parse import flag, parse
 from testbed.runs.settings import Request, resolve
 
 __all__ = ["main"]

@@ -3,10 +3,9 @@
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tyro
-
+from testbed.commandline import flag
 from testbed.config.arm import Arm
 from testbed.config.arms import arm_named
 from testbed.config.preset import Preset
@@ -16,35 +15,31 @@ from testbed.errors import UsageError
 __all__ = ["Train", "Training", "resolve_training"]
 
 
-def _flag(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train one arm as a rank of torchrun, on real machines or on one:
     torchrun --nproc-per-node 4 -m testbed.trainer --arm latent"""
 
-    config: Annotated[str | None, _flag("FILE")] = None
+    config: Annotated[str | None, flag("FILE")] = None
     """A .toml file that says all of this, with the arm and the preset as tables if need be; flags beat it."""
-    arm: Annotated[str | None, _flag("ARM")] = None
+    arm: Annotated[str | None, flag("ARM")] = None
     """centralised, decentralised, subspace, latent, control, no-cp, ring, best, int8 …; latent unless given."""
-    preset: Annotated[str | None, _flag("NAME|FILE")] = None
+    preset: Annotated[str | None, flag("NAME|FILE")] = None
     """What is trained: a name in experiments/presets, or a .toml file; quick unless given."""
-    seed: Annotated[int | None, _flag("N")] = None
+    seed: Annotated[int | None, flag("N")] = None
     """Of weights and data; 0 unless given."""
-    steps: Annotated[int | None, _flag("N")] = None
+    steps: Annotated[int | None, flag("N")] = None
     """Steps to end at; the preset's unless given."""
-    transport: Annotated[Literal["auto", "sockets", "distributed"] | None, _flag("sockets|distributed")] = None
+    transport: Annotated[Literal["auto", "sockets", "distributed"] | None, flag("sockets|distributed")] = None
     """sockets: TCP of our own; distributed: torch.distributed, NCCL with GPUs and gloo without. auto: NCCL where every
     rank has a GPU, else sockets."""
-    out: Annotated[str | None, _flag("DIR")] = None
+    out: Annotated[str | None, flag("DIR")] = None
     """Where metrics, logs and checkpoints go; runs/train unless given."""
-    checkpoint_every: Annotated[int | None, _flag("N")] = None
+    checkpoint_every: Annotated[int | None, flag("N")] = None
     """Steps between two checkpoints; only one at the end unless given."""
     resume: bool = False
     """Go on from the newest checkpoint in --out that every rank has."""
-    silence: Annotated[float | None, _flag("SECONDS")] = None
+    silence: Annotated[float | None, flag("SECONDS")] = None
     """A rank that has not been heard of for so long ends the run, by name; 25 unless given."""
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Framing, Link, Network, star
 from emulation.settings import SETTINGS, alter, parse_settings
+from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.networks import network_spec
-from testbed.runs.parse import flag
 
 __all__ = ["Asked", "network_for"]
 

@@ -26,10 +26,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, environment, read_json, write_json
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
-from testbed.runs.parse import flag
 
 __all__ = ["Learn", "dry_run", "folder_of", "learn"]
 
@@ -75,11 +75,11 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
         for other in (asked.reuse or "").split(",") if asked.reuse else ():
             _copy_cells(cells, RUNS / other.strip() / "cells", folder / "cells")
         write_json(folder / "config.json", _config(experiment, cells))
-        write_json(folder / "environment.json", environment())
         missing = {cell.hash: cell for cell in cells if not _path(folder, cell).is_file()}
         jobs = (os.cpu_count() or 1) if asked.jobs is None else asked.jobs
         failed: dict[str, str] = {}
         if missing and jobs:
+            write_json(folder / "environment.json", environment())
             failed = _Learning(folder, list(missing.values()), len({cell.hash for cell in cells}), report, live).run(
                 jobs
             )
@@ -265,7 +265,8 @@ class _Learning:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         self.processes.append(process)
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError), process.stdin, process.stdout:
             process.stdin.write(json.dumps(_order(group, self.folder)) + "\n")
             process.stdin.flush()

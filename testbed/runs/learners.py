@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -150,8 +151,14 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
     """One rank's steps, averagings and validations; the end is judged at equal weights."""
     preset, arm = trainer.preset, trainer.arm
     losses, drift, validations = [], [], [_validated(trainer)]
+    expected, before = trainer.payload_of_step(), Counter(trainer.transport.sent)
     while trainer.index < preset.steps:
         result = trainer.step()
+        if trainer.index == 1:
+            sent = {
+                channel: n - before[channel] for channel, n in trainer.transport.sent.items() if n > before[channel]
+            }
+            assert sent == {channel: n for channel, n in expected.items() if n}, (sent, expected)
         losses.append((result.loss_sum, result.tokens))
         last = trainer.index == preset.steps
         if trainer.sync_due or (last and arm.sync == "average"):

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from testbed.config import Arm, Preset
-from testbed.data.batch import Batch
+from testbed.data.batch import Batch, Split
+from testbed.errors import UsageError
 from testbed.trainer import Trainer
 
 __all__ = ["rehearse"]
@@ -14,10 +15,8 @@ __all__ = ["rehearse"]
 
 def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
     """Raise `UsageError` if so many nodes cannot train this."""
-    if preset.batch * preset.task_chunks < nodes:
-        from testbed.errors import UsageError
-
-        short = preset.batch * preset.task_chunks
+    short = preset.batch * preset.task_chunks
+    if short < nodes:
         raise UsageError(
             f"{nodes} nodes cannot share the {short} short sequences of a warm-start step: type nodes = {short}"
         )
@@ -27,27 +26,22 @@ def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
 class _Nothing:
     """A source that is never read."""
 
-    sha256, vocabulary = "", 0
+    sha256 = ""
+    vocabulary = 0
 
-    def batch(self, *_: Any) -> Batch:
+    def batch(self, split: Split, step: int, sequences: int, context: int) -> Batch:  # noqa: ARG002
         raise AssertionError("a rehearsal reads nothing")
 
 
 class _Mirror:
     """A transport on which every other rank says what this one says."""
 
-    rank = 0
-
     def __init__(self, world: int) -> None:
-        self.world = world
+        self.rank, self.world = 0, world
         self.sent: Counter[str] = Counter()
 
-    def exchange(self, outgoing: list[Tensor | None], *_: Any, **__: Any) -> "_Mirror":
-        self._messages = outgoing
-        return self
-
-    def wait(self) -> list[Tensor | None]:
-        return self._messages
+    def exchange(self, outgoing: list[Tensor | None], channels: dict[str, int], **_: Any) -> "_Said":  # noqa: ARG002
+        return _Said(outgoing)
 
     def lane(self) -> "_Mirror":
         return self
@@ -57,3 +51,13 @@ class _Mirror:
 
     def close(self) -> None:
         pass
+
+
+class _Said:
+    seconds = 0.0
+
+    def __init__(self, messages: list[Tensor | None]) -> None:
+        self._messages = messages
+
+    def wait(self) -> list[Tensor | None]:
+        return self._messages

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from emulation.network import Network
 from emulation.schedule import Schedule, load_schedule
 from emulation.units import format_rate, parse_duration, parse_rate
+from testbed.commandline import flag
 from testbed.config import STANDARD_ARMS, Arm, Preset, load_toml, names_in
 from testbed.config.arms import arm_named, standard_arms
 from testbed.data.integrity import check_data
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
-from testbed.runs.parse import flag
 from testbed.targets import Target
 
 __all__ = ["Request", "Settings", "resolve"]

@@ -2,19 +2,17 @@
 
 import sys
 
-import tyro
-
+from testbed.commandline import parse
 from testbed.config.training import Train
 from testbed.errors import RunFailed, UsageError
 
 
 def main() -> int:
     """0 done, 1 failed, 2 bad usage."""
-    command = tyro.cli(Train, prog="python -m testbed.trainer")
     from testbed.trainer.launch import train
 
     try:
-        return train(command)
+        return train(parse(Train, sys.argv[1:], prog="python -m testbed.trainer"))
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

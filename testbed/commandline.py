@@ -11,6 +11,7 @@ from testbed.errors import UsageError
 
 __all__ = ["flag", "parse", "sentence"]
 
+_WHAT = "A testbed for training over slow links. 'testbed COMMAND --help' explains each command."
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NO_NUMBER = re.compile(r"Error parsing (\S+): no type matching (INT|FLOAT) could be instantiated from \[(.*)\]")
 _NO_CHOICE = re.compile(r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)")
@@ -24,7 +25,7 @@ def flag(metavar: str) -> Any:
     )
 
 
-def parse(commands: Any, arguments: list[str]) -> Any:
+def parse(commands: Any, arguments: list[str], *, prog: str = "testbed") -> Any:
     """The command that the arguments name, one of the union `commands`; raises `UsageError`.
 
     `--help` ends the process with status 0.
@@ -35,8 +36,8 @@ def parse(commands: Any, arguments: list[str]) -> Any:
             return tyro.cli(
                 commands,
                 args=arguments,
-                prog="testbed",
-                description="A testbed for training over slow links. 'testbed COMMAND --help' explains each command.",
+                prog=prog,
+                description=_WHAT if prog == "testbed" else None,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
     except SystemExit as end:
