@@ -35,8 +35,7 @@ class Buckets:
         self._full: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done = threading.Semaphore(0)
         self._error: BaseException | None = None
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in parameters]
         threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="buckets", daemon=True).start()
 
     def message_bytes(self) -> list[int]:
@@ -62,6 +61,8 @@ class Buckets:
     def close(self) -> None:
         """No more sums."""
         self._full.put(None)
+        for hook in self._hooks:
+            hook.remove()
 
     def _arrived(self, parameter: Tensor) -> None:
         if self._next >= len(self.buckets):
