@@ -193,7 +193,7 @@ class _Clock:
         self.record: Record = {"horizon_seconds": self.horizon}
 
     def judge(self, arm: str, rows: pd.DataFrame, final: pd.DataFrame, exact: str, control: str) -> Record:
-        """Losses between two validations are interpolated. Measured against what an exchange is worth at equal steps."""
+        """Losses between two validations are interpolated; measured in what an exchange is worth at equal steps."""
         if self.horizon is None or arm not in self.seconds:
             return {}
         mine = _at(rows, arm, self.horizon / self.seconds[arm])

@@ -14,10 +14,10 @@ __all__ = ["data_recovered", "figure_recovered"]
 
 Record = dict[str, Any]
 _LOOKS: dict[str, dict[str, Any]] = {
-    "codec": {"marker": "o", "color": "#0072B2"},
-    "null": {"marker": "o", "color": "#0072B2", "markerfacecolor": "white"},
-    "exact": {"marker": "s", "color": "#D55E00"},
-    "none": {"marker": "v", "color": "#CC79A7"},
+    "codec": {"marker": "o", "color": "#0072B2", "markersize": 6},
+    "null": {"marker": "o", "color": "#0072B2", "markerfacecolor": "white", "markersize": 6},
+    "exact": {"marker": "s", "color": "#D55E00", "markersize": 6},
+    "none": {"marker": "v", "color": "#CC79A7", "markersize": 6},
     "whole": {"marker": "*", "color": "#E69F00", "markersize": 11},
 }
 _WORDS = {
@@ -28,6 +28,11 @@ _WORDS = {
     "whole": "whole sequences, no exchange",
 }
 _NULLS = ("recent", "random")
+_CAPTION = (
+    "Recovered: (control − arm) / (control − exact) in loss on tokens whose evidence lies on another node, seed by "
+    "seed at equal tokens; mean and 95 % interval (Student's t over seeds). Bytes of one token, layer and direction to "
+    "one peer, in closed form. Measured, off the network: links change time, not losses."
+)
 _LOWEST = -0.35  # what lies deeper is drawn at the edge, with its figure
 
 
@@ -37,7 +42,7 @@ def data_recovered(record: Record) -> pd.DataFrame:
         {
             "preset": preset["preset"],
             "arm": arm["arm"],
-            "kind": _kind(arm, record),
+            "kind": _kind(arm),
             "bytes": arm["bytes_forward"],
             "recovered": arm["recovered_loss"]["mean"],
             "half": arm["recovered_loss"]["half"],
@@ -51,7 +56,7 @@ def data_recovered(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["preset", "arm", "kind", "bytes", "recovered", "half", "seeds", "shows"])
 
 
-def _kind(arm: Record, record: Record) -> str:
+def _kind(arm: Record) -> str:
     if arm["split"] == "batch":
         return "whole"
     if arm["exchange"] == "local":
@@ -66,7 +71,7 @@ def figure_recovered(record: Record) -> Figure:
     table = data_recovered(record)
     presets = list(dict.fromkeys(table["preset"]))
     with styled():
-        figure, axes = canvas(_title(record), _caption(record), height=4.9, columns=len(presets), wspace=0.06)
+        figure, axes = canvas(shown(record["title"], 90), _CAPTION, height=4.9, columns=len(presets), wspace=0.06)
         sent = table["bytes"][table["bytes"] > 0]
         low, high = (float(sent.min()), float(sent.max())) if len(sent) else (1.0, 10.0)
         for number, (one, preset) in enumerate(zip(axes, presets, strict=True)):
@@ -77,18 +82,6 @@ def figure_recovered(record: Record) -> Figure:
         bottom(figure, [Line2D([], [], linestyle="none", label=_WORDS[kind], **_LOOKS[kind]) for kind in kinds])
         figure.subplots_adjust(top=figure.subplotpars.top - 0.045)
     return figure
-
-
-def _title(record: Record) -> str:
-    return shown(record["title"], 90)
-
-
-def _caption(record: Record) -> str:
-    return (
-        "Recovered: (control − arm) / (control − exact) in loss on tokens whose evidence lies on another node, seed by "
-        "seed at equal tokens; mean and 95 % interval (Student's t over seeds). Bytes of one token, layer and direction "
-        "to one peer, in closed form. Measured, off the network: links change time, not losses."
-    )
 
 
 def _frame(one: Axes, preset: str, low: float, high: float, *, first: bool, shows: bool) -> None:
@@ -116,7 +109,7 @@ def _points(one: Axes, rows: pd.DataFrame, *, nowhere: float) -> None:
         y = max(row["recovered"], _LOWEST)
         half = row["half"] if pd.notna(row["half"]) and y == row["recovered"] else None
         look = _LOOKS[row["kind"]]
-        one.errorbar(x, y, yerr=half, linestyle="none", capsize=2.5, elinewidth=1.1, **({"markersize": 6} | look))
+        one.errorbar(x, y, yerr=half, linestyle="none", capsize=2.5, elinewidth=1.1, **look)  # pyrefly: ignore
         name = shown(row["arm"], 18)
         if y != row["recovered"]:
             name += f" {row['recovered']:.2f} ▾".replace("-", "−")

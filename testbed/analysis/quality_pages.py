@@ -18,21 +18,19 @@ Record = dict[str, Any]
 
 def write_quality(record: Record, table: pd.DataFrame, folder: Path) -> None:
     """quality.{json,md}, results.{parquet,csv} and figures/, each by rename."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    place = folder / "figures"
+    place.mkdir(parents=True, exist_ok=True)
     _whole(folder / "quality.json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
     _whole(folder / "quality.md", lambda path: path.write_text(markdown(record)))
     _whole(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
     _whole(folder / "results.csv", lambda path: table.to_csv(path, index=False))
     drawn = data_recovered(record)
-    _whole(folder / "figures" / "recovered.csv", lambda path: drawn.to_csv(path, index=False))
+    _whole(place / "recovered.csv", lambda path: drawn.to_csv(path, index=False))
     if len(drawn):
         figure = figure_recovered(record)
         with styled():
-            for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
-                _whole(
-                    folder / "figures" / f"recovered.{kind}",
-                    lambda path, k=kind, o=options: figure.savefig(path, format=k, **o),
-                )
+            _whole(place / "recovered.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
+            _whole(place / "recovered.png", lambda path: figure.savefig(path, format="png", dpi=160))
 
 
 def _whole(path: Path, write: Any) -> None:
@@ -48,8 +46,8 @@ def markdown(record: Record) -> str:
         lines += [f"**{record['cells']} of {record['cells_asked']} cells are learned so far.**", ""]
     lines += [
         f"Against `{record['exact']}` (exchanges everything) and `{record['control']}` (nothing), seed by seed; "
-        f"mean ± {record['interval']}. Recovered: (control − arm) / (control − exact), of the loss and of the recall on "
-        "tokens whose evidence lies on another node. Bytes: per token, layer and direction, to one peer.",
+        f"mean ± {record['interval']}. Recovered: (control − arm) / (control − exact), of the loss and of the recall "
+        "on tokens whose evidence lies on another node. Bytes: per token, layer and direction, to one peer.",
         "",
     ]
     for preset in record["presets"]:

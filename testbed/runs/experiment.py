@@ -58,8 +58,7 @@ class Experiment:
         for name in ("presets", "seeds", "arms"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is empty: name at least one")
-        for name in ("presets", "seeds"):
-            given = getattr(self, name)
+        for name, given in (("presets", [Path(preset).stem for preset in self.presets]), ("seeds", self.seeds)):
             if len(set(given)) < len(given):
                 raise UsageError(f"{name} = {list(given)}: one of them stands there twice")
         if not all(0 <= seed < 2**32 for seed in self.seeds):
@@ -117,7 +116,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
     for seed in experiment.seeds:
         for name in experiment.presets:
             for arm, preset in _arms(experiment, load_toml(Preset, "presets", name), name):
-                cells.append(Cell(preset_name=name, preset=preset, arm=arm, seed=seed, nodes=experiment.nodes))
+                cells.append(
+                    Cell(preset_name=Path(name).stem, preset=preset, arm=arm, seed=seed, nodes=experiment.nodes)
+                )
     return cells
 
 

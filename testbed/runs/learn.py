@@ -92,8 +92,6 @@ def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
     if asked.jobs is not None and asked.jobs < 0:
         raise UsageError(f"--jobs {asked.jobs}: it must be 0 or more")
     folder = folder_of(asked)
-    if not _NAME.fullmatch(folder.name):
-        raise UsageError(f"'{folder.name}' cannot be a run's name: letters, digits, '.', '_' and '-' can, 100 at most")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "cells").is_dir():
         raise UsageError(f"{folder} is another command's; choose another with --name")
     return experiment, cells_of(experiment), folder
@@ -101,7 +99,10 @@ def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
 
 def folder_of(asked: Learn) -> Path:
     """Where everything is written."""
-    return RUNS / (asked.name if asked.name is not None else Path(asked.file).stem)
+    name = asked.name if asked.name is not None else Path(asked.file).stem
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"'{name}' cannot be a run's name: letters, digits, '.', '_' and '-' can, 100 at most")
+    return RUNS / name
 
 
 def dry_run(asked: Learn) -> str:
@@ -249,7 +250,7 @@ class _Learning:
 
     def _learn(self, group: list[Cell], job: int, before: float) -> list[Cell]:
         """One process for the cells of a group; those that are left if it fails, without the one to blame."""
-        log = self.folder / "logs" / f"{group[0].preset_name.replace('/', '_')}_seed{group[0].seed}.log"
+        log = self.folder / "logs" / f"{group[0].preset_name}_seed{group[0].seed}.log"
         log.parent.mkdir(exist_ok=True)
         left = {cell.hash: cell for cell in group}
         blame: str | None = None

@@ -1,0 +1,174 @@
+"""Recovered fractions and their intervals on numbers whose answers are known; and what says that they mean nothing."""
+
+from typing import Any
+
+import pytest
+
+from testbed.analysis.quality import interval, judge, results_table
+from testbed.analysis.quality_figures import data_recovered, figure_recovered
+from testbed.analysis.quality_pages import markdown, write_quality
+from testbed.errors import UsageError
+
+SEEDS = (10, 11, 12)
+NOISE = dict(zip(SEEDS, (-0.01, 0.0, 0.01), strict=True))
+"""What a seed does to every arm alike: pairing takes it away."""
+
+
+def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str = "exact", **changes: Any) -> dict:
+    """A cell as it lies on disk, with a loss on remote tokens; it falls from 3 nats in a straight line."""
+    loss = remote / 10 + 1.5
+
+    def at(step: int, share: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "val_loss": loss,
+            "val_loss_text": 1.4,
+            "val_loss_remote": 3 + (remote - 3) * share,
+            "val_loss_local": 0.1,
+            "recall_accuracy_remote": recall,
+        }
+
+    preset = {"warm_steps": 10, "steps": 100, "batch": 2, "context": 64, "sync_every": 10} | changes.pop("preset", {})
+    exchange = "local" if codec == "none" else "all-gather"
+    count = {"none": 0, "exact": 512}.get(codec, 18)
+    return {
+        "preset": "made-up",
+        "arm": arm,
+        "corpus_sha256": "0",
+        "config": {
+            "seed": seed,
+            "preset": preset,
+            "arm": {"exchange": exchange, "split": "sequence", "sync": "gradients", "codec": {"name": codec}},
+        },
+        "validations": [at(0, 0.0), at(50, 0.5), at(100, 1.0)],
+        "validation_exact": {"val_loss": loss},
+        "drift": [],
+        "bytes_per_token_layer": {"forward": count, "backward": count},
+        "payload_bytes_per_step": {"kv_forward": 64 * count, "kv_backward": 64 * count, "other": 9},
+        "sync_bytes_each": 0,
+    } | changes
+
+
+def cells(*, spread: float = 1.0) -> list[dict]:
+    """Exact at 0.1, control at 2.1, a codec that recovers 0.9, 0.8 and 0.7, a null that recovers a fifth."""
+    found = []
+    for seed, noise in NOISE.items():
+        at = noise * spread
+        found += [
+            cell("decentralised", seed, 0.1 + at, recall=1.0),
+            cell("control", seed, 2.1 + at, recall=0.125, codec="none"),
+            cell("best", seed, 2.1 - 2 * (0.8 - 10 * noise) + at, recall=0.825, codec="best"),
+            cell("random", seed, 1.7 + at, recall=0.3, codec="random+int4"),
+        ]
+    return found
+
+
+def answer(found: list[dict], **changes: Any) -> dict:
+    settings = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)} | changes
+    return judge(results_table(found), **settings)
+
+
+def arm(record: dict, name: str) -> dict:
+    return next(each for each in record["presets"][0]["arms"] if each["arm"] == name)
+
+
+def test_recovered_fractions_are_paired_over_seeds():
+    """The seeds' common noise is gone; the interval is Student's: t(0.975, 2) · 0.1 / √3 = 0.2484."""
+    record = answer(cells(spread=0.5))
+    assert arm(record, "best")["recovered_loss"] == {
+        "mean": pytest.approx(0.8),
+        "half": pytest.approx(0.24842, abs=1e-4),
+        "count": 3,
+    }
+    assert arm(record, "best")["recovered_recall"]["mean"] == pytest.approx(0.8)
+    assert arm(record, "random")["recovered_loss"] == {"mean": pytest.approx(0.2), "half": pytest.approx(0), "count": 3}
+    assert arm(record, "decentralised")["recovered_loss"]["mean"] == 1
+    assert arm(record, "control")["recovered_loss"]["mean"] == 0
+    assert arm(record, "control")["val_loss_vs_exact"]["mean"] == pytest.approx(0.2 / 1.51, rel=1e-3)
+
+
+def test_a_task_that_shows_nothing_says_so():
+    """Control 0.2 nats above exact: enough over a deviation of 0.001, not over 0.05. Without control: no word."""
+    found = answer(cells())["presets"][0]
+    assert found["shows"] is True
+    assert found["val_loss_apart"] == pytest.approx(0.2 / 0.001)
+    noisy = answer(cells(spread=50))
+    assert noisy["presets"][0]["shows"] is False
+    assert "this task shows nothing" in markdown(noisy)
+    assert "this task shows nothing" not in markdown(answer(cells()))
+    alone = answer([each for each in cells() if each["arm"] != "control"])
+    assert alone["presets"][0]["shows"] is None
+    assert arm(alone, "best")["recovered_loss"] is None
+
+
+def test_only_common_seeds_count():
+    """A seed that an arm lacks is left out of its comparison, and an arm with one seed has no interval."""
+    record = answer([each for each in cells() if each["arm"] != "best" or each["config"]["seed"] == 12])
+    assert arm(record, "best")["recovered_loss"] == {"mean": pytest.approx(0.7), "half": None, "count": 1}
+    assert arm(record, "random")["recovered_loss"]["count"] == 3
+
+
+def test_other_tokens_are_not_compared():
+    """An arm that has read twice as much recovers nothing that can be told."""
+    more = [cell("best", seed, 0.1, codec="best", preset={"steps": 210}) for seed in SEEDS]
+    record = answer([each for each in cells() if each["arm"] != "best"] + more)
+    assert arm(record, "best")["recovered_loss"] is None
+    assert arm(record, "best")["val_loss"]["mean"] == pytest.approx(1.51)
+
+
+def test_other_data_are_refused():
+    with pytest.raises(UsageError, match="have read different data"):
+        results_table([*cells(), cell("late", 10, 1.0, corpus_sha256="1")])
+
+
+def test_at_equal_time():
+    """Steps of 1, 4 and 2 s, control ends after 100: best has done 50 steps and stands half way down."""
+    times = {
+        "name": "a-run",
+        "pace": "paper",
+        "mode": "composed",
+        "arms": [
+            {"arm": "control", "step_seconds_mean": 1.0, "link": "shaped"},
+            {"arm": "decentralised", "step_seconds_mean": 3.5, "sync_seconds_per_step": 0.5, "link": "modelled"},
+            {"arm": "best", "step_seconds_mean": 2.0, "link": "shaped"},
+            {"arm": "elsewhere", "step_seconds_mean": 0.1},
+        ],
+    }
+    record = answer(cells(spread=0), times=times)
+    assert record["presets"][0]["horizon_seconds"] == 100
+    best, exact = arm(record, "best"), arm(record, "decentralised")
+    assert (best["steps_in_time"], exact["steps_in_time"]) == (50, 25)
+    assert exact["val_loss_remote_in_time"]["mean"] == pytest.approx(3 - 2.9 / 4)
+    assert best["recovered_in_time"]["mean"] == pytest.approx((2.1 - (3 + 0.5) / 2) / 2)
+    assert exact["step_seconds_kind"] == "modelled"
+    assert "recovered_in_time" not in arm(record, "random")
+    assert "| `decentralised` | 4.00 (modelled) | 25.0 |" in markdown(record)
+
+
+@pytest.mark.parametrize(("values", "half"), [([1.0, 3.0], 12.706), ([0.0] * 5, 0.0), ([1.0], None)])
+def test_interval(values, half):
+    """Two values 2 apart: s/√n is 1, and t(0.975, 1) 12.706."""
+    found = interval(values)
+    assert found is not None
+    assert found["half"] == (None if half is None else pytest.approx(half, abs=1e-3))
+    assert interval([]) is None
+
+
+def test_everything_is_written(tmp_path):
+    """Tables and a figure; the same data give the same bytes."""
+    for folder in ("one", "other"):
+        write_quality(answer(cells()), results_table(cells()), tmp_path / folder)
+    names = {path.name for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert names == {
+        *("quality.json", "quality.md", "results.parquet", "results.csv"),
+        *("recovered.csv", "recovered.svg", "recovered.png"),
+    }
+    for name in ("quality.md", "quality.json", "results.csv", "figures/recovered.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_the_figure_tells_codecs_nulls_and_no_exchange_apart():
+    table = data_recovered(answer(cells())).set_index("arm")
+    assert table["kind"].to_dict() == {"decentralised": "exact", "control": "none", "best": "codec", "random": "null"}
+    labels = {text.get_text() for text in figure_recovered(answer(cells())).axes[0].texts}
+    assert {"best", "random", "control", "decentralised"} <= labels
