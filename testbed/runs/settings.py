@@ -111,6 +111,9 @@ def resolve(asked: Request, *, command: str) -> Settings:
         raise UsageError("no rate was given: type BW=300mbit, or NETWORK= and a network whose links have rates")
     _check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")
     _check_fit(preset, target)
+    arms = _choose_arms(preset, asked.arms)
+    for arm in arms:
+        _check_arm(arm, preset, len(network.nodes), target)
     if asked.backend == "host" and (network.impaired or not network.uniform):
         raise UsageError("host nodes are loopback: links there have a modelled rate only; use netns nodes for the rest")
     schedule = load_schedule(asked.schedule, network) if asked.schedule else None
@@ -136,7 +139,7 @@ def resolve(asked: Request, *, command: str) -> Settings:
         preset=preset,
         target=target,
         live_seconds=None if asked.live is None else _positive(parse_duration(asked.live), asked.live),
-        arms=_choose_arms(preset, asked.arms),
+        arms=arms,
         seed=asked.seed,
         share=asked.share,
         seconds_per_arm=_positive(parse_duration(asked.budget), asked.budget),
@@ -188,6 +191,26 @@ def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
     arms = {name: arm_named(name, preset) for name in names}
     order = [*(name for name in STANDARD_ARMS if name in arms), *(name for name in names if name not in STANDARD_ARMS)]
     return tuple(arms[name] for name in order)
+
+
+def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> None:
+    """Whether so many nodes can train it."""
+    model = preset.model
+    if target is not None and arm.exchange not in ("all-gather", "local"):
+        raise UsageError(
+            f"arm '{arm.name}': a paced run knows the messages of all-gather and of none; for {arm.exchange} add "
+            "PACE=none"
+        )
+    if arm.exchange == "ulysses" and (model.heads % nodes or model.kv_heads % nodes):
+        raise UsageError(
+            f"arm '{arm.name}': ulysses shares heads among nodes: {model.heads} query and {model.kv_heads} K/V heads do "
+            f"not divide by {nodes}"
+        )
+    if arm.split == "batch" and preset.batch % nodes:
+        raise UsageError(
+            f"arm '{arm.name}': every node trains whole sequences, and a batch of {preset.batch} cannot be shared by "
+            f"{nodes} nodes: set batch = {nodes} in the preset, or leave the arm out"
+        )
 
 
 def _check_fit(preset: Preset, target: Target | None) -> None:
