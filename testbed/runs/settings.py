@@ -203,8 +203,8 @@ def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> N
         )
     if arm.exchange == "ulysses" and (model.heads % nodes or model.kv_heads % nodes):
         raise UsageError(
-            f"arm '{arm.name}': ulysses shares heads among nodes: {model.heads} query and {model.kv_heads} K/V heads do "
-            f"not divide by {nodes}"
+            f"arm '{arm.name}': ulysses shares heads among nodes: {model.heads} query and {model.kv_heads} K/V heads "
+            f"do not divide by {nodes}"
         )
     if arm.split == "batch" and preset.batch % nodes:
         raise UsageError(
