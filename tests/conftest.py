@@ -11,9 +11,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a world measure real time, which a shared machine takes away in the middle of a measurement: each of
-    them has one more attempt. The summary lists every test that needed it (RERUN)."""
+    """What measures real time runs alone, and has one more attempt: a shared machine takes time away in the middle of
+    a measurement. The summary lists every test that needed it (RERUN)."""
     for item in items:
         if item.get_closest_marker("world"):
+            item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("alone"):
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -12,6 +12,8 @@ from testbed.pace import Pace, plan_for
 from testbed.targets import Target
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.alone
+
 PAPER = load_toml(Target, "targets", "paper-800m")
 ARMS = {arm.name: arm for arm in standard_arms(load_toml(Preset, "presets", "quick"))}
 

@@ -6,6 +6,8 @@ import pytest
 
 from testbed.collector.fidelity import Fidelity, Pulse, judge
 
+pytestmark = pytest.mark.alone
+
 CALM = Pulse(released=0, late=0, worst_ns=0, steal_ticks=0, ticks=0, pressure_us=0, waiting_ns=0)
 AFTER = Pulse(
     released=1000, late=2, worst_ns=3_000_000, steal_ticks=1, ticks=400, pressure_us=100_000, waiting_ns=10_000_000

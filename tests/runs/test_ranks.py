@@ -11,6 +11,8 @@ from testbed.errors import RunFailed
 from testbed.runs import ranks as module
 from testbed.runs.ranks import Ranks
 
+pytestmark = pytest.mark.alone
+
 ANSWER = """
 import json, os, sys, time
 replies = os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.runs.tiny import PRESET, environment
 
+pytestmark = pytest.mark.alone
+
 STEPS = 40
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from testbed.trainer.watchdog import Watchdog
 
+pytestmark = pytest.mark.alone
+
 
 class Board:
     """A store in memory."""
