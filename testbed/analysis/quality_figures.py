@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from testbed.analysis.formats import trimmed
 from testbed.analysis.style import GREY, INK, bottom, canvas, shown, styled
@@ -76,8 +77,8 @@ def figure_recovered(record: Record) -> Figure:
         low, high = (float(sent.min()), float(sent.max())) if len(sent) else (1.0, 10.0)
         for number, (one, preset) in enumerate(zip(axes, presets, strict=True)):
             rows = table[table["preset"] == preset]
-            _frame(one, preset, low, high, first=number == 0, shows=bool(rows["shows"].iloc[0]))
-            _points(one, rows, nowhere=low / 3)
+            _frame(one, preset, low, high, first=number == 0, shows=bool(rows["shows"].ne(False).all()))
+            _points(one, rows, nowhere=low / 3, plain=(record["exact"], record["control"]))
         kinds = [kind for kind in _LOOKS if kind in set(table["kind"])]
         bottom(figure, [Line2D([], [], linestyle="none", label=_WORDS[kind], **_LOOKS[kind]) for kind in kinds])
         figure.subplots_adjust(top=figure.subplotpars.top - 0.045)
@@ -86,7 +87,7 @@ def figure_recovered(record: Record) -> Figure:
 
 def _frame(one: Axes, preset: str, low: float, high: float, *, first: bool, shows: bool) -> None:
     one.set_xscale("log")
-    one.set_xlim(low / 5, high * 3)
+    one.set_xlim(low / 5, high * 4)
     one.set_ylim(_LOWEST - 0.05, 1.19)
     ticks = [low / 3, *(2.0**power for power in range(2, 16) if low * 0.8 <= 2.0**power <= high * 1.3 and power % 2)]
     one.set_xticks(ticks, ["none", *(trimmed(tick) for tick in ticks[1:])])
@@ -101,35 +102,48 @@ def _frame(one: Axes, preset: str, low: float, high: float, *, first: bool, show
         one.tick_params(axis="y", labelleft=False)
 
 
-def _points(one: Axes, rows: pd.DataFrame, *, nowhere: float) -> None:
-    """Every arm, with its name where there is room for it."""
-    taken: list[tuple[float, float]] = []
+def _points(one: Axes, rows: pd.DataFrame, *, nowhere: float, plain: tuple[str, str]) -> None:
+    """Every arm, with its name beside it where nothing else is; what the legend names, `plain`, goes without."""
+    rows = rows.assign(x=rows["bytes"].where(rows["bytes"] > 0, nowhere), y=rows["recovered"].clip(lower=_LOWEST))
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in _in_points(one, rows[["x", "y"]].to_numpy())]
     for row in rows.sort_values("recovered", ascending=False).to_dict("records"):
-        x = row["bytes"] if row["bytes"] > 0 else nowhere
-        y = max(row["recovered"], _LOWEST)
-        half = row["half"] if pd.notna(row["half"]) and y == row["recovered"] else None
+        cut = row["y"] != row["recovered"]
+        half = row["half"] if pd.notna(row["half"]) and not cut else None
         look = _LOOKS[row["kind"]]
-        one.errorbar(x, y, yerr=half, linestyle="none", capsize=2.5, elinewidth=1.1, **look)  # pyrefly: ignore
-        name = shown(row["arm"], 18)
-        if y != row["recovered"]:
-            name += f" {row['recovered']:.2f} ▾".replace("-", "−")
+        one.errorbar(row["x"], row["y"], yerr=half, linestyle="none", capsize=2.5, elinewidth=1.1, **look)  # pyrefly: ignore
+        if row["arm"] in plain:
+            continue
+        name = shown(row["arm"], 20) + (f" {row['recovered']:.2f} ▾".replace("-", "−") if cut else "")
+        (at,) = _in_points(one, [(row["x"], row["y"])])
+        shift = _room(one, at, name, taken)
+        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 3} if abs(shift[1]) > 8 else None
         one.annotate(
             name,
-            (x, y),
-            xytext=_place(one, x, y, taken),
+            (row["x"], row["y"]),
+            xytext=shift,
             textcoords="offset points",
             fontsize=8,
             color=INK,
             va="center",
-            zorder=4,
+            arrowprops=line,
         )
 
 
-def _place(one: Axes, x: float, y: float, taken: list[tuple[float, float]]) -> tuple[float, float]:
-    """Right of the point, moved down until no earlier name of the same neighbourhood is there."""
-    height = one.get_window_extent().height / (one.get_ylim()[1] - one.get_ylim()[0]) * 72 / one.figure.dpi
-    where = y * height
-    while any(abs(where - other) < 9 for at, other in taken if 1 / 8 < at / x < 8):
-        where -= 2
-    taken.append((x, where))
-    return 7, where - y * height
+def _in_points(one: Axes, places: Any) -> Any:
+    """Where places lie on the figure, in points."""
+    return one.transData.transform(places) * 72 / one.figure.dpi
+
+
+def _room(one: Axes, at: Any, name: str, taken: list[Bbox]) -> tuple[float, float]:
+    """The nearest place for a name, right or left of its point, that is free and inside the panel."""
+    width, panel = 4.5 * len(name), one.get_window_extent().frozen()
+    right_edge = panel.x1 * 72 / one.figure.dpi + 4
+    places = [(side, rise) for rise in sorted(range(-60, 61, 3), key=abs) for side in (7.0, -7.0 - width)]
+    for side, rise in places:
+        x, y = at[0] + side, at[1] + rise
+        box = Bbox.from_extents(x, y - 5, x + width, y + 5)
+        inside = box.x1 < right_edge and box.x0 > panel.x0 * 72 / one.figure.dpi
+        if inside and not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return side, float(rise)
+    return 7.0, 0.0
