@@ -45,15 +45,20 @@ def rotated(x_BTE: torch.Tensor, heads: str) -> torch.Tensor:
     return rotate(split_heads(x_BTE, model.head_width), tables)
 
 
-@pytest.fixture(scope="module")
-def peers() -> dict[str, dict[str, Answer] | str]:
-    """Every peer's answers."""
+def peer_inputs() -> dict[str, tuple[torch.Tensor, ...]]:
+    """What every peer is asked, by heads."""
     inputs = {}
     for heads in ("MHA", "GQA"):
         q, k, v, d_out = given(heads)
         width = Case(heads=heads).model.head_width
         inputs[heads] = (rotated(q, heads), rotated(k, heads), split_heads(v, width), split_heads(d_out, width))
-    return ask_peers(inputs, WORLD)
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def peers() -> dict[str, dict[str, Answer] | str]:
+    """Every peer's answers."""
+    return ask_peers(peer_inputs(), WORLD)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Every rank's encoded chunks to every other rank, directly; gradients back the same way.
 
-What is received is kept for the backward pass, so K and V travel once. The way back is a true reduce-scatter: each
+What is received is kept for the backward pass, so K and V travel once: as it came where decoding costs nothing but a
+rotation, which is then repeated, and otherwise decoded and rotated. The way back is a true reduce-scatter: each
 owner receives the gradient of what it sent from every rank and sums in rank order, so that the sum is the same to
 the last bit on every link. Per layer and direction a rank sends (N−1) messages of the codec's size.
 
@@ -190,6 +191,8 @@ class _Finish(torch.autograd.Function):
         last = max(sight.chunks)
         ctx.decoder = tuple(tensor.detach().requires_grad_() for tensor in decoder)
         ctx.far, ctx.pieces = [], []
+        flat = []
+        repeated = not codec.decode_flops(1)
         for peer in call.peers():
             chosen = call.chosen(peer, exchange.rank)
             if min(exchange.layout.chunks(peer)) < last and (chosen is None or len(chosen)):
@@ -198,8 +201,11 @@ class _Finish(torch.autograd.Function):
                 parts = codec.unpack(message, _shape(call.shape, chosen), q, "forward")
                 far = call.received(peer, parts, chosen)
                 ctx.far.append(far)
-                ctx.pieces.append(far.pieces(ctx.decoder))
-        flat = [piece for pieces in ctx.pieces for piece in pieces]
+                pieces = far.pieces(ctx.decoder)
+                flat += pieces
+                if repeated:
+                    far.forget()
+                ctx.pieces.append(None if repeated else pieces)
         if flat:
             seen = sight.attend(q, sorted(flat, key=lambda piece: piece.chunk), seen)
         out, lse = joined(seen)
@@ -211,6 +217,10 @@ class _Finish(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call, sight, d_out = ctx.call, ctx.sight, grads[0].contiguous()
         q, k, v, out, lse = ctx.saved_tensors
+        ctx.pieces = [
+            far.pieces(ctx.decoder) if pieces is None else pieces
+            for far, pieces in zip(ctx.far, ctx.pieces, strict=True)
+        ]
         flat = [piece for pieces in ctx.pieces for piece in pieces]
         order = sorted(range(len(flat)), key=lambda i: flat[i].chunk)
         dq, d_sorted = sight.backward(d_out, q, out, lse, [flat[i] for i in order]) if flat else (None, [])

@@ -82,6 +82,10 @@ class Far:
                     self._pieces.append(Piece(chunk, k, exchange.heads(value_BtE).contiguous(), kept))
         return [Piece(p.chunk, p.key_BGSD.detach(), p.value_BGSD.detach(), p.kept) for p in self._pieces]
 
+    def forget(self) -> None:
+        """Keep only the parts: `pieces` is to be asked once more before `gradients`."""
+        self._pieces = []
+
     def gradients(
         self, d_pieces: list[tuple[Tensor, Tensor] | None], decoder: tuple[Tensor, ...]
     ) -> tuple[Parts, list[Tensor | None]]:
