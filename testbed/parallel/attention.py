@@ -22,6 +22,7 @@ from torch import Tensor
 __all__ = ["Mask", "block_attention", "block_attention_backward", "merge", "rotary_tables", "rotate", "split_heads"]
 
 Mask = bool | Tensor
+_TILE = 2048
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -54,25 +55,7 @@ def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Mask) 
         if additive is not None:  # the kernel answers (0, 0) there, which would count as a key of score 0
             lse = lse.masked_fill((additive == -torch.inf).all(-1), -torch.inf)
         return out, lse
-    scores = _scores(q_BHTD, k_BGSD, mask)
-    lse = torch.logsumexp(scores, dim=-1)
-    group = q_BHTD.shape[1] // v_BGSD.shape[1]
-    return _weights(scores, lse) @ v_BGSD.repeat_interleave(group, 1), lse
-
-
-def _scores(q_BHTD: Tensor, k_BGSD: Tensor, mask: Mask) -> Tensor:
-    group = q_BHTD.shape[1] // k_BGSD.shape[1]
-    scores = q_BHTD @ k_BGSD.repeat_interleave(group, 1).transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
-    if isinstance(mask, Tensor):
-        return scores + mask
-    if mask:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-    return scores
-
-
-def _weights(scores: Tensor, lse: Tensor) -> Tensor:
-    return (scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)).exp()
+    return _tiled(q_BHTD, k_BGSD, v_BGSD, mask)
 
 
 def block_attention_backward(
@@ -82,15 +65,66 @@ def block_attention_backward(
     if q.device.type == "cpu":
         additive = None if isinstance(mask, bool) else mask
         return _flash_backward(d_out, q, k, v, out, lse, 0.0, mask is True, attn_mask=additive)
-    heads = k.shape[1]
+    return _tiled_backward(d_out, q, k, v, out, lse, mask)
+
+
+# Where there is no flash kernel that gives its softmax's denominator in fp32: written out, tile by tile, in fp32.
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    group = q.shape[1] // k.shape[1]
+    results = []
+    for rows in _spans(q.shape[2]):
+        q_tile = q[:, :, rows].float()
+        seen = torch.zeros_like(q_tile), q_tile.new_full(q_tile.shape[:-1], -torch.inf)
+        for columns in _spans(k.shape[2], mask, rows.stop):
+            scores = _scores(q_tile, k[:, :, columns], mask, rows, columns)
+            lse = torch.logsumexp(scores, dim=-1)
+            seen = merge(seen, (_weights(scores, lse) @ v[:, :, columns].float().repeat_interleave(group, 1), lse))
+        results.append(seen)
+    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 2)
+
+
+def _tiled_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Mask
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, scale = k.shape[1], math.sqrt(q.shape[-1])
     group = q.shape[1] // heads
-    weights = _weights(_scores(q, k, mask), lse)
-    d_weights = d_out @ v.repeat_interleave(group, 1).transpose(-1, -2)
-    d_scores = weights * (d_weights - (d_out * out).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
-    dq = d_scores @ k.repeat_interleave(group, 1)
-    dk = (d_scores.transpose(-1, -2) @ q).unflatten(1, (heads, group)).sum(2)
-    dv = (weights.transpose(-1, -2) @ d_out).unflatten(1, (heads, group)).sum(2)
-    return dq, dk, dv
+    dq, dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v))
+    for rows in _spans(q.shape[2]):
+        q_tile, d_tile = q[:, :, rows].float(), d_out[:, :, rows].float()
+        dot = (d_tile * out[:, :, rows].float()).sum(-1, keepdim=True)
+        for columns in _spans(k.shape[2], mask, rows.stop):
+            k_tile, v_tile = (x[:, :, columns].float().repeat_interleave(group, 1) for x in (k, v))
+            weights = _weights(_scores(q_tile, k[:, :, columns], mask, rows, columns), lse[:, :, rows])
+            d_scores = weights * (d_tile @ v_tile.transpose(-1, -2) - dot) / scale
+            dq[:, :, rows] += d_scores @ k_tile
+            dk[:, :, columns] += (d_scores.transpose(-1, -2) @ q_tile).unflatten(1, (heads, group)).sum(2)
+            dv[:, :, columns] += (weights.transpose(-1, -2) @ d_tile).unflatten(1, (heads, group)).sum(2)
+    return dq.to(q), dk.to(k), dv.to(v)
+
+
+def _spans(length: int, mask: Mask = False, seen: int | None = None) -> list[slice]:
+    """Tiles of an axis; of keys, only those that a query before `seen` may see."""
+    stop = min(length, seen) if mask is True and seen is not None else length
+    return [slice(start, min(start + _TILE, stop)) for start in range(0, stop, _TILE)]
+
+
+def _scores(q: Tensor, k: Tensor, mask: Mask, rows: slice, columns: slice) -> Tensor:
+    """q kᵀ/√D of one tile, −∞ where a query does not see a key."""
+    group = q.shape[1] // k.shape[1]
+    scores = q @ k.float().repeat_interleave(group, 1).transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if isinstance(mask, Tensor):
+        return scores + mask[..., rows, columns]
+    if mask:
+        here = torch.arange(rows.start, rows.stop, device=q.device)
+        there = torch.arange(columns.start, columns.stop, device=q.device)
+        scores = scores.masked_fill(there > here.unsqueeze(-1), -torch.inf)
+    return scores
+
+
+def _weights(scores: Tensor, lse: Tensor) -> Tensor:
+    return (scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)).exp()
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

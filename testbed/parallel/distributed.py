@@ -16,8 +16,10 @@ __all__ = ["Distributed"]
 class Distributed:
     """Direct sends and receives over the default process group, receives posted first."""
 
-    def __init__(self, device: torch.device, *, group: dist.ProcessGroup | None = None) -> None:
-        self._group = group
+    lanes = False
+    """Two threads on two communicators may wait for each other for ever on a GPU: sums come after the backward pass."""
+
+    def __init__(self, device: torch.device) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.device = device
@@ -37,26 +39,22 @@ class Distributed:
         due = [None if m is None else m.numel() for m in outgoing] if incoming is None else incoming
         received = [None if size is None else torch.empty(size, dtype=torch.uint8, device=self.device) for size in due]
         operations = [
-            dist.P2POp(dist.irecv, inbox, group=self._group, group_peer=other)
+            dist.P2POp(dist.irecv, inbox, peer=other)
             for other, inbox in enumerate(received)
             if inbox is not None and inbox.numel()
         ]
         for other, message in enumerate(outgoing):
             if message is not None and message.numel():
                 body = message.contiguous().to(self.device)
-                operations.append(dist.P2POp(dist.isend, body, group=self._group, group_peer=other))
+                operations.append(dist.P2POp(dist.isend, body, peer=other))
         return _DistributedTicket(dist.batch_isend_irecv(operations) if operations else [], received, self.device)
-
-    def lane(self) -> "Distributed":
-        """A process group of its own."""
-        return Distributed(self.device, group=dist.new_group())  # pyrefly: ignore
 
     def overlap(self, wanted: bool) -> None:
         """Transfers always run beside the computation here."""
 
     def close(self) -> None:
-        """Leave the process group; without a group of its own, all of them."""
-        dist.destroy_process_group(self._group)
+        """Leave the process group."""
+        dist.destroy_process_group()
 
 
 class _DistributedTicket:

@@ -75,9 +75,9 @@ class Transport(Protocol):
         """
         ...
 
-    def lane(self) -> "Transport":
-        """A second set of connections to the same ranks, for traffic that must not queue behind exchanges."""
-        ...
+    lanes: bool
+    """Whether there is a `lane()`: a second transport to the same ranks, for traffic that must not queue behind
+    exchanges."""
 
     def overlap(self, wanted: bool) -> None:
         """Whether bytes move while the caller computes."""
@@ -90,6 +90,8 @@ class Transport(Protocol):
 
 class Sockets:
     """Plain TCP between all pairs of ranks."""
+
+    lanes = True
 
     def __init__(self, rank: int, peers: dict[int, socket.socket]) -> None:
         self.rank = rank

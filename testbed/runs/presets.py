@@ -13,7 +13,7 @@ __all__ = ["list_presets", "presets_table"]
 
 def list_presets() -> list[dict[str, Any]]:
     """Every preset in experiments/presets, smallest first."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names_in("presets"):
         preset = load_toml(Preset, "presets", name)
         model = preset.model

@@ -32,8 +32,9 @@ class Weights:
             for name, tensor in named.items()
             if arm.weights.scope == "all" or name.startswith("codecs.") or name.split(".")[-2] in _ATTENTION
         ]
-        self.overlapped = arm.sync == "gradients" and arm.overlap and transport.world > 1
-        self._buckets = Buckets(self.parameters, transport.lane(), wire=self._wire) if self.overlapped else None
+        self.overlapped = arm.sync == "gradients" and arm.overlap and transport.world > 1 and transport.lanes
+        lane = transport.lane() if self.overlapped else None  # pyrefly: ignore
+        self._buckets = None if lane is None else Buckets(self.parameters, lane, wire=self._wire)
         self.drift: float | None = None
         """‖w − mean‖ / ‖mean‖ of this replica at the last averaging."""
         self.agreed: Tensor | None = None
