@@ -82,7 +82,8 @@ def run_rank(options: argparse.Namespace) -> None:
     gathered = [torch.empty_like(message) for _ in range(world)]
 
     def sockets() -> None:
-        ours.exchange([message if other != rank else None for other in range(world)], {"kv": options.message}).wait()
+        outgoing = [message if other != rank else None for other in range(world)]
+        ours.exchange(outgoing, {"kv": options.message * len(others)}).wait()
 
     def naive() -> None:
         sends = [dist.isend(message, other) for other in others]

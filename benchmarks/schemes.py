@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 NODES, WIDTH, HEADS = 4, 512, 8
 BATCH = 4
-LINKS = (("10mbit", "nic", 64, 3), ("100mbit", "nic", 128, 7), ("100mbit", "pair", 128, 7), ("300mbit", "nic", 128, 9))
+LINKS = (("10mbit", "nic", 64, 5), ("100mbit", "nic", 128, 7), ("100mbit", "pair", 128, 7), ("300mbit", "nic", 128, 9))
 """(rate, whose, tokens of each sequence per node, rounds)."""
 TORCH = "torch's ring"
 
@@ -62,15 +62,21 @@ PEERS = {
 AS_IT_COMES = list(PEERS)[:2]
 
 
+GROUPS = {"exact": 100_000, "coded": 8_000}
+"""The smallest message of interest, which decides how deep a shaper's bucket is: two networks, one after the other."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bw", help="only this rate")
     parser.add_argument("--accounting", choices=("nic", "pair"), default="nic")
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help="only schemes whose name has this in it")
     parser.add_argument("--nice", type=int, help="before other work of this machine, e.g. -10 (as root)")
     parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
@@ -89,7 +95,12 @@ def run_all(options: argparse.Namespace) -> int:
     links = LINKS if options.bw is None else ((options.bw, options.accounting, options.tokens, options.rounds),)
     missed, figures = [], []
     for bw, accounting, tokens, rounds in links:
-        table = Table(bw, accounting, tokens, *over(bw, accounting, tokens, rounds, options.only))
+        shaped, goodput = {}, {}
+        for group, smallest in GROUPS.items():
+            found, rate = over(bw, accounting, tokens, rounds, options, group, smallest)
+            shaped |= found
+            goodput |= dict.fromkeys(found, rate)
+        table = Table(bw, accounting, (options.sequences, tokens), shaped, goodput)
         print("\n".join(table.lines()), end="\n\n", flush=True)
         missed += table.missed()
         figures.append(table.figures())
@@ -100,7 +111,9 @@ def run_all(options: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def over(bw: str, accounting: Any, tokens: int, rounds: int, only: str | None) -> tuple[dict[str, Any], float]:
+def over(
+    bw: str, accounting: Any, tokens: int, rounds: int, options: Any, group: str, smallest: int
+) -> tuple[dict[str, Any], float]:
     """(figures by scheme, goodput of a link in bit/s) of one network."""
     from dataclasses import replace
 
@@ -110,12 +123,18 @@ def over(bw: str, accounting: Any, tokens: int, rounds: int, only: str | None) -
     from emulation.verify import measure
 
     network = star(NODES, Link(rate_bps=parse_rate(bw)), accounting)
-    network = replace(network, smallest_message_bytes=8_000)
+    network = replace(network, smallest_message_bytes=smallest)
     with NetnsBackend(network) as backend:
         lines = [line for line in measure(backend, network)["links"] if line["phase"] == "alone"]
         goodput = median(line["goodput_bps"] for line in lines)
         command = [sys.executable, "-W", "ignore", __file__, "--rank", "--tokens", str(tokens), "--rounds", str(rounds)]
-        command += ["--only", only] if only else []
+        command += [
+            "--sequences",
+            str(options.sequences),
+            "--group",
+            group,
+            *(["--only", options.only] if options.only else []),
+        ]
         processes = [
             backend.popen(
                 node,
@@ -142,7 +161,9 @@ def combined(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 class Table:
     """One link's figures."""
 
-    def __init__(self, bw: str, accounting: str, tokens: int, shaped: Any, goodput: float) -> None:
+    def __init__(
+        self, bw: str, accounting: str, tokens: tuple[int, int], shaped: Any, goodput: dict[str, float]
+    ) -> None:
         self.link, self.tokens, self.goodput, self.shaped = f"{bw} {accounting}", tokens, goodput, shaped
         self.sent = {name: each["to_all" if accounting == "nic" else "to_one"] for name, each in shaped.items()}
         self.compute = {name: median(each["computing"]) for name, each in shaped.items()}
@@ -151,7 +172,7 @@ class Table:
         self.compared = any(peer in shaped for peer in AS_IT_COMES)
 
     def bound(self, name: str) -> float:
-        return self.compute[name] + self.sent[name] * 8 / self.goodput
+        return self.compute[name] + self.sent[name] * 8 / self.goodput[name]
 
     def ratio(self, name: str) -> float:
         return self.step[name] / self.bound(name)
@@ -167,7 +188,9 @@ class Table:
 
     def lines(self) -> list[str]:
         found = [
-            f"{self.link}, {BATCH} × {self.tokens} tokens per node, goodput measured {self.goodput / 1e6:.2f} Mbit/s",
+            f"{self.link}, {self.tokens[0]} × {self.tokens[1]} tokens per node, goodput measured "
+            + " and ".join(f"{goodput / 1e6:.2f}" for goodput in sorted(set(self.goodput.values())))
+            + " Mbit/s",
             "",
             "| scheme | messages | KB on a link | computing | bound | step | / bound | at best | exposed "
             "| of the exchange | / torch's ring |",
@@ -192,7 +215,7 @@ class Table:
                     )
         exact = OURS[0].name
         if exact in self.shaped and self.compared:
-            dominated = self.sent[exact] * 8 / self.goodput > self.compute[exact]
+            dominated = self.sent[exact] * 8 / self.goodput[exact] > self.compute[exact]
             if dominated and self.beside_torch(exact) > 0.65:
                 found.append(f"{self.link}: {exact} takes {self.beside_torch(exact):.2f} of {TORCH}, at most 0.65")
         return found
@@ -215,6 +238,7 @@ def run_rank(options: argparse.Namespace) -> None:
     from testbed.parallel.transport import Sockets
 
     torch.set_num_threads(1)
+    shape = (options.sequences, options.tokens)
     rank = int(os.environ["RANK"])
     transport = Sockets.connect(rank, [(address, 29400) for address in os.environ["NODE_ADDRS"].split(",")])
     dist.init_process_group("gloo")
@@ -223,11 +247,16 @@ def run_rank(options: argparse.Namespace) -> None:
     for scheme in OURS:
         for overlap in (True, False):
             name = scheme.name if overlap else f"{scheme.name}, no overlap"
-            echo = our_step(scheme, Echo(rank, NODES), options.tokens, overlap)
-            steps[name] = our_step(scheme, transport, options.tokens, overlap), echo
+            echo = our_step(scheme, Echo(rank, NODES), shape, overlap)
+            steps[name] = our_step(scheme, transport, shape, overlap), echo
     for name, (rotate, in_full) in PEERS.items():
-        steps[name] = tuple(peer_step(rotate, in_full, options.tokens, echo) for echo in (False, True))  # pyrefly: ignore
-    chosen = {name: pair for name, pair in steps.items() if not options.only or options.only in name}
+        steps[name] = tuple(peer_step(rotate, in_full, shape, echo) for echo in (False, True))  # pyrefly: ignore
+    coded = tuple(scheme.name for scheme in OURS if scheme.codec != "exact")
+    chosen = {
+        name: pair
+        for name, pair in steps.items()
+        if name.startswith(coded) == (options.group == "coded") and (not options.only or options.only in name)
+    }
     found: dict[str, dict[str, Any]] = {
         name: {key: [] for key in ("seconds", "computing", "exposed", "total")} for name in chosen
     }
@@ -257,7 +286,7 @@ def timed(work: Callable[[], Any], barrier: Callable[[], Any]) -> tuple[float, A
     return time.perf_counter() - started, answer
 
 
-def our_step(scheme: Scheme, transport: Any, tokens: int, overlap: bool) -> Callable[[], dict[str, Any]]:
+def our_step(scheme: Scheme, transport: Any, shape: tuple[int, int], overlap: bool) -> Callable[[], dict[str, Any]]:
     """One layer's attention, out and back."""
     import torch
     from echo import Echo
@@ -274,8 +303,8 @@ def our_step(scheme: Scheme, transport: Any, tokens: int, overlap: bool) -> Call
     codec.start(linear, linear, torch.randn(1200, 2 * WIDTH))
     arm = Arm(name="x", exchange=scheme.exchange, codec=config, sync="average", link="bw", overlap=overlap)  # pyrefly: ignore
     exchange = make_exchange(arm, model, [codec], transport)
-    q, k, v = (torch.randn(BATCH, tokens, WIDTH, requires_grad=True) for _ in range(3))
-    d_out = torch.randn(BATCH, tokens, WIDTH)
+    q, k, v = (torch.randn(*shape, WIDTH, requires_grad=True) for _ in range(3))
+    d_out = torch.randn(*shape, WIDTH)
     sent: dict[str, Any] = {}
 
     def step() -> dict[str, Any]:
@@ -322,7 +351,7 @@ def counted(transport: Any) -> Iterator[list[Any]]:
 _rotaters: dict[str, Any] = {}
 
 
-def peer_step(rotate: str, in_full: bool, tokens: int, echo: bool) -> Callable[[], dict[str, Any]]:
+def peer_step(rotate: str, in_full: bool, tokens: tuple[int, int], echo: bool) -> Callable[[], dict[str, Any]]:
     """PyTorch's engine, K and V in bf16 on the wire, computing in fp32; `in_full`: dK and dV in fp32, as it comes."""
     import torch
     import torch.distributed as dist
@@ -330,7 +359,7 @@ def peer_step(rotate: str, in_full: bool, tokens: int, echo: bool) -> Callable[[
 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    shape = (BATCH, HEADS, tokens, WIDTH // HEADS)
+    shape = (tokens[0], HEADS, tokens[1], WIDTH // HEADS)
     q, k, v, d_out = (torch.randn(shape) for _ in range(4))
     k, v = k.bfloat16(), v.bfloat16()
     q = q if in_full else q.bfloat16()  # in whose dtype it then sums gradients
@@ -341,7 +370,7 @@ def peer_step(rotate: str, in_full: bool, tokens: int, echo: bool) -> Callable[[
     def op_backward(grad_out, query, key, value, out, logsumexp, is_causal) -> Any:
         return flash_backward(grad_out, query.float(), key.float(), value.float(), out, logsumexp, 0.0, is_causal)
 
-    unit = BATCH * 2 * tokens * WIDTH * 2  # K and V in bf16
+    unit = 2 * tokens[0] * tokens[1] * WIDTH * 2  # K and V in bf16
     hops = dist.get_world_size() - 1
     sent = hops * unit * 2 + (hops + 1) * unit * (2 if in_full else 1)
     group = dist.group.WORLD
