@@ -49,6 +49,8 @@ class Plan:
     """How many of the target's like layers a timed step goes through."""
     sync_message_bytes: int
     """Bytes to each peer in each of the two messages of a weight synchronisation."""
+    last_message_bytes: int | None = None
+    """Of the target's last layer in either direction, where its K and V travel uncompressed; None: like the others'."""
     modelled_goodput_bps: float | None = None
     """Where the link is modelled: payload rate between two nodes, waited for instead of carried."""
     round_trip_seconds: float = 0.0
@@ -59,18 +61,20 @@ class Plan:
         """Of a whole step."""
         return self.layers * (self.forward_seconds + self.backward_seconds)
 
-    @property
-    def both_message_bytes(self) -> int:
-        """There and back."""
-        return self.message_bytes + self.back_message_bytes
+    def bytes_to_a_peer(self, layers: int) -> int:
+        """K/V bytes that a step through so many layers, the last among them, sends to each peer."""
+        both = self.message_bytes + self.back_message_bytes
+        return layers * both if self.last_message_bytes is None else (layers - 1) * both + 2 * self.last_message_bytes
 
-    def bytes_of(self, direction: Direction) -> int:
-        """Of a message in a direction."""
+    def bytes_of(self, direction: Direction, *, last: bool = False) -> int:
+        """Of a message in a direction, of the last layer or another."""
+        if last and self.last_message_bytes is not None:
+            return self.last_message_bytes
         return self.message_bytes if direction == "forward" else self.back_message_bytes
 
     def exchange_seconds(self, goodput_bps: float) -> float:
         """Bytes / goodput of a whole step, where a peer's messages get `goodput_bps`."""
-        return self.layers * self.both_message_bytes * 8 / goodput_bps
+        return self.bytes_to_a_peer(self.layers) * 8 / goodput_bps
 
     def sync_seconds(self, goodput_bps: float) -> float:
         """Bytes / goodput of one weight synchronisation."""
@@ -98,18 +102,18 @@ def plan_for(
     round_trip_seconds: float = 0.0,
 ) -> Plan:
     """The closed form of a paced step of `arm` on a node of `target`."""
-    message, back, forward_flops = 0, 0, 0.0
+    message, back, last, forward_flops = 0, 0, None, 0.0
     if arm.exchange not in ("all-gather", "local"):
         raise UsageError(
             f"a paced run knows the messages of all-gather and local, not of {arm.exchange}: add PACE=none for arm "
             f"'{arm.name}'"
         )
     if arm.exchange != "local":
+        chosen, shape = target_codec(arm.codec, target), Shape(batch=1, tokens=target.tokens_per_node)
         with torch.device("meta"):  # shapes only: no memory is taken at the target's size
-            codec = make_codec(target_codec(arm.codec, target), target.kv_width, layer=0, seed=0)
-        if arm.codec.final_layer == "exact":
-            raise UsageError("a paced run takes the target's layers as alike: final_layer = 'exact' needs PACE=none")
-        shape = Shape(batch=1, tokens=target.tokens_per_node)
+            codec = make_codec(chosen, target.kv_width, layer=0, seed=0)
+            if arm.codec.final_layer == "exact":
+                last = sum(make_codec(chosen, target.kv_width, layer=0, seed=0, final=True).payload(shape).values())
         message, back = (sum(codec.payload(shape, direction).values()) for direction in ("forward", "backward"))
         decoded = target.nodes - (0 if codec.own_chunk == "projected" else 1)
         forward_flops = codec.encode_flops(target.tokens_per_node)
@@ -118,6 +122,7 @@ def plan_for(
     return Plan(
         message_bytes=message,
         back_message_bytes=back,
+        last_message_bytes=last,
         forward_seconds=target.forward_seconds + forward,
         backward_seconds=target.backward_seconds + 2 * forward,  # twice the forward's, as for any linear map
         layers=target.layers,
@@ -148,6 +153,8 @@ class Pace:
         self.exchange_seconds = 0.0
         self.overruns: list[str] = []
         self._phases_left = 0
+        self._at = 0
+        """The target's layer whose exchange comes next, or is under way."""
         self._mark = 0.0
         self._posted = 0.0
 
@@ -169,20 +176,26 @@ class Pace:
     def before_exchange(self, direction: Direction, layer: int) -> None:
         """Hold until the window before this exchange has passed, then note when it is posted."""
         self._window(direction, layer)
+        self._at = layer * self.run_length + (self.run_length - 1 if direction == "backward" else 0)
         self._posted = time.perf_counter()
 
     def ballast(self, direction: Direction, payload: int) -> int:
         """Bytes to fill a message up with; none on a modelled link."""
         if self.plan.modelled_goodput_bps is not None:
             return 0
-        assert payload <= self.plan.bytes_of(direction), "the small model sends more than its target would"
-        return self.plan.bytes_of(direction) - payload
+        size = self._size(direction)
+        assert payload <= size, "the small model sends more than its target would"
+        return size - payload
+
+    def _size(self, direction: Direction) -> int:
+        return self.plan.bytes_of(direction, last=self._at == self.plan.timed_layers - 1)
 
     def after_exchange(self, direction: Direction, layer: int) -> None:
         """Account for the exchange that ended, then go through the target's layers that have no model layer."""
         self._account(direction)
         for _ in range(self.run_length - 1):
             self._window(direction, layer)
+            self._at += 1 if direction == "forward" else -1
             self._posted = time.perf_counter()
             if self.plan.message_bytes:
                 self._fill(direction)
@@ -195,7 +208,7 @@ class Pace:
 
     def _account(self, direction: Direction) -> None:
         if self.plan.message_bytes and self.plan.modelled_goodput_bps is not None:
-            seconds = self.plan.bytes_of(direction) * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
+            seconds = self._size(direction) * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
             _sleep_until(self._posted + seconds)
         self._mark = time.perf_counter()
         if self.plan.message_bytes:

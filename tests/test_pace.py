@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from testbed.config import Arm, CodecConfig, Preset, load_toml
-from testbed.config.arms import standard_arms
+from testbed.config.arms import arm_named, standard_arms
 from testbed.pace import Pace, plan_for
 from testbed.targets import Target
 from tests.ranks import run_ranks
@@ -45,6 +45,15 @@ def test_step_times_at_300_megabit_per_pair():
     assert 4.2 <= seconds["subspace"] <= 4.6
     assert 4.2 <= seconds["latent"] <= 4.6
     assert seconds["control"] == pytest.approx(2.344)
+
+
+def test_an_uncompressed_last_layer_costs_more_than_the_seven_others():
+    """The paper's "every layer except the final block" takes 11.7 s a step, not 4.5."""
+    arm = arm_named("subspace-final-exact", load_toml(Preset, "presets", "quick"))
+    closed, like = plan_for(arm, PAPER, timed_layers=8), plan("subspace")
+    assert closed.last_message_bytes == 134_217_728
+    assert closed.bytes_to_a_peer(8) - like.bytes_to_a_peer(8) == 2 * (134_217_728 - like.message_bytes)
+    assert closed.compute_seconds + closed.exchange_seconds(300e6 * 1448 / 1514) == pytest.approx(11.7, abs=0.2)
 
 
 def test_a_codec_is_charged_for_its_arithmetic():
@@ -104,6 +113,20 @@ def test_a_step_takes_the_targets_time_and_bytes(timed_layers):
         assert overruns == []
         assert seconds >= timed_layers * 0.05 - 1e-3
         assert sent == 2 * timed_layers * closed.message_bytes
+
+
+def test_the_last_layer_may_be_larger_than_the_others():
+    """Forward at the end, backward at the beginning: the step's bytes are the closed form's."""
+    codec = CodecConfig(name="subspace", ranks=(2, 4), final_layer="exact")
+    closed = plan_for(
+        Arm(name="final", exchange="all-gather", codec=codec, sync="average", link="bw"), TINY, timed_layers=4
+    )
+
+    def work(transport):
+        paced_step(Pace(closed, transport, model_layers=2))
+        return transport.sent["kv"] + transport.sent["ballast"]
+
+    assert run_ranks(2, work) == [closed.bytes_to_a_peer(4)] * 2
 
 
 def test_an_overrun_window_is_noted():

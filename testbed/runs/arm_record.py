@@ -169,7 +169,7 @@ def _payload(result: ArmResult, nodes: int) -> dict[str, float]:
     if result.link != "modelled" or result.plan is None:
         return dict(step)
     plan, others = result.plan, nodes - 1
-    both_ways = plan.layers * plan.both_message_bytes * others
+    both_ways = plan.bytes_to_a_peer(plan.layers) * others
     own = {channel: count for channel, count in step.items() if channel not in ("ballast", "other", "weights")}
     weights = 2 * plan.sync_message_bytes * others if result.arm.sync == "gradients" else 0
     return own | {"ballast": both_ways - sum(own.values()), "weights": weights}

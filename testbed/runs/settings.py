@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from re import fullmatch
 from typing import Annotated, Literal
 
 from emulation.network import Network
@@ -189,13 +190,19 @@ def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
         return standard_arms(preset)
     names = list(dict.fromkeys(part.strip() for part in wanted.split(",")))
     arms = {name: arm_named(name, preset) for name in names}
+    if len({arm.name for arm in arms.values()}) < len(arms):
+        raise UsageError(f"two arms of one name were asked for: {', '.join(names)}; each needs a name of its own")
     order = [*(name for name in STANDARD_ARMS if name in arms), *(name for name in names if name not in STANDARD_ARMS)]
     return tuple(arms[name] for name in order)
 
 
 def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> None:
-    """Whether so many nodes can train it."""
+    """Whether so many nodes can train it, and a folder can be called by its name."""
     model = preset.model
+    if not fullmatch(r"[\w.+-]{1,60}", arm.name) or arm.name.startswith("."):
+        raise UsageError(
+            f"'{arm.name}' cannot be an arm's name: letters, digits, '.', '_', '+' and '-' can, 60 at most"
+        )
     if target is not None and arm.exchange not in ("all-gather", "local"):
         raise UsageError(
             f"arm '{arm.name}': a paced run knows the messages of all-gather and of none; for {arm.exchange} add "

@@ -56,6 +56,13 @@ def list_runs() -> list[dict[str, Any]]:
                 "mode": comparison["mode"],
                 "arms": {arm["arm"]: arm["step_seconds_mean"] for arm in comparison["arms"]},
             }
+        if (folder / "quality.json").exists():
+            quality = read_json(folder / "quality.json")
+            run |= {
+                "state": "done" if quality["cells"] == quality["cells_asked"] else "unfinished",
+                "mode": "learn",
+                "reason": f"{quality['cells']} of {quality['cells_asked']} cells: {quality['title']}",
+            }
         runs.append(run)
     return runs
 

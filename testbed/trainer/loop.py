@@ -315,7 +315,7 @@ class Trainer:
             plan = self.pace.plan
             messages = 2 * plan.timed_layers * others
             if plan.modelled_goodput_bps is None:
-                expected["ballast"] = plan.timed_layers * others * plan.both_message_bytes - sum(expected.values())
+                expected["ballast"] = others * plan.bytes_to_a_peer(plan.timed_layers) - sum(expected.values())
         if self.arm.sync == "gradients" and others:
             buckets = self.weights.gradient_messages(overlapped=self.pace is None)
             expected["weights"] = 2 * sum(buckets) * others
