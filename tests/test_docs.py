@@ -1,4 +1,4 @@
-"""The examples of docs/schedules.md and docs/networks.md load as they stand there."""
+"""The examples of docs/schedules.md, docs/networks.md and docs/training.md load as they stand there."""
 
 import json
 import re
@@ -8,7 +8,9 @@ import pytest
 
 from emulation.network import Link, Network, star
 from emulation.schedule import load_schedule
-from testbed.config import names_in
+from testbed.config import Preset, load_toml, names_in
+from testbed.config.arms import arm_named
+from testbed.config.training import Train, resolve_training
 from testbed.networks import network_from
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -37,6 +39,18 @@ def test_schedules(name, tmp_path):
 def test_networks(name, tmp_path):
     (tmp_path / name).write_text(examples("networks.md")[name])
     assert len(network_from(str(tmp_path / name)).nodes) >= 4
+
+
+def test_training(tmp_path):
+    (tmp_path / "training.toml").write_text(examples("training.md")["training.toml"])
+    training = resolve_training(Train(config=str(tmp_path / "training.toml"), seed=3))
+    assert (training.resolved_arm().exchange, training.resolved_preset().context, training.seed) == ("ring", 512, 3)
+
+
+@pytest.mark.parametrize("name", names_in("arms"))
+def test_arms(name):
+    """Every arm in experiments/arms is called as its file."""
+    assert arm_named(name, load_toml(Preset, "presets", "quick")).name == name
 
 
 def test_all_examples_are_found():
