@@ -15,6 +15,7 @@ from testbed.config.arms import arm_named
 from testbed.errors import UsageError
 from testbed.runs.experiment import cells_of, load_experiment
 from testbed.runs.learn import Learn, dry_run, learn
+from testbed.runs.tables import list_runs
 from tests.runs.tiny import PRESET, command, environment, marked
 from tests.trainer.small import on_ranks, steps
 
@@ -73,6 +74,12 @@ def test_nothing_is_learned_twice(learned, monkeypatch):
     monkeypatch.setattr("testbed.runs.learn._Learning", lambda *_: pytest.fail("something is learned"))
     quietly(str(learned / "tiny.toml"))
     assert {name: (learned / "runs/tiny" / name).read_bytes() for name in RESULTS} == before
+
+
+def test_it_is_listed_among_the_runs(learned, monkeypatch):
+    monkeypatch.chdir(learned)
+    (run,) = list_runs()
+    assert (run["name"], run["state"], run["mode"], run["reason"]) == ("tiny", "done", "learn", "6 of 6 cells: Tiny")
 
 
 def test_a_changed_configuration_is_missing_again(learned, monkeypatch):
