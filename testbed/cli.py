@@ -9,10 +9,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Union
+from dataclasses import asdict
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,161 +20,28 @@ from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Network
 from emulation.world import run_in_world
-from testbed.commandline import flag, parse
-from testbed.config.training import Train
+from testbed.commandline import parse
+from testbed.commands import (
+    Clean,
+    Command,
+    DataCommand,
+    DataShow,
+    Doctor,
+    Emulate,
+    Exec,
+    Learn,
+    Presets,
+    Runs,
+    Train,
+    Verify,
+)
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
-from testbed.runs.learn import Learn
-from testbed.runs.settings import Request, resolve
+from testbed.runs.settings import resolve
 
 __all__ = ["main"]
 
 _PIPE_COLUMNS = 110
-
-
-@dataclass(frozen=True, kw_only=True)
-class Emulate(Request):
-    """Train five arms over an emulated network and compare them: loss against hours, bytes on the wire.
-
-    For example: testbed emulate --bw 300mbit; testbed emulate --network cable --live 10min.
-    """
-
-    dry_run: bool = False
-    """Print the resolved configuration and every command, and do nothing."""
-    json: bool = False
-    """Print comparison.json at the end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify(Asked):
-    """Build links, measure every one of them, and compare with what was asked.
-
-    For example: testbed verify --bw 100mbit --delay 20ms; testbed verify --network cable.
-    """
-
-    tolerance_rate: Annotated[str, flag("PERCENT")] = "2%"
-    """How far a goodput may be from the expected one."""
-    tolerance_round_trip: Annotated[str, flag("TIME")] = "1ms"
-    """How far a median round trip may be from the asked one, beside 2 % of it."""
-    dry_run: bool = False
-    """Print every command, and do nothing."""
-    json: bool = False
-    """Print what was measured as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exec(Asked):
-    """Run any command on every node of an emulated network: testbed exec --bw 300mbit -- CMD…
-
-    The command stands behind '--'. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME,
-    NCCL_SOCKET_IFNAME and NODE_ADDRS are set. Output is prefixed with the node; the exit status is the worst one. At
-    the end the bytes that each node sent and received are printed.
-    """
-
-    schedule: Annotated[str | None, flag("FILE")] = None
-    """How links change and fail meanwhile: a .toml, .csv, or Mahimahi .up/.down file."""
-    shell: Annotated[str | None, flag("NODE")] = None
-    """Open a shell on this node (n0), beside the command if there is one."""
-    expect_bytes: Annotated[str | None, flag("SIZE")] = None
-    """Fail unless each node has sent so much over its link (500MB): a program that found another way has not."""
-    record: Annotated[str | None, flag("FILE")] = None
-    """Write what was moved, as JSON, to this file."""
-    dry_run: bool = False
-    """Print every command, and do nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataPrepare:
-    """Turn texts into a corpus of token ids: testbed data prepare fineweb --tokens 100M; testbed data prepare texts/
-
-    Killed at any time, it goes on where it was when the same is typed again.
-    """
-
-    name: Annotated[tyro.conf.Positional[str], flag("NAME|PATH")]
-    """fineweb, c4, bookcorpus, pg19, stdlib; a text, .jsonl or .parquet file, a folder of them; a .toml of a set."""
-    tokens: Annotated[str, flag("COUNT")] = "100M"
-    """At least so many (20k, 100M, 1.5B), or all there are."""
-    tokenizer: Annotated[str | None, flag("NAME|PATH")] = None
-    """bytes, gpt2, bpe (trained on these texts), or a tokenizer's files; unless given, gpt2 for sets, else bytes."""
-    vocabulary: Annotated[int | None, flag("N")] = None
-    """Token ids of a bpe (4096 unless given)."""
-    out: Annotated[str | None, flag("DIR")] = None
-    """The folder to make; corpora/NAME-TOKENIZER unless given."""
-    column: Annotated[str | None, flag("NAME")] = None
-    """Where the text is in JSONL, parquet and sets; text unless given."""
-    document: Literal["file", "paragraph"] = "file"
-    """What one document of a text file is: all of it, or what stands between empty lines."""
-    json: bool = False
-    """Print the description as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataShow:
-    """What a prepared corpus holds, after every checksum has been verified."""
-
-    folder: Annotated[tyro.conf.Positional[str], flag("DIR")]
-    """The folder, or its name in corpora/."""
-    json: bool = False
-    """Print it as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataCommand:
-    """Prepare corpora, or look at them: testbed data prepare NAME; testbed data show DIR"""
-
-    what: Annotated[
-        Union[  # noqa: UP007 (as below)
-            Annotated[DataPrepare, tyro.conf.subcommand("prepare")],
-            Annotated[DataShow, tyro.conf.subcommand("show")],
-        ],
-        tyro.conf.arg(name=""),
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doctor:
-    """What this machine can do, and what to change where it cannot; exit status 1 if a run could not be."""
-
-    json: bool = False
-    """Print it as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Presets:
-    """What can be trained (experiments/presets): sizes, data, and what K and V weigh."""
-
-    json: bool = False
-    """As JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runs:
-    """The runs of this folder (runs/), newest last."""
-
-    json: bool = False
-    """Print them as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clean:
-    """End what is left of crashed runs of ours, if anything is; runs/ stays."""
-
-    dry_run: bool = False
-    """Only say what would be ended."""
-
-
-Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
-    Annotated[Emulate, tyro.conf.subcommand("emulate")],
-    Annotated[Verify, tyro.conf.subcommand("verify")],
-    Annotated[Exec, tyro.conf.subcommand("exec")],
-    Annotated[Train, tyro.conf.subcommand("train")],
-    Annotated[Learn, tyro.conf.subcommand("learn")],
-    Annotated[DataCommand, tyro.conf.subcommand("data")],
-    Annotated[Doctor, tyro.conf.subcommand("doctor")],
-    Annotated[Presets, tyro.conf.subcommand("presets")],
-    Annotated[Runs, tyro.conf.subcommand("runs")],
-    Annotated[Clean, tyro.conf.subcommand("clean")],
-]
 
 
 def main(argv: list[str] | None = None) -> int:
