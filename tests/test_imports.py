@@ -26,6 +26,7 @@ FORBIDDEN = {
     "testbed/model.py": {"emulation", "testbed.runs", "testbed.parallel", "testbed.trainer"},
     "testbed/config": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
     "testbed/targets.py": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
+    "testbed/commandline.py": {"emulation", "testbed.runs", "testbed.trainer", "torch", "numpy"},
     "testbed/pace.py": {"emulation", "testbed.runs", "testbed.cli", "testbed.analysis"},
 }
 
