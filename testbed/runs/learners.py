@@ -151,7 +151,7 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
     """One rank's steps, averagings and validations; the end is judged at equal weights."""
     preset, arm = trainer.preset, trainer.arm
     losses, drift, validations = [], [], [_validated(trainer)]
-    expected, before = trainer.payload_of_step(), Counter(trainer.transport.sent)
+    expected, before = trainer.payload_of_step(trainer.index), Counter(trainer.transport.sent)
     while trainer.index < preset.steps:
         result = trainer.step()
         if trainer.index == 1:
@@ -174,7 +174,7 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
         "exact": {"step": trainer.index, **asdict(trainer.validate(exact=True))},
         "drift": drift,
         "bytes_per_token_layer": bytes_per_token_layer(trainer),
-        "payload_bytes_per_step": trainer.payload_of_step(),
+        "payload_bytes_per_step": trainer.payload_of_step(0),
         "sync_bytes_each": 2 * trainer.weights.message_bytes * (trainer.world - 1) if arm.sync == "average" else 0,
         "codec": {name: value for name, value in trainer.monitor().items() if name != "replica_drift"},
         "parameters": sum(parameter.numel() for parameter in trainer.parameters),

@@ -168,7 +168,7 @@ class Trainer:
             self.pace.begin()
         early = self.arm.sync == "gradients" and self.pace is None and self.weights.overlapped
         with span("compute"):
-            batch = self._batch()
+            batch = self._batch(self.index)
             rows, columns = self._share(batch)
             loss_sum, tokens = self.learn_from(batch, rows, columns, sum_early=early)
         sync_seconds = self.sync_gradients(begun=early) if self.arm.sync == "gradients" else 0.0
@@ -192,8 +192,8 @@ class Trainer:
             overruns=tuple(self.pace.overruns) if self.pace else (),
         )
 
-    def _batch(self) -> Batch:
-        return self.mix.batch("train", self.index + FIRST_BATCH, self.preset.batch, self.preset.context)
+    def _batch(self, index: int) -> Batch:
+        return self.mix.batch("train", index + FIRST_BATCH, self.preset.batch, self.preset.context)
 
     def _share(self, batch: Batch) -> tuple[slice, np.ndarray | slice]:
         """This rank's rows and columns of the batch."""
@@ -297,11 +297,12 @@ class Trainer:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def payload_of_step(self) -> dict[str, int]:
-        """Bytes that the next step hands to the sockets by channel, in closed form: exchanges, ballast, heads,
-        gradients."""
-        expected, messages = Counter[str](), 0
-        documents = torch.from_numpy(self._batch().documents.astype(np.int64)) if self.preset.document_mask else None
+    def payload_of_step(self, index: int) -> dict[str, int]:
+        """Bytes that step `index` hands to the sockets by channel, in closed form: exchanges, ballast, heads,
+        gradients. The step matters to a mask-aware exchange only, whose bytes depend on the batch's documents."""
+        expected, messages, documents = Counter[str](), 0, None
+        if self.preset.document_mask and self.arm.exchange == "mask-aware":
+            documents = torch.from_numpy(self._batch(index).documents.astype(np.int64))
         size = self.preset.batch // (self.preset.accumulate * (2 if self.arm.interleave else 1))
         for first in range(0, self.preset.batch if self.codecs else 0, size):
             exchange = self.exchange.on(None if documents is None else documents[first : first + size])

@@ -97,7 +97,7 @@ def test_a_failing_rank_says_why(tmp_path):
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    from testbed.trainer import Trainer\n"
-        "    Trainer.payload_of_step = lambda self: {'kv_forward': 1}\n"
+        "    Trainer.payload_of_step = lambda self, index: {'kv_forward': 1}\n"
     )
     path = f"import os; os.environ['PYTHONPATH'] = {str(folder)!r} + ':' + os.environ['PYTHONPATH']"
     done = sabotaged(tmp_path, path, *UNPACED)

@@ -18,7 +18,7 @@ def run(name: str, *, world: int = 2, count: int = 4, preset=TINY, **changes):
     def work(trainer):
         losses, right = [], True
         for _ in range(count):
-            expected = {k: v for k, v in trainer.payload_of_step().items() if v}
+            expected = {k: v for k, v in trainer.payload_of_step(trainer.index).items() if v}
             before = Counter(trainer.transport.sent)
             losses.append(trainer.step().loss_sum)
             right &= expected == {k: v for k, v in (trainer.transport.sent - before).items() if v}
@@ -87,10 +87,10 @@ def test_a_node_of_its_own_trains_whole_sequences():
     """no-cp: every rank has other rows, whole; nothing of K and V travels, and payload is zero between averagings."""
 
     def work(trainer):
-        batch = trainer._batch()
+        batch = trainer._batch(0)
         rows, columns = trainer._share(batch)
         steps(trainer, 1)
-        return batch.tokens[rows][:, columns].tolist(), dict(trainer.payload_of_step())
+        return batch.tokens[rows][:, columns].tolist(), dict(trainer.payload_of_step(1))
 
     answers = on_ranks(2, arm("no-cp"), work)
     assert [len(rows[0]) for rows, _ in answers] == [TINY.context, TINY.context]
