@@ -148,6 +148,7 @@ def _judge_arm(arm: str, final: pd.DataFrame, rows: pd.DataFrame, exact: str, co
         **static,
         "val_loss": interval(loss),
         "val_loss_vs_exact": interval(loss[both] / best[both] - 1),
+        "val_loss_above_exact": interval(loss[both] - best[both]),
         "val_loss_exact_attention": interval(_seeds(final, arm, "val_loss_exact")),
         "recall_accuracy_remote": interval(_seeds(final, arm, "recall_accuracy_remote")),
         "recovered_loss": interval(_recovered(final, arm, exact, control, "val_loss_remote", comparable)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
+from testbed.analysis.formats import MISSING, significant, trimmed, usable
 from testbed.analysis.quality import APART
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.style import styled
@@ -62,7 +62,7 @@ def _preset(preset: Record, times: Record | None) -> list[str]:
         "bytes",
         "seeds",
         "validation loss",
-        "against exact",
+        "above exact, nats",
         "remote recall",
         "recovered, loss",
         "recovered, recall",
@@ -92,7 +92,7 @@ def _row(arm: Record) -> list[str]:
         "0 (whole sequences)" if own else trimmed(arm["bytes_forward"]),
         str(len(arm["seeds"])),
         _with(arm["val_loss"], 3),
-        _percent_with(arm["val_loss_vs_exact"]),
+        _with(arm["val_loss_above_exact"], 4),
         _with(arm["recall_accuracy_remote"], 3),
         _with(arm["recovered_loss"], 3),
         _with(arm["recovered_recall"], 3),
@@ -131,10 +131,3 @@ def _with(value: Record | None, decimals: int) -> str:
     if usable(value["half"]):
         text += f" ± {value['half']:.{decimals}f}"
     return text.replace("-", "−")
-
-
-def _percent_with(value: Record | None) -> str:
-    if value is None or not usable(value["mean"]):
-        return MISSING
-    text = percent(value["mean"], signed=True)
-    return text if not usable(value["half"]) else f"{text} ± {100 * value['half']:.2g}"
