@@ -16,8 +16,6 @@ from testbed.errors import UsageError
 __all__ = ["MatrixSpec", "NetworkSpec", "network_from", "network_spec"]
 
 
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
     """A link's settings, as texts with units; what is left out stays as it is."""
