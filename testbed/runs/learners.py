@@ -9,7 +9,6 @@ input ends, so does this process. Threads and not processes, because they take n
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -26,15 +25,14 @@ from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
 from testbed.data.batch import Batch, Split
 from testbed.data.source import Source, open_source
-from testbed.errors import PeerLost
+from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
 from testbed.runs.directory import write_json
 from testbed.runs.records import combine_validations
 from testbed.trainer import Trainer, WarmStart, warm_start
 
-__all__ = ["Shared", "learn_cell", "on_ranks", "warm_up"]
+__all__ = ["Shared", "learn_cell", "warm_up"]
 
-T = TypeVar("T")
 _PROGRESS_EVERY = 10
 _KEPT_BYTES = 256 << 20
 
@@ -60,36 +58,6 @@ class Shared:
                     oldest = self._made.pop(next(iter(self._made)))
                     self._bytes -= sum(array.nbytes for array in vars(oldest).values())
             return self._made[key]
-
-
-def on_ranks(world: int, work: Callable[[Sockets], T]) -> list[T]:
-    """`work` on every rank at once, each a thread with connections of its own; the answers by rank.
-
-    Raises what failed first, not what the others then missed.
-    """
-    listening = [socket.create_server((f"127.0.0.{rank + 1}", 0), backlog=world) for rank in range(world)]
-    addresses = [listener.getsockname() for listener in listening]
-    answers: dict[int, T] = {}
-    errors: list[BaseException] = []
-
-    def one(rank: int) -> None:
-        try:
-            transport = Sockets.connect(rank, addresses, listener=listening[rank])
-            try:
-                answers[rank] = work(transport)
-            finally:
-                transport.close()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one, args=(rank,), name=f"rank {rank}") for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise next((error for error in errors if not isinstance(error, PeerLost)), errors[0])
-    return [answers[rank] for rank in range(world)]
 
 
 def warm_up(
