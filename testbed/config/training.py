@@ -1,6 +1,5 @@
 """One arm under torchrun: what a file says (`--config`), what flags say, and the two together."""
 
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +8,7 @@ from testbed.commandline import flag
 from testbed.config.arm import Arm
 from testbed.config.arms import arm_named
 from testbed.config.preset import Preset
-from testbed.config.tree import STRICT, at_least, load_toml, parse
-from testbed.errors import UsageError
+from testbed.config.tree import STRICT, at_least, load_toml, read_toml
 
 __all__ = ["Train", "Training", "resolve_training"]
 
@@ -79,12 +77,6 @@ def resolve_training(given: Train) -> Training:
     """File and flags together; raises `UsageError` with one sentence."""
     base = Training()
     if given.config is not None:
-        try:
-            data = tomllib.loads(Path(given.config).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{given.config}: not valid TOML: {error}") from None
-        except OSError as error:
-            raise UsageError(f"{given.config} cannot be read: {error.strerror}") from None
-        base = parse(Training, data, Path(given.config).name)
+        base = read_toml(Training, Path(given.config))
     names = [field.name for field in fields(Training)]
     return replace(base, **{name: value for name in names if (value := getattr(given, name)) is not None})

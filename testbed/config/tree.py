@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from testbed.errors import UsageError
 
-__all__ = ["STRICT", "at_least", "load_toml", "names_in", "parse", "to_json"]
+__all__ = ["STRICT", "at_least", "load_toml", "names_in", "parse", "read_toml", "to_json"]
 
 SCHEMA_VERSION = 1
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -67,6 +67,11 @@ def load_toml(kind: type[T], folder: str, name: str) -> T:
         raise UsageError(
             f"'{name}' is no {folder[:-1]}; known are {', '.join(known)}, or the path of a .toml file{hint}"
         )
+    return read_toml(kind, path)
+
+
+def read_toml(kind: type[T], path: Path) -> T:
+    """The `kind` in a TOML file; raises `UsageError` with one sentence."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -89,7 +89,11 @@ class Pump:
 
     def _turn(self) -> None:
         """Wait until a connection is ready, and act."""
-        for key, events in self._selector.select():
+        self._act(self._selector.select())
+
+    def _act(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Move what the ready connections take and give."""
+        for key, events in ready:
             line: _Line = key.data
             if events & selectors.EVENT_WRITE:
                 line.send()
@@ -162,17 +166,9 @@ class PumpThread(Pump):
             ready = self._selector.select()
             with self._ended:
                 try:
-                    for key, events in ready:
-                        line: _Line | None = key.data
-                        if line is None:
-                            self._ear.recv(4096)
-                            continue
-                        if events & selectors.EVENT_WRITE:
-                            line.send()
-                        if events & selectors.EVENT_READ:
-                            line.receive()
-                        self._watch(line)
-                    self._settle()
+                    self._act([one for one in ready if one[0].data is not None])
+                    if any(key.data is None for key, _ in ready):
+                        self._ear.recv(4096)
                 except BaseException as error:
                     self._error = error
                     self._closing = True

@@ -18,7 +18,6 @@ A cell is one arm of one preset with one seed; its results are kept under the ha
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, Literal
 
 from testbed.config import STRICT, Arm, Preset, at_least, load_toml, parse
 from testbed.config.arms import arm_named
+from testbed.config.tree import read_toml
 from testbed.errors import UsageError
 
 __all__ = ["CELL_VERSION", "Cell", "Experiment", "cells_of", "chosen", "load_experiment"]
@@ -98,13 +98,7 @@ class Cell:
 def load_experiment(file: str) -> Experiment:
     """The experiment in a .toml file; raises `UsageError` with one sentence."""
     path = Path(file)
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    experiment = parse(Experiment, data, path.name)
+    experiment = read_toml(Experiment, path)
     for preset_name in experiment.presets:
         _arms(experiment, load_toml(Preset, "presets", preset_name), path.name)
     return experiment
