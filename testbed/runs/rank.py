@@ -126,10 +126,10 @@ class Rank:
         """All steps, at this machine's own speed; the loss is what is kept."""
         losses, validations = [], []
         while self.trainer.index < self.preset.steps:
-            before = Counter(self.transport.sent)
+            expected, before = self._expected_payload(), Counter(self.transport.sent)
             result = self.trainer.step()
             payload = self._payload_since(before)
-            self._check_payload(payload)
+            _check_payload(payload, expected)
             losses.append([result.loss_sum, result.tokens])
             self._write(result, payload, {}, [])
             if self.trainer.sync_due:
@@ -144,10 +144,10 @@ class Rank:
 
     def step(self) -> dict[str, Any]:
         """One step whose time counts: settled, balanced, written down."""
-        meter = self._meter()
+        expected, meter = self._expected_payload(), self._meter()
         result = self.trainer.step()
         payload, moved, why = self._spent(meter)
-        self._check_payload(payload)
+        _check_payload(payload, expected)
         why = [*result.overruns, *why]
         self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
         shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "backlog_bytes", "resent", "fidelity", "suspect")
@@ -213,12 +213,9 @@ class Rank:
         self.metrics.write(line)
         return line
 
-    def _check_payload(self, payload: dict[str, int]) -> None:
-        """Payload by channel must be the closed form, to the byte, ballast and heads included."""
-        counted = {channel: count for channel, count in payload.items() if count}
-        closed_form = self.trainer.payload_of_step(self.trainer.index - 1)
-        expected = {channel: count for channel, count in closed_form.items() if count}
-        assert counted == expected, f"payload of a step {counted} is not the closed form {expected}"
+    def _expected_payload(self) -> dict[str, int]:
+        """Of the step that comes next, in closed form: asked before it, for at its end a codec may be unplugged."""
+        return self.trainer.payload_of_step(self.trainer.index)
 
     def _payload_since(self, before: Counter[str]) -> dict[str, int]:
         return {channel: count - before[channel] for channel, count in self.transport.sent.items()}
@@ -265,6 +262,12 @@ class Rank:
     def _progress(self, done: int, total: int) -> None:
         if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):
             self.reply({"progress": [done, total]})
+
+
+def _check_payload(payload: dict[str, int], expected: dict[str, int]) -> None:
+    """Payload by channel must be the closed form, to the byte, ballast and heads included."""
+    counted, expected = ({channel: n for channel, n in each.items() if n} for each in (payload, expected))
+    assert counted == expected, f"payload of a step {counted} is not the closed form {expected}"
 
 
 def _interface(before: WireBytes, now: WireBytes) -> int | None:
