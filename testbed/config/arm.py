@@ -65,10 +65,10 @@ class Arm:
             raise UsageError(
                 f"arm '{self.name}': whole sequences need no exchange; with split = 'batch' type exchange = 'local'"
             )
-        if self.sync == "gradients" and (self.weights.scope != "all" or self.weights.outer_momentum):
+        if self.sync == "gradients" and self.weights != WeightSync(wire=self.weights.wire):
             raise UsageError(
-                f"arm '{self.name}': scope and outer_momentum are of averaged weights; leave them out where "
-                "sync = 'gradients'"
+                f"arm '{self.name}': scope, outer_momentum and outer_learning_rate are of averaged weights; leave them "
+                "out where sync = 'gradients'"
             )
 
 

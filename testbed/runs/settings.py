@@ -203,10 +203,10 @@ def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> N
         raise UsageError(
             f"'{arm.name}' cannot be an arm's name: letters, digits, '.', '_', '+' and '-' can, 60 at most"
         )
-    if target is not None and arm.exchange not in ("all-gather", "local"):
+    if target is not None and (given := _unpaced_only(arm, preset)):
         raise UsageError(
-            f"arm '{arm.name}': a paced run knows the messages of all-gather and of none; for {arm.exchange} add "
-            "PACE=none"
+            f"arm '{arm.name}': a paced run knows the messages of all-gather and of none, contiguous, one per layer "
+            f"and direction and of one size throughout; for {given} add PACE=none"
         )
     if arm.exchange == "ulysses" and (model.heads % nodes or model.kv_heads % nodes):
         raise UsageError(
@@ -218,6 +218,19 @@ def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> N
             f"arm '{arm.name}': every node trains whole sequences, and a batch of {preset.batch} cannot be shared by "
             f"{nodes} nodes: set batch = {nodes} in the preset, or leave the arm out"
         )
+
+
+def _unpaced_only(arm: Arm, preset: Preset) -> str | None:
+    """What of an arm the closed form of a paced step (`testbed.pace`) does not know, if anything."""
+    unplugged = arm.codec.subspace
+    unknown = {
+        arm.exchange: arm.exchange not in ("all-gather", "local"),
+        f"layout = '{arm.layout}'": arm.layout != "contiguous",
+        "interleave": arm.interleave,
+        f"accumulate = {preset.accumulate}": preset.accumulate > 1,
+        "unplug = 'literal'": unplugged.unplug_at is not None and unplugged.unplug == "literal",
+    }
+    return next((given for given, is_unknown in unknown.items() if is_unknown), None)
 
 
 def _check_fit(preset: Preset, target: Target | None) -> None:
