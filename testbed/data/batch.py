@@ -52,7 +52,8 @@ class Stream:
 
     def cut(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """`length` tokens from `start` on (int64), and the number of the document of each, counted from 0 (int32)."""
-        first, last = np.searchsorted(self.starts, [start, start + length - 1], side="right")
+        ends = np.array([start, start + length - 1], dtype=self.starts.dtype)  # of another, all starts are converted
+        first, last = np.searchsorted(self.starts, ends, side="right")
         documents = np.zeros(length, dtype=np.int32)
         documents[np.asarray(self.starts[first:last], dtype=np.int64) - start] = 1  # empty documents have no number
         return self.tokens[start : start + length].astype(np.int64), np.cumsum(documents, dtype=np.int32)

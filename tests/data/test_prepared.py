@@ -1,6 +1,8 @@
 """A corpus is read only when it is, to the last byte, what was written."""
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +25,22 @@ def folder(tmp_path) -> Path:
     return prepare(Prepare(name=json_lines(tmp_path / "a.jsonl"), out=str(tmp_path / "out")))[0]
 
 
+_TIMES = itertools.count(1)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """At a time of its own, however coarse the file system's clock."""
+    path.write_bytes(content)
+    os.utime(path, (0, next(_TIMES)))
+
+
 @pytest.mark.parametrize("name", ["train.bin", "validation.bin", "train.starts.npy", "validation.starts.npy"])
 def test_one_wrong_bit_is_noticed(folder, name):
     """In any file, which is named; unharmed, it opens."""
     verify(folder)
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
-    (folder / name).write_bytes(content)
+    overwrite(folder / name, bytes(content))
     with pytest.raises(UsageError, match=f"{name} has the wrong checksum"):
         open_prepared(folder)
 
@@ -68,6 +79,28 @@ def test_a_damaged_description_is_refused(folder, text):
     (folder / "data.json").write_text(text)
     with pytest.raises(UsageError, match=r"data\.json is damaged"):
         verify(folder)
+
+
+def test_a_checksum_is_taken_once(folder, monkeypatch):
+    """By a process that asks before a run and then opens the corpus; what is written to meanwhile is read again."""
+    read = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("testbed.data.integrity.file_sha256", counted)
+    data = Data(corpus=str(folder), task="text")
+    check_data(data, Model(vocabulary=256, width=8, layers=1, heads=1, kv_heads=1, ffn=8))
+    open_source(data, seed=0, chunks=4)
+    assert sorted(read) == sorted(json.loads((folder / "data.json").read_text())["files"])
+    train = folder / "train.bin"
+    overwrite(train, train.read_bytes())
+    open_source(data, seed=0, chunks=4)
+    assert read[4:] == ["train.bin"]
+    overwrite(train, bytes(train.stat().st_size))
+    with pytest.raises(UsageError, match=r"train\.bin has the wrong checksum"):
+        open_source(data, seed=0, chunks=4)
 
 
 class Trap:
@@ -119,7 +152,7 @@ def test_a_run_can_be_refused_before_it_begins(folder):
     check_data(Data(corpus=str(folder)), model)
     with pytest.raises(UsageError, match="too small"):
         check_data(Data(corpus=str(folder), keys=17), model)
-    (folder / "train.bin").write_bytes(b"x" * (folder / "train.bin").stat().st_size)
+    overwrite(folder / "train.bin", b"x" * (folder / "train.bin").stat().st_size)
     with pytest.raises(UsageError, match="wrong checksum"):
         check_data(Data(corpus=str(folder)), model)
     code = "import sys, testbed.data.integrity; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
