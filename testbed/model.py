@@ -92,6 +92,10 @@ class Decoder(nn.Module):
     def interleaved(self, tokens: Sequence[Tensor], exchanges: Sequence[Attend]) -> list[Tensor]:
         """Logits of several batches that take turns, layer by layer: while one's exchange is under way the others
         compute. `recompute` never repeats an exchange: it spans what lies between two of them."""
+        return [self.head(h_BTC) for h_BTC in self.hidden(tokens, exchanges)]
+
+    def hidden(self, tokens: Sequence[Tensor], exchanges: Sequence[Attend]) -> list[Tensor]:
+        """What `head` makes logits of, (B, T, C), of batches that take turns."""
         states = [self.embedding(tokens_BT) for tokens_BT in tokens]
         for layer in self.layers:
             posted = [
@@ -102,7 +106,7 @@ class Decoder(nn.Module):
                 self._segment(layer.feed_forward, x_BTC, attended())
                 for attended, x_BTC in zip(posted, states, strict=True)
             ]
-        return [self.head(self.norm(x_BTC)) for x_BTC in states]
+        return [self.norm(x_BTC) for x_BTC in states]
 
     def _segment(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
         if self.recompute and torch.is_grad_enabled():

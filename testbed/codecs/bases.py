@@ -1,14 +1,9 @@
-"""Matrices that codecs start from, in double precision and the same from the same seed; QR; full precision."""
+"""Matrices that codecs start from, in double precision and the same from the same seed; QR."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["hadamard", "in_full", "mixing", "orthonormal", "principal", "random_orthonormal", "skew"]
-
-
-def in_full(like: Tensor) -> torch.autocast:
-    """No autocast on the device of `like`: for the few products on which the shape of a basis hangs."""
-    return torch.autocast(like.device.type, enabled=False)
+__all__ = ["hadamard", "mixing", "orthonormal", "principal", "random_orthonormal", "skew"]
 
 
 def hadamard(size: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from testbed.codecs.base import Codec, Encoded, Shape, Wire
-from testbed.codecs.bases import in_full, orthonormal, principal
+from testbed.codecs.bases import orthonormal, principal
 from testbed.codecs.wire import wire_format
 from testbed.config import CodecConfig
 
@@ -50,9 +50,8 @@ class PCA(Codec):
     def basis(self, kv_BTF: Tensor) -> Tensor:
         """V̂ (B, F, R) as receivers will have it, rounded."""
         basis, x_BTF = self.guess, kv_BTF.to(self.guess.dtype)
-        with in_full(kv_BTF):
-            for _ in range(_ROUNDS):
-                basis = orthonormal(x_BTF.transpose(1, 2) @ (x_BTF @ basis))
+        for _ in range(_ROUNDS):
+            basis = orthonormal(x_BTF.transpose(1, 2) @ (x_BTF @ basis))
         shape = tuple(basis.shape)
         return self.basis_format.unpack(self.basis_format.pack(basis), shape).to(kv_BTF)
 

@@ -20,7 +20,7 @@ from itertools import combinations_with_replacement, count
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs.bases import in_full, orthonormal, random_orthonormal, skew
+from testbed.codecs.bases import orthonormal, random_orthonormal, skew
 from testbed.config import SubspaceConfig
 
 __all__ = ["CLIP", "SUB_CHUNKS", "Rotated"]
@@ -102,8 +102,7 @@ class Rotated(nn.Module):
         mean_BSE = z_BSTE.mean(2, dtype=self.angle.weight.dtype)
         if self.options.theta == "causal":
             mean_BSE = nn.functional.pad(mean_BSE[:, :-1], (0, 0, 1, 0))
-        with in_full(z_BSTE):
-            theta_BSK = CLIP * torch.tanh(self.angle(mean_BSE) / CLIP)
+        theta_BSK = CLIP * torch.tanh(self.angle(mean_BSE) / CLIP)
         self._observe(theta_BSK.detach())
         return theta_BSK
 
@@ -115,18 +114,16 @@ class Rotated(nn.Module):
         for exponent in self.exponents[1:]:
             powers[exponent] = powers[exponent[:-1]] * theta_BSK[..., exponent[-1]]
         powers_BSJ = torch.stack(list(powers.values()), dim=-1)
-        with in_full(theta_BSK):
-            return (powers_BSJ @ self.bases.flatten(1)).unflatten(-1, self.bases.shape[1:])
+        return (powers_BSJ @ self.bases.flatten(1)).unflatten(-1, self.bases.shape[1:])
 
     def _summed(self, theta_BSK: Tensor) -> Tensor:
         """exp(M) Ū term by term."""
         term = total = self.bases[0].expand(*theta_BSK.shape[:2], -1, -1)
         for j in range(1, self.terms(theta_BSK.dtype) + 1):
-            with in_full(theta_BSK):
-                turned = [
-                    theta_BSK[..., number, None, None] * (generator @ term)
-                    for number, generator in enumerate(self.generators)
-                ]
+            turned = [
+                theta_BSK[..., number, None, None] * (generator @ term)
+                for number, generator in enumerate(self.generators)
+            ]
             term = torch.stack(turned).sum(0) / j
             total = total + term
         return total

@@ -61,7 +61,8 @@ class Subspace(Codec):
             return full, full
         if shape.tokens % self.sub_chunks:
             raise UsageError(f"subspace needs chunks of a multiple of {self.sub_chunks} tokens, not {shape.tokens}")
-        size = (shape.batch, self.sub_chunks, shape.tokens // self.sub_chunks)
+        turned = (self.sub_chunks,) if self._turned else ()
+        size = (shape.batch, *turned, shape.tokens // self.sub_chunks)
         numbers = (self.wire(*size, self.key.rank), self.wire(*size, self.value.rank))
         if not self._sends_angles:
             return numbers
@@ -77,10 +78,10 @@ class Subspace(Codec):
             return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE, value_BTE))
         coefficients, thetas = [], []
         for basis, z_BTE in ((self.key, key_BTE), (self.value, value_BTE)):
-            z_BSTE = z_BTE.unflatten(1, (self.sub_chunks, -1))
+            z = z_BTE.unflatten(1, (self.sub_chunks, -1)) if self._turned else z_BTE
             if self._sends_angles:
-                thetas.append(basis.angles(z_BSTE))
-            coefficients.append(z_BSTE @ self._basis(basis, thetas[-1] if thetas else None, basis.plain))
+                thetas.append(basis.angles(z))
+            coefficients.append(z @ self._basis(basis, thetas[-1] if thetas else None, basis.plain))
         parts = (*coefficients, *thetas)
         if self.own_chunk == "projected":
             key_BTE, value_BTE = self.decode(parts, self.decoder_parameters())
@@ -91,11 +92,11 @@ class Subspace(Codec):
             return parts[0], parts[1]
         coefficients, thetas = parts[:2], parts[2:] or (None, None)
         plains = decoder or (self.key.plain, self.value.plain)
-        key_BTE, value_BTE = (
-            (c_BSTR @ self._basis(basis, theta, plain).transpose(-1, -2)).flatten(1, 2)
-            for basis, c_BSTR, theta, plain in zip((self.key, self.value), coefficients, thetas, plains, strict=True)
+        key, value = (
+            numbers @ self._basis(basis, theta, plain).transpose(-1, -2)
+            for basis, numbers, theta, plain in zip((self.key, self.value), coefficients, thetas, plains, strict=True)
         )
-        return key_BTE, value_BTE
+        return (key.flatten(1, 2), value.flatten(1, 2)) if self._turned else (key, value)
 
     def decoder_parameters(self) -> tuple[Tensor, ...]:
         trained = self.config.subspace.basis == "trained"
@@ -152,8 +153,8 @@ class Subspace(Codec):
         self._dropped = self.unplugged and options.unplug == "literal"
         self._turned = not self.unplugged and options.rotation != "none"
         self._sends_angles = self._turned and options.rotation != "random"
-        self.sub_chunks = SUB_CHUNKS if self._turned and options.theta == "causal" else 1
         self.token_wise = not self._turned
+        self.sub_chunks = SUB_CHUNKS if self._turned and options.theta == "causal" else 1
 
     def _basis(self, basis: Rotated, theta_BSK: Tensor | None, plain: Tensor) -> Tensor:
         """U of each sub-chunk (B, S, E, R), or the one of all (E, R)."""

@@ -79,10 +79,10 @@ class Integer:
         return torch.cat((scale.view(-1).view(torch.uint8), codes.reshape(-1).view(torch.uint8)))
 
     def unpack(self, message: Tensor, shape: tuple[int, ...]) -> Tensor:
-        rows, groups, _ = self._layout(shape)
+        rows, groups, width_in_bytes = self._layout(shape)
         width = shape[-1]
         scale = message[: 2 * rows * groups].clone().view(torch.bfloat16).float().view(rows, groups, 1)
-        codes = message[2 * rows * groups :].view(torch.int8).view(rows, -1)
+        codes = message[2 * rows * groups :].view(torch.int8).view(rows, width_in_bytes)
         if self.bits == 4:
             low, high = (codes << 4) >> 4, codes >> 4  # arithmetic shifts extend the sign
             codes = torch.stack((low, high), dim=-1).flatten(1)[:, :width]

@@ -35,7 +35,7 @@ from testbed.parallel.layout import Layout
 from testbed.parallel.sync import all_reduce, flatten, unflatten
 from testbed.parallel.transport import HEAD_BYTES, Transport
 from testbed.trainer.numbers import agree, digest, learning_rate
-from testbed.trainer.validation import Validation, add_validation
+from testbed.trainer.validation import Validation, add_validation, judged
 from testbed.trainer.warm import WarmStart
 from testbed.trainer.weights import Weights
 
@@ -44,6 +44,8 @@ __all__ = ["StepResult", "Trainer"]
 FIRST_BATCH = 1_000_000
 """Of the context-parallel steps: no sequence of the warm start comes again."""
 _VALIDATION_BATCH = 8
+_VALIDATION_TOKENS = 65536
+_BEGUN_EARLY = ("all-gather", "mask-aware")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +138,18 @@ class Trainer:
                 f"a batch of {preset.batch} sequences cannot be shared out for arm '{self.arm.name}': it takes a "
                 f"multiple of {shared * parts} (ranks of split = 'batch', accumulate, 2 to interleave)"
             )
-        if self.arm.split == "sequence":
-            self.layout.check(preset.context)
-            return make_exchange(self.arm, preset.model, list(self.codecs), self.transport)  # pyrefly: ignore
-        return make_exchange(self.arm, preset.model, [], None)
+        if self.arm.split == "batch":
+            return make_exchange(self.arm, preset.model, [], None)
+        if self.arm.interleave and self.arm.exchange not in _BEGUN_EARLY:
+            raise UsageError(
+                f"interleave hides an exchange that begins before attention ({', '.join(_BEGUN_EARLY)}); "
+                f"'{self.arm.exchange}' travels within it: leave interleave, or choose another exchange"
+            )
+        self.layout.check(preset.context)
+        exchange = make_exchange(self.arm, preset.model, list(self.codecs), self.transport)  # pyrefly: ignore
+        for layer in range(len(self.codecs)):
+            exchange.traffic(layer, "forward", 1, preset.context)  # refuses chunks that a codec cannot cut
+        return exchange
 
     def _begin_at(self, warm: WarmStart) -> None:
         self.model.load_state_dict(warm.weights)
@@ -363,10 +373,23 @@ class Trainer:
         for number in range(self.rank, batches, self.world):
             batch = self.mix.batch("validation", number, _VALIDATION_BATCH, self.preset.context)
             documents = torch.from_numpy(batch.documents.astype(np.int64)) if self.preset.document_mask else None
-            tokens = torch.from_numpy(batch.tokens.copy()).to(self.device)
-            logits = self.model(tokens, exchange.on(documents)).float().cpu()
-            add_validation(total, logits, batch, self.layout)
+            found = [self._judged(batch, rows, documents, exchange) for rows in self._few(_VALIDATION_BATCH)]
+            loss, right = (torch.cat(parts) for parts in zip(*found, strict=True))
+            add_validation(total, loss, right, batch, self.layout)
         return total
+
+    def _few(self, sequences: int) -> list[slice]:
+        """Rows of a batch, as many at once as memory surely holds."""
+        step = max(1, _VALIDATION_TOKENS // self.preset.context)
+        return [slice(first, first + step) for first in range(0, sequences, step)]
+
+    def _judged(
+        self, batch: Batch, rows: slice, documents: Tensor | None, exchange: InProcess
+    ) -> tuple[Tensor, Tensor]:
+        tokens, labels = (torch.from_numpy(x[rows].copy()).to(self.device) for x in (batch.tokens, batch.labels))
+        (hidden,) = self.model.hidden([tokens], [exchange.on(None if documents is None else documents[rows])])
+        loss, right = judged(self.model.head, hidden, labels)
+        return loss.cpu(), right.cpu()
 
     def close(self) -> None:
         """Let go of threads; the transport stays."""

@@ -1,5 +1,6 @@
 """What a model has learned: losses over held-out sequences, and apart from them what an exchange is for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch.nn import functional as F
 from testbed.data.batch import Batch
 from testbed.parallel.layout import Layout
 
-__all__ = ["Validation", "add_validation"]
+__all__ = ["Validation", "add_validation", "judged"]
+
+_SLICE = 8192
+"""Tokens whose logits are in memory at once."""
 
 
 @dataclass(kw_only=True)
@@ -23,25 +27,34 @@ class Validation:
     text_tokens: int = 0
     remote_loss: float = 0.0
     remote_tokens: int = 0
-    """Tokens whose evidence lies in another chunk than they do."""
+    """Tokens whose evidence lies on another node than they do."""
     remote_right: int = 0
     local_loss: float = 0.0
     local_tokens: int = 0
-    """Tokens whose evidence lies in their own chunk."""
+    """Tokens whose evidence lies on their own."""
     local_right: int = 0
 
 
-def add_validation(total: Validation, logits: Tensor, batch: Batch, layout: Layout) -> None:
-    """Add a batch of whole sequences, (B, T, V) logits on the CPU."""
-    labels = torch.from_numpy(batch.labels.copy())
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+def judged(head: Callable[[Tensor], Tensor], hidden_BTC: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss in nats, whether the likeliest token is right) of each token, (B, T); logits are there slice by slice."""
+    losses, rights = [], []
+    pieces = zip(hidden_BTC.flatten(0, 1).split(_SLICE), labels_BT.flatten().split(_SLICE), strict=True)
+    for hidden, labels in pieces:
+        logits = head(hidden).float()
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        rights.append(logits.argmax(-1) == labels)
+    return torch.cat(losses).view_as(labels_BT), torch.cat(rights).view_as(labels_BT)
+
+
+def add_validation(total: Validation, loss: Tensor, right: Tensor, batch: Batch, layout: Layout) -> None:
+    """Add a batch of whole sequences that is `judged`, on the CPU."""
     chunk = batch.labels.shape[1] // (layout.per_rank * layout.world)
     position, known = np.arange(batch.labels.shape[1])[None], batch.evidence >= 0
-    remote = torch.from_numpy(known & (batch.evidence // chunk < position // chunk))
+    owners = np.array([layout.owner(number) for number in range(layout.per_rank * layout.world)])
+    remote = torch.from_numpy(known & (owners[batch.evidence // chunk] != owners[position // chunk]))
     local = torch.from_numpy(known) & ~remote
     counted = torch.from_numpy(batch.counted.copy())
     text = counted & torch.from_numpy(~known)
-    right = logits.argmax(-1) == labels
     for name, chosen in (("", counted), ("text_", text), ("remote_", remote), ("local_", local)):
         setattr(total, f"{name}loss", getattr(total, f"{name}loss") + loss[chosen].double().sum().item())
         setattr(total, f"{name}tokens", getattr(total, f"{name}tokens") + int(chosen.sum()))

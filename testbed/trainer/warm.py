@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["WarmStart", "warm_start"]
 
 _RECORDED_BATCHES = 8
+_RECORDED_TOKENS = 65536
+"""At most, of all batches; a whole sequence in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,10 @@ def _activations(trainer: "Trainer", mix: Source, context: int, sequences: int) 
     """[K, V] of each layer over a few short batches, the same on every rank."""
     recorder = InProcess(trainer.preset.model, None, nodes=1)
     recorder.record = True
-    for number in range(_RECORDED_BATCHES):
+    rows = min(sequences, max(1, _RECORDED_TOKENS // context))
+    for number in range(min(_RECORDED_BATCHES, max(1, _RECORDED_TOKENS // (rows * context)))):
         batch = mix.batch("train", trainer.preset.warm_steps + number, sequences, context)
-        trainer.model(torch.from_numpy(batch.tokens.copy()).to(trainer.device), recorder)
+        tokens = torch.from_numpy(batch.tokens[:rows].copy()).to(trainer.device)
+        trainer.model.hidden([tokens], [recorder])
     layers = trainer.preset.model.layers
     return [torch.cat(recorder.seen[layer::layers]) for layer in range(layers)]

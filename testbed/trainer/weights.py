@@ -77,14 +77,14 @@ class Weights:
 
     def average(self, *, ballast: int = 0) -> None:
         """The averaged weights become the same on every rank."""
-        own = flatten(self.averaged)
+        own, moved = flatten(self.averaged), None
         if self.agreed is None:
             mean = average(own, self._transport, ballast=ballast)
         else:
             moved = average(own - self.agreed, self._transport, wire=self._wire, ballast=ballast)
-            mean = self._outer_step(moved)
+            mean = self.agreed + moved
         self.drift = float((own - mean).norm() / mean.norm())
-        unflatten(mean, self.averaged)
+        unflatten(mean if moved is None else self._outer_step(moved), self.averaged)
 
     def _outer_step(self, moved: Tensor) -> Tensor:
         """What the ranks agree on next, given how far they moved on average."""

@@ -31,6 +31,7 @@ CODECS = {
     "subspace per head": CodecConfig(
         name="subspace", ranks=(8, 16), wire="fp32", subspace=SubspaceConfig(heads="per-head")
     ),
+    "subspace fixed": CodecConfig(name="subspace", ranks=(6, 12), subspace=SubspaceConfig(rotation="none")),
     "latent fp32": CodecConfig(name="latent", ranks=(16,), wire="fp32"),
     "latent int4": CodecConfig(name="latent+int4", ranks=(16,), group=8),
     "int8": CodecConfig(name="int8", group=8),
@@ -41,6 +42,8 @@ CODECS = {
     "random int8": CodecConfig(name="random+int8", ranks=(16,), group=8),
     "pca": CodecConfig(name="pca", ranks=(8,)),
     "best": CodecConfig(name="best", group=8),
+    "int8, back fp32": CodecConfig(name="int8", group=8, wire_backward="fp32"),
+    "best, back fp32": CodecConfig(name="best", group=8, wire_backward="fp32"),
 }
 """Every codec, at ranks that fit the model here."""
 
@@ -143,15 +146,16 @@ def one_device(case: Case, *, coded: bool = False, dtype: torch.dtype | None = N
     return Step(logits.detach(), _gradients(decoder, codecs))
 
 
-def many_ranks(case: Case) -> Step:
+def many_ranks(case: Case, data: Tensor | None = None) -> Step:
     """On `case.world` ranks over real sockets: logits put together, gradients summed, bytes sent and as predicted."""
+    data = tokens() if data is None else data
 
     def work(transport):
         decoder, codecs = build(case)
         transport.overlap(case.overlap and case.world > 1)
         exchange = make_exchange(case.arm, case.model, list(codecs) if case.exchange != "local" else [], transport)
         positions = exchange.layout.positions(transport.rank, CONTEXT)
-        inputs, labels = tokens()[:, :-1][:, positions], tokens()[:, 1:][:, positions]
+        inputs, labels = data[:, :-1][:, positions], data[:, 1:][:, positions]
         parts = [slice(i, i + 1) for i in range(BATCH)] if case.interleave else [slice(None)]
         masks = documents() if case.documents else None
         views = [exchange.on(None if masks is None else masks[part]) for part in parts]

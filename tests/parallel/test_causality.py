@@ -9,7 +9,7 @@ from testbed.config import CodecConfig
 from testbed.config.codec import SubspaceConfig
 from testbed.parallel.exchanges import Alone, InProcess, Local
 from testbed.parallel.layout import Layout
-from tests.parallel.arithmetic import CODECS, CONTEXT, VOCABULARY, Case, build, tokens
+from tests.parallel.arithmetic import CODECS, CONTEXT, VOCABULARY, Case, build, many_ranks, tokens
 
 POSITIONS = [CONTEXT - 1, CONTEXT // 4 - 1, CONTEXT // 2 - 1, CONTEXT // 2 + 5]
 """The end of the sequence, ends of chunks, the middle of one."""
@@ -38,6 +38,34 @@ def leaks(codec: CodecConfig, layout: str = "contiguous", world: int = 4) -> lis
 def test_no_token_sees_its_future(name, layout):
     """Every codec and layout."""
     assert leaks(CODECS[name], layout) == []
+
+
+def leaks_over_ranks(case: Case) -> list[int]:
+    """The same over real sockets."""
+    before, found = many_ranks(case).logits, []
+    for position in POSITIONS:
+        changed = tokens()
+        changed[:, position] = (changed[:, position] + 1) % VOCABULARY
+        after = many_ranks(case, changed).logits
+        assert not torch.equal(before[:, position:], after[:, position:])
+        if not torch.equal(before[:, :position], after[:, :position]):
+            found.append(position)
+    return found
+
+
+@pytest.mark.parametrize("exchange", ["all-gather", "mask-aware", "ring", "ulysses", "local"])
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_no_exchange_shows_the_future(exchange, layout):
+    """Every exchange and layout, exact."""
+    assert leaks_over_ranks(Case(exchange=exchange, layout=layout)) == []
+
+
+@pytest.mark.parametrize("exchange", ["all-gather", "ring"])
+def test_an_exchange_shows_what_a_codec_leaks(exchange):
+    """Negative control: literal θ over sockets; and causal θ, which is the paper's without the leak."""
+    literal = CodecConfig(name="subspace", ranks=(6, 12), subspace=SubspaceConfig(theta="literal"))
+    assert CONTEXT // 2 + 5 in leaks_over_ranks(Case(exchange=exchange, codec=literal))
+    assert leaks_over_ranks(Case(exchange=exchange, codec=CODECS["subspace"])) == []
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag"])

@@ -142,3 +142,36 @@ def test_interleaved_halves_train_as_the_whole():
     """Two halves of the batch in turns."""
     assert run("decentralised", interleave=True)[0][0] == pytest.approx(run("decentralised")[0][0], rel=1e-5)
     assert run("decentralised", interleave=True)[0][2]
+
+
+def test_drift_is_from_the_mean_whatever_follows_from_it():
+    """Outer momentum moves what is agreed on beyond the mean; the replicas were no further apart for it."""
+    plain = run("control", count=TINY.sync_every)
+    outer = run("control", count=TINY.sync_every, weights=WeightSync(outer_momentum=0.9, outer_learning_rate=0.7))
+    assert [drift for *_, drift in outer] == pytest.approx([drift for *_, drift in plain], rel=1e-4)
+    assert outer[0][1] != plain[0][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("ring", {"interleave": True}, "travels within it"),
+        ("ulysses", {"interleave": True}, "travels within it"),
+        ("subspace", {"layout": "zigzag"}, "multiple of 4 tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_step(name, changes, said):
+    """By the trainer itself, wherever it runs."""
+    with pytest.raises(UsageError, match=said):
+        run(name, count=0, preset=replace(TINY, context=24, batch=4), **changes)
+
+
+def test_a_final_layer_stays_exact_over_heads_too():
+    """Ulysses writes its last layer in floating point where the codec says so: more bytes, and all of them counted."""
+    final = replace(arm("int8").codec, final_layer="exact")
+    coarse, exact = (
+        on_ranks(2, arm("ulysses", codec=codec), lambda trainer: trainer.payload_of_step(0)["kv_forward"])[0]
+        for codec in (arm("int8").codec, final)
+    )
+    assert exact > 1.2 * coarse
+    assert run("ulysses", count=1, codec=final)[0][2]

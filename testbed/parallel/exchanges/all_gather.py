@@ -42,7 +42,7 @@ class AllGather(Exchange):
             sent.add(self.codecs[layer].payload(_shape(shape, chosen), direction), direction)
         return sent
 
-    def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+    def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         call = _Call(self, layer, q_BTC.shape[0], q_BTC.shape[1])
         key, value, parts = call.encode(k_BTE, v_BTE)
         posted = _Post.apply(call, *parts)  # pyrefly: ignore
@@ -116,11 +116,16 @@ class _Call(Coded):
         outgoing: list[Tensor | None] = [None] * world
         incoming: list[int | None] = [None] * world
         sent = Traffic()
+        whole: Tensor | None = None  # what goes to all alike is packed once
         for peer, parts in by_peer.items():
             ours, theirs = self.chosen(rank, peer), self.chosen(peer, rank)
             out, into = (ours, theirs) if direction == "forward" else (theirs, ours)
             shape = _shape(self.shape, out)
-            outgoing[peer] = self.codec.pack(_picked(parts, out), shape, direction)
+            if out is not None or direction == "backward":
+                outgoing[peer] = self.codec.pack(_picked(parts, out), shape, direction)
+            else:
+                whole = self.codec.pack(parts, shape, direction) if whole is None else whole
+                outgoing[peer] = whole
             sent.add(self.codec.payload(shape, direction), direction)
             incoming[peer] = sum(self.codec.payload(_shape(self.shape, into), direction).values())
         pacer.before_exchange(direction, self.layer)
@@ -174,7 +179,7 @@ class _Post(torch.autograd.Function):
                     if chosen is None:
                         gradient += part
                     else:
-                        gradient.flatten(0, 1).index_add_(0, chosen, part.squeeze(0))
+                        gradient.flatten(0, 1).index_add_(0, chosen.to(part.device), part.squeeze(0))
         ctx.like = None
         return None, *total
 
@@ -253,7 +258,9 @@ def _spread(parts: Parts, far: Far, call: _Call) -> Parts:
             placed.append(None)
             continue
         empty = torch.zeros(rows * size, *part.shape[2:], dtype=part.dtype, device=part.device)
-        placed.append(empty.index_copy(0, far.chosen, part.squeeze(0)).view(rows, size, *part.shape[2:]))
+        placed.append(
+            empty.index_copy(0, far.chosen.to(part.device), part.squeeze(0)).view(rows, size, *part.shape[2:])
+        )
     return tuple(placed)
 
 

@@ -117,8 +117,23 @@ class Exchange(ABC):
         """What a layer's exchange of `batch` sequences of `context` tokens sends from this rank."""
 
     @abstractmethod
+    def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+        """What `begin` does, in full precision."""
+
     def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
-        """Post what travels; the callable waits for it and gives attention, (B, T, C)."""
+        """Post what travels; the callable waits for it and gives attention, (B, T, C).
+
+        Codecs, softmaxes and sums over blocks and ranks are computed in fp32 whatever autocast says: the denominators
+        that blocks are merged by, and θ, do not survive bf16.
+        """
+        with _full(q_BTC):
+            finish = self._begin(layer, *(_at_least_fp32(x) for x in (q_BTC, k_BTE, v_BTE)))
+
+        def finished() -> Tensor:
+            with _full(q_BTC):
+                return finish().to(q_BTC.dtype)
+
+        return finished
 
     def attend(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Tensor:
         """Attention of this rank's queries over every token before them: (B, T, C)."""
@@ -156,6 +171,14 @@ class Exchange(ABC):
             messages = ticket.wait()
         trace.seconds["exchange_total"] = trace.seconds.get("exchange_total", 0.0) + ticket.seconds
         return messages
+
+
+def _full(like: Tensor) -> torch.autocast:
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def joined(out_BHTD: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ class Far:
         """Tokens that came at their places, zeros elsewhere: no query sees those."""
         rows = self.coded.shape.batch * self.coded.size
         empty = torch.zeros(rows, x_1nE.shape[-1], dtype=x_1nE.dtype, device=x_1nE.device)
-        placed = empty.index_copy(0, self.chosen, x_1nE.squeeze(0))  # pyrefly: ignore
+        placed = empty.index_copy(0, self.chosen.to(x_1nE.device), x_1nE.squeeze(0))  # pyrefly: ignore
         return placed.view(self.coded.shape.batch, self.coded.size, -1)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from testbed.codecs import Codec, Shape
 from testbed.config import Model
@@ -108,7 +109,9 @@ class _Travelled(torch.autograd.Function):
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q kᵀ/√D) v over visible keys, written out."""
-    group = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(group, 1).transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v.repeat_interleave(group, 1)
+    """softmax(q kᵀ/√D) v over visible keys, written out; on a GPU, where contexts are long, by a fused kernel."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v

@@ -23,7 +23,7 @@ class Local(Exchange):
     def traffic(self, layer: int, direction: Direction, batch: int, context: int) -> Traffic:  # noqa: ARG002
         return Traffic()
 
-    def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+    def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         q_BTC = _PacePoint.apply(q_BTC, self.pacer, layer)  # pyrefly: ignore
         sight = self.sight(self.context(q_BTC.shape[1]))
         q, k, v = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE)

@@ -16,7 +16,7 @@ from testbed.codecs import Direction, Shape
 from testbed.codecs.wire import Float
 from testbed.errors import UsageError
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads, joined
-from testbed.parallel.exchanges.coded import Coded, Parts
+from testbed.parallel.exchanges.coded import Coded, Parts, added
 from testbed.parallel.exchanges.local import own_backward, own_pieces
 
 __all__ = ["Ring"]
@@ -39,13 +39,12 @@ class Ring(Exchange):
         sent, per_rank, world = Traffic(), self.layout.per_rank, self.layout.world
         if self.codecs and world > 1:
             shape = Shape(batch=batch * per_rank, tokens=context // world // per_rank)
-            blocks = {f"kv_{direction}" if n == "kv" else n: c for n, c in self.codecs[layer].payload(shape).items()}
-            sent.add(blocks, direction, world - 1)
+            sent.add(self.codecs[layer].payload(shape), direction, world - 1)
             if direction == "backward":
                 sent.add(self.codecs[layer].payload(shape, "backward"), direction, world - 1)
         return sent
 
-    def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+    def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         call = _Call(self, layer, q_BTC.shape[0], q_BTC.shape[1])
         key, value, parts = call.encode(k_BTE, v_BTE)
         q, k, v = self.rotated(q_BTC), self.rotated(key), self.heads(value)
@@ -57,29 +56,25 @@ class Ring(Exchange):
 class _Call(Coded):
     """One layer's way around."""
 
-    def pass_on(self, message: Tensor, direction: Direction, kind: Direction) -> Any:
-        """To the next rank, while the same comes from the one before. `kind` is what the message looks like."""
+    def pass_on(self, message: Tensor, direction: Direction, kind: Direction) -> Callable[[], Tensor]:
+        """To the next rank; the callable waits for the same from the one before. `kind` is what the message looks
+        like."""
         exchange, world = self.exchange, self.exchange.layout.world
         outgoing: list[Tensor | None] = [None] * world
         incoming: list[int | None] = [None] * world
         outgoing[(exchange.rank + 1) % world] = message
         incoming[(exchange.rank - 1) % world] = message.numel()
         sent = Traffic()
-        sent.add(
-            {f"kv_{direction}" if n == "kv" else n: c for n, c in self.codec.payload(self.shape, kind).items()},
-            direction,
-        )
+        sent.add(self.codec.payload(self.shape, kind), direction)
         ticket = exchange.transport.exchange(outgoing, sent.payload, incoming=incoming)
-        if not exchange.overlap:
-            exchange.wait(ticket)
-        return ticket
+        messages = None if exchange.overlap else exchange.wait(ticket)
 
-    def take(self, ticket: Any) -> Tensor:
-        """What came from the rank before."""
-        exchange = self.exchange
-        message = exchange.wait(ticket)[(exchange.rank - 1) % exchange.layout.world]
-        assert message is not None
-        return message
+        def arrived() -> Tensor:
+            message = (messages or exchange.wait(ticket))[(exchange.rank - 1) % world]
+            assert message is not None
+            return message
+
+        return arrived
 
     def sender(self, hop: int) -> int:
         """Whose block is here after so many hops."""
@@ -99,12 +94,12 @@ class _Ring(torch.autograd.Function):
         exchange.pacer.before_exchange("forward", call.layer)
         message = call.codec.pack(parts, call.shape)
         sight = exchange.sight(exchange.context(q.shape[2]))
-        ticket = call.pass_on(message, "forward", "forward") if hops else None
+        arriving: Any = call.pass_on(message, "forward", "forward") if hops else None
         seen = sight.attend(q, own_pieces(sight, k, v))
         for hop in range(1, hops + 1):
-            block = call.take(ticket)
+            block = arriving()
             if hop < hops:
-                ticket = call.pass_on(block, "forward", "forward")
+                arriving = call.pass_on(block, "forward", "forward")
             if call.visible(call.sender(hop)):
                 far = call.received(call.sender(hop), call.codec.unpack(block, call.shape, q))
                 seen = sight.attend(q, far.pieces(decoder), seen)
@@ -122,30 +117,28 @@ class _Ring(torch.autograd.Function):
         decoder = tuple(tensor.detach().requires_grad_() for tensor in saved)
         hops = call.exchange.layout.world - 1
         call.exchange.pacer.before_exchange("backward", call.layer)
-        ticket = call.pass_on(ctx.message, "backward", "forward") if hops else None
+        arriving: Any = call.pass_on(ctx.message, "backward", "forward") if hops else None
         dq, dk, dv = own_backward(sight, d_out, q, k, v, out, lse)
         d_decoder: list[Tensor | None] = [None] * len(decoder)
         behind: Any = None  # the gradients that follow the block of the hop before
         for hop in range(1, hops + 1):
-            block = call.take(ticket)
+            block = arriving()
             if hop < hops:
-                ticket = call.pass_on(block, "backward", "forward")
+                arriving = call.pass_on(block, "backward", "forward")
             share: Parts = (None,) * ctx.count
             if call.visible(call.sender(hop)):
                 far = call.received(call.sender(hop), call.codec.unpack(block, call.shape, q))
                 dq_far, d_pieces = sight.backward(d_out, q, out, lse, far.pieces(decoder))
                 share, shares = far.gradients(d_pieces, decoder)
                 dq = dq + dq_far
-                d_decoder = [
-                    b if a is None else a if b is None else a + b for a, b in zip(d_decoder, shares, strict=True)
-                ]
+                d_decoder = [added(total, one) for total, one in zip(d_decoder, shares, strict=True)]
             total = _summed(ctx, share, q)
             if behind is not None:
-                total = _plus(total, call.codec.unpack(call.take(behind), call.shape, q, "backward"))
+                total = _plus(total, call.codec.unpack(behind(), call.shape, q, "backward"))
             behind = call.pass_on(call.codec.pack(total, call.shape, "backward"), "backward", "backward")
         total = _summed(ctx, (None,) * ctx.count, q)
         if behind is not None:
-            total = _plus(total, call.codec.unpack(call.take(behind), call.shape, q, "backward"))
+            total = _plus(total, call.codec.unpack(behind(), call.shape, q, "backward"))
         call.exchange.pacer.after_exchange("backward", call.layer)
         ctx.message = None
         return None, None, dq, dk, dv, *total, *d_decoder

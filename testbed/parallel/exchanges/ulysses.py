@@ -32,20 +32,23 @@ class Ulysses(Exchange):
                 f"ulysses shares heads among ranks: {heads} query and {kv_heads} K/V heads do not divide by {world} "
                 "ranks; choose a number of ranks that divides both, or another exchange"
             )
-        config = self.codecs[0].config if self.codecs else None
-        if config is None or config.kind not in ("exact", "int8", "int4"):
-            raise UsageError(
-                "ulysses trades whole q, k and v, which only a number format can make smaller: it takes the codec "
-                f"exact, int8 or int4, not '{config.name if config else 'none'}'"
-            )
-        if config.hadamard:
-            raise UsageError("ulysses writes q, k and v as they are: leave hadamard, or use all-gather")
-        there = wire_format(config.wire, config.group)
-        back = wire_format(config.wire_backward, config.group) if config.wire_backward else there
-        self.formats: dict[Direction, WireFormat] = {"forward": there, "backward": back}
+        for codec in self.codecs:
+            if codec.config.kind not in ("exact", "int8", "int4"):
+                raise UsageError(
+                    "ulysses trades whole q, k and v, which only a number format can make smaller: it takes the codec "
+                    f"exact, int8 or int4, not '{codec.config.name}'"
+                )
+            if codec.config.hadamard:
+                raise UsageError("ulysses writes q, k and v as they are: leave hadamard, or use all-gather")
 
-    def traffic(self, layer: int, direction: Direction, batch: int, context: int) -> Traffic:  # noqa: ARG002
-        sent, world, format_ = Traffic(), self.layout.world, self.formats[direction]
+    def format(self, layer: int, direction: Direction) -> WireFormat:
+        """How a layer's numbers are written."""
+        config = self.codecs[layer].config
+        back = config.wire_backward if direction == "backward" else None
+        return wire_format(back or config.wire, config.group)
+
+    def traffic(self, layer: int, direction: Direction, batch: int, context: int) -> Traffic:
+        sent, world, format_ = Traffic(), self.layout.world, self.format(layer, direction)
         size = (batch, 1, context // world, self.model.head_width)
         trio, out = (self.model.heads + 2 * self.model.kv_heads) // world, self.model.heads // world
         for heads in (trio, out):
@@ -53,7 +56,7 @@ class Ulysses(Exchange):
             sent.add({"kv": count}, direction, world - 1)
         return sent
 
-    def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+    def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         q, k, v = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE)
         return lambda: flat_heads(_Traded.apply(self, layer, q, k, v))  # pyrefly: ignore
 
@@ -68,9 +71,11 @@ class Ulysses(Exchange):
             self._sights[context] = mask.masked_fill(~visible.to(like.device), -torch.inf).unsqueeze(1)  # pyrefly: ignore
         return self._sights[context]  # pyrefly: ignore
 
-    def trade(self, direction: Direction, for_peer: list[list[Tensor]], shapes: list[tuple[int, ...]]) -> list[Any]:
+    def trade(
+        self, layer: int, direction: Direction, for_peer: list[list[Tensor]], shapes: list[tuple[int, ...]]
+    ) -> list[Any]:
         """Each rank's tensors for this one, in rank order; our own are not rounded. `shapes` are those that come."""
-        format_, world = self.formats[direction], self.layout.world
+        format_, world = self.format(layer, direction), self.layout.world
         outgoing = [
             None if peer == self.rank else torch.cat([format_.pack(tensor) for tensor in tensors])
             for peer, tensors in enumerate(for_peer)
@@ -97,22 +102,22 @@ class Ulysses(Exchange):
         by_rank = torch.cat([self.layout.positions(rank, context) for rank in range(self.layout.world)])
         return by_rank.argsort(), by_rank
 
-    def to_heads(self, direction: Direction, tensors: list[Tensor]) -> list[Tensor]:
+    def to_heads(self, layer: int, direction: Direction, tensors: list[Tensor]) -> list[Tensor]:
         """Own tokens of all heads to all tokens, in order, of own heads: (B, heads/N, T·N, D) each."""
         world = self.layout.world
         cut = [tensor.chunk(world, dim=1) for tensor in tensors]
         for_peer = [[one[peer] for one in cut] for peer in range(world)]
-        traded = self.trade(direction, for_peer, [tuple(one[0].shape) for one in cut])
+        traded = self.trade(layer, direction, for_peer, [tuple(one[0].shape) for one in cut])
         order, _ = self.order(self.context(tensors[0].shape[2]))
         return [torch.cat([pieces[i] for pieces in traded], dim=2)[:, :, order] for i in range(len(tensors))]
 
-    def to_tokens(self, direction: Direction, tensors: list[Tensor]) -> list[Tensor]:
+    def to_tokens(self, layer: int, direction: Direction, tensors: list[Tensor]) -> list[Tensor]:
         """The inverse of `to_heads`."""
         world, context = self.layout.world, tensors[0].shape[2]
         _, by_rank = self.order(context)
         cut = [tensor[:, :, by_rank].chunk(world, dim=2) for tensor in tensors]
         for_peer = [[one[peer] for one in cut] for peer in range(world)]
-        traded = self.trade(direction, for_peer, [tuple(one[0].shape) for one in cut])
+        traded = self.trade(layer, direction, for_peer, [tuple(one[0].shape) for one in cut])
         return [torch.cat([pieces[i] for pieces in traded], dim=1) for i in range(len(tensors))]
 
 
@@ -120,12 +125,12 @@ class _Traded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, exchange: Ulysses, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         exchange.pacer.before_exchange("forward", layer)
-        q, k, v = exchange.to_heads("forward", [q, k, v])
+        q, k, v = exchange.to_heads(layer, "forward", [q, k, v])
         mask = exchange.mask(q.shape[2], q)
         out, lse = block_attention(q, k, v, mask)
         ctx.exchange, ctx.layer, ctx.mask = exchange, layer, mask
         ctx.save_for_backward(q, k, v, out, lse)
-        (here,) = exchange.to_tokens("forward", [out])
+        (here,) = exchange.to_tokens(layer, "forward", [out])
         exchange.pacer.after_exchange("forward", layer)
         return here
 
@@ -134,7 +139,9 @@ class _Traded(torch.autograd.Function):
         exchange: Ulysses = ctx.exchange
         exchange.pacer.before_exchange("backward", ctx.layer)
         q, k, v, out, lse = ctx.saved_tensors
-        (d_out,) = exchange.to_heads("backward", [grads[0]])
-        traded = exchange.to_tokens("backward", list(block_attention_backward(d_out, q, k, v, out, lse, ctx.mask)))
+        (d_out,) = exchange.to_heads(ctx.layer, "backward", [grads[0]])
+        traded = exchange.to_tokens(
+            ctx.layer, "backward", list(block_attention_backward(d_out, q, k, v, out, lse, ctx.mask))
+        )
         exchange.pacer.after_exchange("backward", ctx.layer)
         return None, None, *traded
