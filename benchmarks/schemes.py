@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 NODES, WIDTH, HEADS = 4, 512, 8
 BATCH = 4
-LINKS = (("10mbit", "nic", 64, 5), ("100mbit", "nic", 128, 7), ("100mbit", "pair", 128, 7), ("300mbit", "nic", 128, 9))
+LINKS = (("10mbit", "nic", 64, 5), ("100mbit", "nic", 256, 5), ("100mbit", "pair", 256, 5), ("300mbit", "nic", 256, 7))
 """(rate, whose, tokens of each sequence per node, rounds)."""
 TORCH = "torch's ring"
 
