@@ -15,7 +15,7 @@ import pandas as pd
 
 from testbed.errors import UsageError
 
-__all__ = ["APART", "COLUMNS", "SCHEMA_VERSION", "interval", "judge", "results_table"]
+__all__ = ["APART", "COLUMNS", "SCHEMA_VERSION", "code_of", "interval", "judge", "results_table"]
 
 SCHEMA_VERSION = 1
 APART = 5.0
@@ -27,6 +27,7 @@ _STATIC = (
     "exchange",
     "split",
     "sync",
+    "scope",
     "tokens",
     "steps",
     "bytes_forward",
@@ -68,6 +69,7 @@ def _rows(cell: Record) -> list[Record]:
         "seed": config["seed"],
         "codec": "none" if arm["exchange"] == "local" else arm["codec"]["name"],
         **{key: arm[key] for key in ("exchange", "split", "sync")},
+        "scope": arm["weights"]["scope"],
         "tokens": (preset["warm_steps"] + preset["steps"]) * preset["batch"] * preset["context"],
         "steps": preset["steps"],
         "bytes_forward": cell["bytes_per_token_layer"]["forward"],
@@ -82,10 +84,17 @@ def _rows(cell: Record) -> list[Record]:
 
 
 def judge(
-    table: pd.DataFrame, *, title: str, exact: str, control: str, asked: int, times: Record | None = None
+    table: pd.DataFrame,
+    *,
+    title: str,
+    exact: str,
+    control: str,
+    asked: int,
+    code: Sequence[Record] = (),
+    times: Record | None = None,
 ) -> Record:
     """The whole answer: by preset, every arm against the exact exchange and against none. `asked`: cells there are to
-    be, for a table of some of them says so."""
+    be, for a table of some of them says so; as it does where more than one state of the `code` has learned them."""
     presets = [
         _judge_preset(str(name), rows, exact, control, times) for name, rows in table.groupby("preset", sort=False)
     ]
@@ -97,12 +106,29 @@ def judge(
         "control": control,
         "cells": learned,
         "cells_asked": asked,
-        "interval": "95 %, Student's t over seeds",
+        "code": list(code),
+        "interval": "95 % interval by Student's t over seeds",
         "times": None
         if times is None
         else {"of": times.get("name"), "mode": times.get("mode"), "pace": times.get("pace")},
         "presets": presets,
     }
+
+
+def code_of(cells: Sequence[Record]) -> list[Record]:
+    """The states of the code by which cells were learned, that of most cells first: sources, torch, cells by commit.
+
+    `sources` is None of cells that did not record them; those are told apart by their commit.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for cell in cells:
+        where = cell["environment"]
+        commit = (where["commit"] or "unknown")[:9] + (" with changes" if where.get("dirty") else "")
+        sources, torch = where.get("sources_sha256"), where["packages"]["torch"]
+        one = found.setdefault((sources or commit, torch), {"sources": sources, "torch": torch, "commits": {}})
+        one["commits"][commit] = one["commits"].get(commit, 0) + 1
+    states = [state | {"cells": sum(state["commits"].values())} for state in found.values()]
+    return sorted(states, key=lambda state: -state["cells"])
 
 
 def _judge_preset(name: str, rows: pd.DataFrame, exact: str, control: str, times: Record | None) -> Record:

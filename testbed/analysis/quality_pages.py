@@ -10,8 +10,9 @@ from testbed.analysis.formats import MISSING, significant, trimmed, usable
 from testbed.analysis.quality import APART
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.style import styled
+from testbed.config.arm import OWN_REPLICAS
 
-__all__ = ["markdown", "write_quality"]
+__all__ = ["markdown", "mixture", "write_quality"]
 
 Record = dict[str, Any]
 
@@ -44,6 +45,8 @@ def markdown(record: Record) -> str:
     lines = [f"# {record['title']}", ""]
     if record["cells"] < record["cells_asked"]:
         lines += [f"**{record['cells']} of {record['cells_asked']} cells are learned so far.**", ""]
+    if len(record["code"]) > 1:
+        lines += [f"**{mixture(record)}**", ""]
     lines += [
         f"Against `{record['exact']}` (exchanges everything) and `{record['control']}` (nothing), seed by seed; "
         f"mean ± {record['interval']}. Recovered: (control − arm) / (control − exact), of the loss and of the recall "
@@ -53,6 +56,19 @@ def markdown(record: Record) -> str:
     for preset in record["presets"]:
         lines += [*_preset(preset, record["times"]), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def mixture(record: Record) -> str:
+    """That not all cells were learned by the same code, and how many by which."""
+    states = [f"{state['cells']} by {_sources(state)} with PyTorch {state['torch']}" for state in record["code"]]
+    return f"Not all cells were learned by the same code: {'; '.join(states)}. Arms may differ for that alone."
+
+
+def _sources(state: Record) -> str:
+    commits = ", ".join(
+        f"{commit} ({count})" if len(state["commits"]) > 1 else commit for commit, count in state["commits"].items()
+    )
+    return f"sources {state['sources'][:9]} (commit {commits})" if state["sources"] else f"commit {commits}"
 
 
 def _preset(preset: Record, times: Record | None) -> list[str]:
@@ -69,6 +85,9 @@ def _preset(preset: Record, times: Record | None) -> list[str]:
     ]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_row(arm)) + " |" for arm in preset["arms"]]
+    own = [f"`{arm['arm']}`" for arm in preset["arms"] if arm["scope"] == "attention"]
+    if own:
+        lines += ["", f"{', '.join(own)}: {OWN_REPLICAS}."]
     if preset["horizon_seconds"] is not None and times is not None:
         lines += ["", *_in_time(preset, times)]
     return lines

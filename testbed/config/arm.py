@@ -7,10 +7,15 @@ from testbed.config.codec import CodecConfig
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
 
-__all__ = ["STANDARD_ARMS", "Arm", "ExchangeName", "LayoutName", "WeightSync"]
+__all__ = ["OWN_REPLICAS", "STANDARD_ARMS", "Arm", "ExchangeName", "LayoutName", "WeightSync"]
 
 ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local"]
 LayoutName = Literal["contiguous", "zigzag"]
+OWN_REPLICAS = (
+    "only attention's weights are averaged, so no two ranks hold the same model: each rank's is validated by itself, "
+    "in place of all ranks', and the mean over ranks is given"
+)
+"""What whoever reads the validations of such an arm must know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,8 @@ class WeightSync:
     wire: Literal["fp32", "bf16", "int8"] = "fp32"
     """How numbers are written; averaged weights as differences to what all ranks last agreed on."""
     scope: Literal["all", "attention"] = "all"
-    """attention: only attention's projections (and the codec) are averaged; the rest of the replicas drift apart."""
+    """attention: only attention's projections (and the codec) are averaged; the rest of the replicas drift apart, and
+    what is validated is each rank's replica by itself, not the mix of them that was trained."""
     outer_momentum: float = 0.0
     """Above 0, what all ranks moved since they last agreed is a gradient for Nesterov momentum (DiLoCo, arXiv
     2311.08105, where it is 0.9)."""
@@ -70,6 +76,11 @@ class Arm:
                 f"arm '{self.name}': scope, outer_momentum and outer_learning_rate are of averaged weights; leave them "
                 "out where sync = 'gradients'"
             )
+
+    @property
+    def caution(self) -> str | None:
+        """What whoever reads its validations must know, if anything."""
+        return OWN_REPLICAS if self.weights.scope == "attention" else None
 
 
 STANDARD_ARMS = ("centralised", "decentralised", "subspace", "latent", "control")

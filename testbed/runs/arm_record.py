@@ -47,6 +47,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "machine_carries_bps": links.capacity.get("aggregate_bps"),
         "valid": not why,
         "why": why,
+        "caution": arm.caution,
         "invalid_steps": len(invalid),
         "suspect_steps": sum(bool(step.suspect) for step in result.steps),
         "suspect_why": next((step.suspect[0] for step in result.steps if step.suspect), None),

@@ -93,6 +93,9 @@ class Comparison:
         settings = self.settings
         self.report(self.links.preflight())
         self.report(self._estimate())
+        for arm in settings.arms:
+            if arm.caution:
+                self.report(f"{arm.name}: {arm.caution}")
         with Ranks(self.links.backend, settings.folder / "logs") as ranks:
             self.ranks = ranks
             ranks.progress = lambda done, total: self.report(f"  {self._doing} {done}/{total}")

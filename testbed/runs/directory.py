@@ -1,6 +1,7 @@
 """A run's folder is evidence: made once, never over another, its last file written by rename."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -16,9 +17,15 @@ from typing import Any
 
 from testbed.errors import UsageError
 
-__all__ = ["RUNS", "check_name", "environment", "machine_lock", "read_json", "write_json"]
+__all__ = ["RUNS", "check_name", "environment", "machine_lock", "read_json", "sources_sha256", "write_json"]
 
 RUNS = Path("runs")
+_DECIDING = (
+    *(f"{part}/**/*.py" for part in ("codecs", "config", "data", "parallel", "trainer")),
+    "model.py",
+    "runs/learners.py",
+)
+"""The sources of this package that decide what is learned."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOCK, _SHARED_LOCK = Path("/tmp/slowlink-testbed.lock"), Path("/tmp/slowlink-testbed.shared.lock")
 
@@ -106,6 +113,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty_diff": _git("diff", "HEAD"),
+        "sources_sha256": sources_sha256(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "kernel": platform.release(),
@@ -113,6 +121,14 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads_per_rank": 1,
     }
+
+
+def sources_sha256(package: Path) -> str:
+    """Of the code that decides what is learned; a commit says neither what else has changed nor that nothing has."""
+    sha = hashlib.sha256()
+    for path in sorted(path for pattern in _DECIDING for path in package.glob(pattern)):
+        sha.update(f"{path.relative_to(package)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -13,7 +13,7 @@
     exact = "decentralised"                  # what recovered fractions are measured against,
     control = "control"                      # and from
 
-A cell is one arm of one preset with one seed; its results are kept under the hash of everything that decides them.
+A cell is one arm of one preset with one seed; its results are kept under the hash of its configuration.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from testbed.errors import UsageError
 __all__ = ["CELL_VERSION", "Cell", "Experiment", "cells_of", "chosen", "load_experiment"]
 
 CELL_VERSION = 1
-"""Counts up whenever a cell would be learned or judged otherwise; part of every hash."""
+"""Part of every hash. Counted up by hand when code changes so that every cell has to be learned again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that decides what is learned: not what things are called, not the link."""
+        """Everything that is set and decides what is learned: not names, not the link, and not the code."""
         arm = {key: value for key, value in asdict(self.arm).items() if key not in ("name", "link")}
         preset = asdict(self.preset)
         config = {"version": CELL_VERSION, "preset": preset, "arm": arm, "seed": self.seed, "nodes": self.nodes}

@@ -30,11 +30,12 @@ from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, environment, read_json, write_json
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
+from testbed.runs.progress import counted
 
 __all__ = ["Learn", "dry_run", "folder_of", "learn"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_OF_ENVIRONMENT = ("commit", "python", "packages", "kernel", "cpu")
+_OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,10 @@ class Learn:
 def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) -> dict[str, Any]:
     """Learn what is missing, then write the table; its record, with `failed` cells by hash. `live`: say every step."""
     experiment, cells, folder = resolve(asked)
+    report("building every trainer once")
     _rehearse(cells)
+    for name, caution in {cell.arm.name: cell.arm.caution for cell in cells if cell.arm.caution}.items():
+        report(f"{name}: {caution}")
     times = _times(asked.times)
     with _alone(folder):
         for other in (asked.reuse or "").split(",") if asked.reuse else ():
@@ -83,7 +87,7 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
             failed = _Learning(folder, list(missing.values()), len({cell.hash for cell in cells}), report, live).run(
                 jobs
             )
-        return _conclude(experiment, cells, folder, times) | {"failed": failed}
+        return _conclude(experiment, cells, folder, times, report) | {"failed": failed}
 
 
 def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
@@ -113,7 +117,7 @@ def dry_run(asked: Learn) -> str:
         f"seed {cell.seed}, {cell.arm.name}"
         for cell in cells
     ]
-    return "\n".join([*lines, f"{len(lines)} cells, into {folder}"])
+    return "\n".join([*lines, f"{counted(len(lines), 'cell')}, into {folder}"])
 
 
 def _path(folder: Path, cell: Cell) -> Path:
@@ -178,10 +182,16 @@ def _times(file: str | None) -> dict[str, Any] | None:
         raise UsageError(f"{file} is no comparison.json of an emulated run") from None
 
 
-def _conclude(experiment: Experiment, cells: list[Cell], folder: Path, times: dict[str, Any] | None) -> dict[str, Any]:
+def _conclude(
+    experiment: Experiment,
+    cells: list[Cell],
+    folder: Path,
+    times: dict[str, Any] | None,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
     """Everything that is made of the cells that are there."""
-    from testbed.analysis.quality import judge, results_table
-    from testbed.analysis.quality_pages import write_quality
+    from testbed.analysis.quality import code_of, judge, results_table
+    from testbed.analysis.quality_pages import mixture, write_quality
 
     there = [
         {"preset": cell.preset_name, "arm": cell.arm.name, **read_json(_path(folder, cell))}
@@ -190,9 +200,17 @@ def _conclude(experiment: Experiment, cells: list[Cell], folder: Path, times: di
     ]
     table = results_table(there)
     record = judge(
-        table, title=experiment.title, exact=experiment.exact, control=experiment.control, asked=len(cells), times=times
+        table,
+        title=experiment.title,
+        exact=experiment.exact,
+        control=experiment.control,
+        asked=len(cells),
+        code=code_of(there),
+        times=times,
     )
     write_quality(record, table, folder)
+    if len(record["code"]) > 1:
+        report(f"warning: {mixture(record)}")
     return record
 
 
@@ -218,7 +236,10 @@ class _Learning:
         self.lock = threading.Lock()
         self.processes: list[subprocess.Popen[str]] = []
         self.over = threading.Event()
-        report(f"{total} cells: {self.done} are there, {len(missing)} to learn after {len(by_group)} warm starts")
+        report(
+            f"{counted(total, 'cell')}: {self.done} there, {len(missing)} to learn after "
+            f"{counted(len(by_group), 'warm start')}"
+        )
 
     def run(self, jobs: int) -> dict[str, str]:
         """Learn them all; reasons by hash of those that failed."""

@@ -7,9 +7,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "counted"]
 
 _PLAIN_EVERY_SECONDS = 5.0
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 cell", "2 cells"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 class Progress:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from emulation.capability import Capability
 from testbed.runs.directory import RUNS, read_json
+from testbed.runs.progress import counted
 
 __all__ = ["capability_table", "list_runs", "runs_table"]
 
@@ -69,8 +70,8 @@ def list_runs() -> list[dict[str, Any]]:
 
 def runs_table(runs: list[dict[str, Any]]) -> Table:
     """The same for people."""
-    table = Table(title=f"{len(runs)} runs")
-    for name in ("run", "state", "rate", "mode", "seconds per step"):
+    table = Table(title=counted(len(runs), "run"))
+    for name in ("run", "state", "rate", "mode", "seconds per step, or what it is"):
         table.add_column(name, overflow="fold")
     for run in runs:
         rate = f"{run['bandwidth_bps'] / 1e6:g} Mbit/s {run['accounting']}" if "bandwidth_bps" in run else ""

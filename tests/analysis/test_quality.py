@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from testbed.analysis.quality import interval, judge, results_table
+from testbed.analysis.quality import code_of, interval, judge, results_table
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.quality_pages import markdown, write_quality
+from testbed.config.arm import OWN_REPLICAS
 from testbed.errors import UsageError
 
 SEEDS = (10, 11, 12)
@@ -28,6 +29,7 @@ def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str 
             "recall_accuracy_remote": recall,
         }
 
+    weights = {"scope": changes.pop("scope", "all")}
     preset = {"warm_steps": 10, "steps": 100, "batch": 2, "context": 64, "sync_every": 10} | changes.pop("preset", {})
     exchange = "local" if codec == "none" else "all-gather"
     count = {"none": 0, "exact": 512}.get(codec, 18)
@@ -38,8 +40,15 @@ def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str 
         "config": {
             "seed": seed,
             "preset": preset,
-            "arm": {"exchange": exchange, "split": "sequence", "sync": "gradients", "codec": {"name": codec}},
+            "arm": {
+                "exchange": exchange,
+                "split": "sequence",
+                "sync": "gradients",
+                "codec": {"name": codec},
+                "weights": weights,
+            },
         },
+        "environment": {"commit": "a" * 40, "dirty": False, "sources_sha256": "5" * 64, "packages": {"torch": "2.13"}},
         "validations": [at(0, 0.0), at(50, 0.5), at(100, 1.0)],
         "validation_exact": {"val_loss": loss},
         "drift": [],
@@ -64,7 +73,8 @@ def cells(*, spread: float = 1.0) -> list[dict]:
 
 
 def answer(found: list[dict], **changes: Any) -> dict:
-    settings = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)} | changes
+    settings = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)}
+    settings |= {"code": code_of(found)} | changes
     return judge(results_table(found), **settings)
 
 
@@ -119,6 +129,42 @@ def test_other_tokens_are_not_compared():
 def test_other_data_are_refused():
     with pytest.raises(UsageError, match="have read different data"):
         results_table([*cells(), cell("late", 10, 1.0, corpus_sha256="1")])
+
+
+def by(**changes: Any) -> dict:
+    """Where a cell was learned, but for this."""
+    return cell("best", 10, 1.0)["environment"] | changes
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (by(sources_sha256="6" * 64), "1 by sources 666666666 (commit aaaaaaaaa) with PyTorch 2.13"),
+        (by(packages={"torch": "2.14"}), "1 by sources 555555555 (commit aaaaaaaaa) with PyTorch 2.14"),
+        ({"commit": "b" * 40, "dirty": True, "packages": {"torch": "2.13"}}, "1 by commit bbbbbbbbb with changes with"),
+        ({"commit": None, "dirty": False, "packages": {"torch": "2.13"}}, "1 by commit unknown with PyTorch 2.13"),
+    ],
+)
+def test_cells_of_more_than_one_state_of_the_code_are_not_passed_over(other, said):
+    """Other sources or another torch; the table says how many by which."""
+    record = answer([*cells(), cell("late", 10, 1.0, environment=other)])
+    assert [state["cells"] for state in record["code"]] == [12, 1]
+    words = markdown(record)
+    assert "**Not all cells were learned by the same code: 12 by sources 555555555 (commit aaaaaaaaa)" in words
+    assert said in words
+
+
+def test_another_commit_of_the_same_sources_is_the_same_code():
+    record = answer([*cells(), cell("late", 10, 1.0, environment=by(commit="b" * 40, dirty=True))])
+    (state,) = record["code"]
+    assert state["commits"] == {"aaaaaaaaa": 12, "bbbbbbbbb with changes": 1}
+    assert "by the same code" not in markdown(record)
+
+
+def test_replicas_that_are_not_alike_are_said_to_be_validated_one_by_one():
+    """Of an arm whose ranks average attention only, and of no other."""
+    assert f"`late`: {OWN_REPLICAS}." in markdown(answer([*cells(), cell("late", 10, 1.0, scope="attention")]))
+    assert OWN_REPLICAS not in markdown(answer(cells()))
 
 
 def test_at_equal_time():

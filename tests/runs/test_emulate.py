@@ -8,6 +8,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
+from testbed.config.arm import OWN_REPLICAS
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.worlds import needs_world
 
@@ -250,9 +251,13 @@ def test_live_trains_for_the_given_time(tmp_path):
 
 
 def test_host_nodes_are_the_null_twin(tmp_path):
-    """No world, no shaping: links are modelled and say so; nothing is called measured."""
+    """No world, no shaping: links are modelled and say so; nothing is called measured. And replicas that are not alike
+    are said to be so."""
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nexchange = "local"\nsync = "average"\nlink = "bw"\nweights = { scope = "attention" }\n'
+    )
     done = run_testbed(
-        tmp_path, "emulate", "--bw", "100mbit", "--backend", "host", "--arms", "decentralised,control", "--nodes", "2",
+        tmp_path, "emulate", "--bw", "100mbit", "--backend", "host", "--arms", "decentralised,own.toml", "--nodes", "2",
         "--preset", PRESET, "--target", TARGET, "--name", "run", "--share",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -260,3 +265,5 @@ def test_host_nodes_are_the_null_twin(tmp_path):
     arms = read(tmp_path / "runs" / "run" / "comparison.json")["arms"]
     assert {arm["link"] for arm in arms} == {"modelled"}
     assert {arm["wire_bytes_per_step"] for arm in arms} == {None}
+    assert [arm["caution"] for arm in arms] == [None, OWN_REPLICAS]
+    assert done.stdout.count(OWN_REPLICAS) == 1
