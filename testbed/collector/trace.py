@@ -16,6 +16,8 @@ class Trace:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self.recording = False
+        """Whether single spans are kept for `write`, or only their sums."""
         self.seconds: dict[str, float] = {}
         """By name, since the last `take`."""
         self.events: list[dict[str, object]] = []
@@ -23,7 +25,7 @@ class Trace:
     def add(self, name: str, start: float, end: float) -> None:
         """Record a span from `start` to `end` (time.perf_counter seconds)."""
         self.seconds[name] = self.seconds.get(name, 0.0) + end - start
-        if len(self.events) < _MOST_EVENTS:
+        if self.recording and len(self.events) < _MOST_EVENTS:
             self.events.append(
                 {
                     "name": name,

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from testbed.codecs import Shape
-from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
 from testbed.data.batch import Batch, Split
 from testbed.data.source import Source, open_source
@@ -92,7 +91,6 @@ def learn_cell(
             trainer.close()
 
     ranks = on_ranks(len(warm), one)
-    trace.events.clear()
     return {
         "corpus_sha256": mix.sha256,
         "warm_sha256": warm[0].sha256,

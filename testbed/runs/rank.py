@@ -64,6 +64,7 @@ class Rank:
     def __init__(self, reply: Callable[[dict[str, Any]], None]) -> None:
         self.reply = reply
         self.rank = trace.rank = int(os.environ["RANK"])
+        trace.recording = True
         port = int(os.environ["MASTER_PORT"])
         self.addresses = [(address, port) for address in os.environ["NODE_ADDRS"].split(",")]
         self.transport = Sockets.connect(self.rank, self.addresses)
