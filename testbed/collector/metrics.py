@@ -1,19 +1,20 @@
 """A line per step and rank, append-only JSON, flat keys with units; and what the process had of the machine."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["MetricsFile", "system_sample"]
+__all__ = ["MetricsFile", "cut_metrics", "system_sample"]
 
 
 class MetricsFile:
     """`metrics/rank<k>.jsonl` of one arm."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        path = folder / "metrics" / f"rank{rank}.jsonl"
+        path = _path(folder, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1)
 
@@ -24,6 +25,24 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cut_metrics(folder: Path, rank: int, step: int) -> None:
+    """Leave the lines up to `step`, for a trainer that goes on from there; one that broke off goes too."""
+    path = _path(folder, rank)
+    if not path.exists():
+        return
+    draft = path.with_name(path.name + ".part")
+    with path.open(errors="replace") as lines, draft.open("w") as kept:
+        for text in lines:
+            with suppress(ValueError):  # the last line of a rank that was killed
+                if json.loads(text)["step"] <= step:
+                    kept.write(text.rstrip("\n") + "\n")
+    draft.replace(path)
+
+
+def _path(folder: Path, rank: int) -> Path:
+    return folder / "metrics" / f"rank{rank}.jsonl"
 
 
 _process = psutil.Process()

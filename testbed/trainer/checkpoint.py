@@ -24,47 +24,63 @@ from torch import Tensor
 from testbed.errors import UsageError
 from testbed.trainer.loop import Trainer
 
-__all__ = ["newest_step", "restore", "save"]
+__all__ = ["prune", "restore", "save", "steps_held", "steps_seen"]
 
 _VERSION = 1
 _KEEP = 2
 
 
-def save(trainer: Trainer, folder: Path) -> Path:
-    """Write this rank's part of a checkpoint of `trainer.index` steps; older ones but the last two go."""
-    place = folder / f"step{trainer.index:08d}"
+def save(trainer: Trainer, folder: Path, *, clock: float = 0.0) -> Path:
+    """Write this rank's part of a checkpoint of `trainer.index` steps, which took `clock` seconds."""
+    place = _place(folder, trainer.index)
     place.mkdir(parents=True, exist_ok=True)
     name = f"rank{trainer.rank}"
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(trainer).items()}
     _by_rename(place / f"{name}.safetensors", lambda path: save_file(tensors, path))
-    text = json.dumps({"schema_version": _VERSION, "step": trainer.index, **_identity(trainer)}, indent=2)
+    head = {"schema_version": _VERSION, "step": trainer.index, "clock_seconds": clock}
+    text = json.dumps({**head, **_identity(trainer)}, indent=2)
     _by_rename(place / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
-    for old in sorted(folder.glob("step*"))[:-_KEEP]:
-        for path in (old / f"{name}.json", old / f"{name}.safetensors"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # the last rank to leave takes the folder along
-            old.rmdir()
     return place
 
 
-def newest_step(folder: Path) -> int | None:
-    """Steps of the newest checkpoint that every rank has finished; None without one."""
-    for place in sorted(folder.glob("step*"), reverse=True):
-        description = place / "rank0.json"
-        if description.is_file() and all(
-            (place / f"rank{rank}.json").is_file() for rank in range(_read(description)["world"])
-        ):
-            return int(place.name.removeprefix("step"))
-    return None
+def prune(folder: Path, rank: int, common: int) -> None:
+    """Remove this rank's parts but the last two, and none since `common`, the newest step that every rank holds."""
+    own = [step for step in steps_seen(folder) if (_place(folder, step) / f"rank{rank}.json").is_file()]
+    for step in own[:-_KEEP]:
+        if step < common:
+            place = _place(folder, step)
+            for ending in ("json", "safetensors"):
+                (place / f"rank{rank}.{ending}").unlink(missing_ok=True)
+            with suppress(OSError):  # the last rank to leave takes the folder along
+                place.rmdir()
 
 
-def restore(trainer: Trainer, folder: Path, step: int) -> None:
-    """Put `trainer` where the checkpoint left off; raises `UsageError` if it is of something else.
+def steps_seen(folder: Path) -> list[int]:
+    """Steps of which any rank's part is in this folder, ascending."""
+    return sorted({int(path.parent.name.removeprefix("step")) for path in folder.glob("step*/rank*.json")})
+
+
+def steps_held(folder: Path, rank: int, world: int) -> set[tuple[int, int]]:
+    """(step, ranks that wrote it) from which this rank of `world` can go on: its own part is here, or, where it is of
+    another number of ranks, every part."""
+    found = set()
+    for step in steps_seen(folder):
+        place = _place(folder, step)
+        if (description := _description(place, rank)).is_file():
+            theirs = int(_read(description)["world"])
+            parts = [place / f"rank{each}.json" for each in ([rank] if theirs == world else range(theirs))]
+            if all(part.is_file() and _read(part)["world"] == theirs for part in parts):
+                found.add((step, theirs))
+    return found
+
+
+def restore(trainer: Trainer, folder: Path, step: int) -> float:
+    """Put `trainer` where the checkpoint left off: its clock; raises `UsageError` if it is of something else.
 
     Over another number of ranks only what is summed every step can go on, for there every rank holds the same.
     """
-    place = folder / f"step{step:08d}"
-    world = int(_read(place / "rank0.json")["world"])
+    place = _place(folder, step)
+    world = int(_read(_description(place, trainer.rank))["world"])
     rank = trainer.rank if world == trainer.world else 0
     if world != trainer.world and trainer.arm.sync != "gradients":
         raise UsageError(
@@ -89,6 +105,17 @@ def restore(trainer: Trainer, folder: Path, step: int) -> None:
     trainer.index = int(found["step"])
     codecs = {name: tensors[f"codecs.{name}"] for name in trainer.codecs.state_dict()}
     trainer.codecs.load_state_dict(codecs)  # once more, as a module does: what follows from its buffers follows
+    return float(found.get("clock_seconds", 0.0))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step{step:08d}"
+
+
+def _description(place: Path, rank: int) -> Path:
+    """This rank's own, or rank 0's where there were fewer ranks."""
+    own = place / f"rank{rank}.json"
+    return own if own.is_file() else place / "rank0.json"
 
 
 def _state(trainer: Trainer) -> dict[str, Tensor]:

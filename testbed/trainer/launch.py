@@ -6,14 +6,13 @@ import socket
 import sys
 from collections import Counter
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from testbed.collector.metrics import MetricsFile, system_sample
+from testbed.collector.metrics import MetricsFile, cut_metrics, system_sample
 from testbed.config.training import Train, Training, resolve_training
 from testbed.data.integrity import check_data
 from testbed.data.source import open_source
@@ -22,6 +21,7 @@ from testbed.parallel.distributed import Distributed
 from testbed.parallel.transport import Sockets, Transport
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
+from testbed.trainer.meeting import Meeting, first_step, store_client
 from testbed.trainer.warm import warm_start
 from testbed.trainer.watchdog import Watchdog
 
@@ -44,42 +44,37 @@ def train(given: Train) -> int:
     short = preset.batch * preset.task_chunks
     if short < world:
         raise UsageError(f"{world} ranks cannot share the {short} short sequences of a warm-start step: start {short}")
+    meeting = Meeting(rank, world)
     out = Path(training.out)
-    step = checkpoint.newest_step(out / "checkpoints") if given.resume else None
-    if not given.resume and checkpoint.newest_step(out / "checkpoints") is not None:
-        raise UsageError(
-            f"{out / 'checkpoints'} holds checkpoints of an earlier training: --resume goes on from them, "
-            "--out DIR begins in another folder"
-        )
-    if given.resume and step is None:
-        raise UsageError(f"there is no checkpoint in {out / 'checkpoints'}: leave --resume out, or give its --out")
-    store = _store(rank, world)
     state: dict[str, Any] = {"where": "meeting the others"}
     logs = str(out / "metrics" / "rank{rank}.jsonl")
-    with Watchdog(store, rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs):
-        transport = _transport(training, store, device)
+    with Watchdog(
+        store_client(), rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs
+    ):
+        step = first_step(meeting, out / "checkpoints", resume=given.resume)
+        transport = _transport(training.transport, meeting, device)
         try:
             mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
-            warm = None
+            warm, clock = None, 0.0
             if step is None:
                 state["where"] = "warm start"
                 warm = warm_start(preset, mix, transport, seed=training.seed, device=device)
             trainer = Trainer(preset, arm, mix, transport, seed=training.seed, warm=warm, device=device)
             if step is not None:
-                checkpoint.restore(trainer, out / "checkpoints", step)
-            _loop(trainer, training, out, state)
+                clock = checkpoint.restore(trainer, out / "checkpoints", step)
+                meeting.saved(step)
+            _loop(trainer, training, meeting, state, clock)
         except PeerLost as error:
             raise RunFailed(f"{state['where']}: {error}; logs: {logs.format(rank='*')}") from None
-        state["where"] = "done"
         transport.close()
     return 0
 
 
-def _loop(trainer: Trainer, training: Training, out: Path, state: dict[str, Any]) -> None:
-    """Steps, averagings, validations, checkpoints."""
-    preset = trainer.preset
+def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[str, Any], clock: float) -> None:
+    """Steps, averagings, validations, checkpoints; `clock` is what the steps so far have taken."""
+    preset, out = trainer.preset, Path(training.out)
+    cut_metrics(out, trainer.rank, trainer.index)
     metrics = MetricsFile(out, trainer.rank)
-    clock = 0.0
     while trainer.index < preset.steps:
         state["where"] = f"step {trainer.index}"
         before = Counter(trainer.transport.sent)
@@ -109,7 +104,8 @@ def _loop(trainer: Trainer, training: Training, out: Path, state: dict[str, Any]
                 metrics.write({"step": trainer.index, name: asdict(trainer.validate(exact=exact))})
         every = training.checkpoint_every
         if last or (every is not None and trainer.index % every == 0):
-            checkpoint.save(trainer, out / "checkpoints")
+            checkpoint.save(trainer, out / "checkpoints", clock=clock)
+            checkpoint.prune(out / "checkpoints", trainer.rank, meeting.saved(trainer.index))
     metrics.close()
     trainer.close()
 
@@ -124,28 +120,24 @@ def _device() -> torch.device:
     return device
 
 
-def _store(rank: int, world: int) -> Any:
-    """The store at MASTER_ADDR through which the ranks meet: torchrun's agent's, or rank 0's own."""
-    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world, is_master=ours and rank == 0, timeout=timedelta(seconds=60))
-    return dist.PrefixStore("testbed", store)
-
-
-def _transport(training: Training, store: Any, device: torch.device) -> Transport:
-    """NCCL where ranks have GPUs of their own; our own sockets otherwise, unless told."""
-    wanted = training.transport
+def _transport(wanted: str, meeting: Meeting, device: torch.device) -> Transport:
+    """NCCL where ranks have GPUs of their own; our own sockets otherwise, unless told. All ranks alike, or none."""
     local, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    own = "sockets"
     if wanted == "distributed" or (wanted == "auto" and device.type == "cuda" and local <= count):
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        own = "nccl" if device.type == "cuda" else "gloo"
+    choices = meeting.told("transport", own)
+    for rank, choice in enumerate(choices):
+        if choice != choices[0]:
+            raise UsageError(
+                f"rank 0 would exchange over {choices[0]} and rank {rank} over {choice}: "
+                "give every rank --transport sockets"
+            )
+    if own != "sockets":
+        dist.init_process_group(own, store=meeting.store, rank=meeting.rank, world_size=meeting.world)
         return Distributed(device)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:
-        own = probe.getsockname()[0]  # the address that faces the others
-    listener = socket.create_server((own, 0), backlog=world)
-    store.set(f"address/{rank}", f"{own} {listener.getsockname()[1]}")
-    addresses = []
-    for other in range(world):
-        address, text = store.get(f"address/{other}").decode().split()
-        addresses.append((address, int(text)))
-    return Sockets.connect(rank, addresses, listener=listener)
+        address = probe.getsockname()[0]  # the address that faces the others
+    listener = socket.create_server((address, 0), backlog=meeting.world)
+    told = [text.split() for text in meeting.told("address", f"{address} {listener.getsockname()[1]}")]
+    return Sockets.connect(meeting.rank, [(host, int(port)) for host, port in told], listener=listener)

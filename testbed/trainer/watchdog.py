@@ -2,6 +2,7 @@
 
 A rank that is stopped, hangs with its whole machine or is gone without closing its connections would let the others
 wait for ever. What a rank says goes to the store through which the ranks met, not over the links that are measured.
+A rank is listened for once it has spoken; how long it may take to come is for those who wait for it.
 """
 
 import os
@@ -9,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 __all__ = ["Watchdog"]
 
 _BEAT_SECONDS = 1.0
+_PARTING_SECONDS = 3600.0
 
 
 class Store(Protocol):
@@ -27,7 +30,11 @@ class Store(Protocol):
 
 
 class Watchdog:
-    """`with Watchdog(…):` a thread that ends this process, status 1, when another rank has been silent too long."""
+    """`with Watchdog(…):` a thread that ends this process, status 1, when another rank has been silent too long.
+
+    A block that ends well says that this rank is done, and nobody waits to hear of it any more.
+    `store` must be a client of its own: one whose `get` waits for a key lets nobody else speak.
+    """
 
     def __init__(
         self,
@@ -42,42 +49,69 @@ class Watchdog:
     ) -> None:
         self._store, self._rank, self._world = store, rank, world
         self._silence, self._where, self._logs, self._end = silence_seconds, where, logs, end
+        self._heard: dict[int, tuple[bytes, float]] = {}
+        self._beat = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        self._say(self._where())
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join(2 * _BEAT_SECONDS)
+        if failed is None and not self._thread.is_alive():
+            self._part()
 
     def _run(self) -> None:
-        heard = {rank: (b"", time.monotonic()) for rank in range(self._world) if rank != self._rank}
-        beat = 0
         while not self._over.wait(_BEAT_SECONDS):
-            beat += 1
             try:
-                self._store.set(f"alive/{self._rank}", f"{beat} {self._where()}")
-                for rank, (said, _) in heard.items():
-                    key = f"alive/{rank}"
-                    now = self._store.get(key) if self._store.check([key]) else b""
-                    if now != said:
-                        heard[rank] = (now, time.monotonic())
+                self._say(self._where())
+                why = self._hear()
             except Exception:  # the store has gone with the rank or the agent that kept it
-                if not self._over.is_set():
-                    self._give_up("the store through which the ranks met is gone")
+                why = "the store through which the ranks met is gone"
+            if why and not self._over.is_set():
+                self._give_up(self._where(), why)
                 return
-            for rank, (said, since) in heard.items():
-                if time.monotonic() - since > self._silence and not said.endswith(b"done"):
-                    last = said.partition(b" ")[2].decode() or "nothing yet"
-                    self._give_up(
-                        f"rank {rank} has not been heard of for {self._silence:g} s (last: {last}); its log: "
-                        f"{self._logs.format(rank=rank)}"
-                    )
+
+    def _part(self) -> None:
+        """Say that this rank is done; rank 0 stays until all are, for the store goes with it or with its agent."""
+        deadline = time.monotonic() + _PARTING_SECONDS
+        with suppress(Exception):  # the store has gone: nobody is left to be told
+            self._say("done")
+            while self._rank == 0 and not self._all_done and time.monotonic() < deadline:
+                time.sleep(_BEAT_SECONDS / 10)
+                self._say("done")
+                if why := self._hear():
+                    self._give_up("done", why)
                     return
 
-    def _give_up(self, why: str) -> None:
-        print(f"rank {self._rank}, {self._where()}: {why}; the run ends", file=sys.stderr, flush=True)
+    @property
+    def _all_done(self) -> bool:
+        return sum(said.endswith(b" done") for said, _ in self._heard.values()) == self._world - 1
+
+    def _say(self, where: str) -> None:
+        self._beat += 1
+        self._store.set(f"alive/{self._rank}", f"{self._beat} {where}")
+
+    def _hear(self) -> str | None:
+        """What the others say; in words, who has been silent too long."""
+        for rank in range(self._world):
+            key = f"alive/{rank}"
+            if rank != self._rank and self._store.check([key]):
+                said, now = self._store.get(key), time.monotonic()
+                before, since = self._heard.get(rank, (None, now))
+                if said != before:
+                    self._heard[rank] = said, now
+                elif now - since > self._silence and not said.endswith(b" done"):
+                    return (
+                        f"rank {rank} has not been heard of for {self._silence:g} s (last: "
+                        f"{said.partition(b' ')[2].decode()}); its log: {self._logs.format(rank=rank)}"
+                    )
+        return None
+
+    def _give_up(self, where: str, why: str) -> None:
+        print(f"rank {self._rank}, {where}: {why}; the run ends", file=sys.stderr, flush=True)
         self._end(1)

@@ -9,7 +9,7 @@ from testbed.config import WeightSync
 from testbed.config.codec import CodecConfig, SubspaceConfig
 from testbed.errors import UsageError
 from testbed.trainer import Trainer, digest
-from testbed.trainer.checkpoint import newest_step, restore, save
+from testbed.trainer.checkpoint import prune, restore, save, steps_held
 from tests.ranks import run_ranks
 from tests.trainer.small import TINY, arm, on_ranks, source, steps
 
@@ -24,6 +24,7 @@ ARMS = {
     "diloco": arm("latent", weights=WeightSync(outer_momentum=0.9, outer_learning_rate=0.7, wire="int8")),
     "no-cp": arm("no-cp"),
 }
+NEVER = replace(TINY, sync_every=100)
 
 
 def first_half(folder, chosen, at=3, total=6, preset=TINY):
@@ -69,18 +70,46 @@ def test_a_forgotten_moment_is_noticed(tmp_path, monkeypatch):
 
 
 def test_only_the_last_two_checkpoints_stay(tmp_path):
-    """And a checkpoint counts once every rank has written its part."""
+    """And a rank can go on from what it has the whole part of."""
 
     def work(trainer):
         for _ in range(4):
             steps(trainer, 1)
             save(trainer, tmp_path)
+            prune(tmp_path, trainer.rank, trainer.index)
 
     on_ranks(2, ARMS["centralised"], work)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step00000003", "step00000004"]
-    assert newest_step(tmp_path) == 4
+    assert steps_held(tmp_path, 1, 2) == {(3, 2), (4, 2)}
     (tmp_path / "step00000004" / "rank1.json").unlink()  # as if killed before it was written
-    assert newest_step(tmp_path) == 3
+    assert steps_held(tmp_path, 1, 2) == {(3, 2)}
+    assert steps_held(tmp_path, 0, 4) == {(3, 2)}
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_rank_far_ahead_leaves_a_checkpoint_that_all_have(tmp_path, guarded):
+    """Ranks that exchange nothing drift apart in time. Negative control: without regard to the others none is left."""
+
+    def work(trainer):
+        for _ in range(5 if trainer.rank == 0 else 1):
+            steps(trainer, 1)
+            save(trainer, tmp_path)
+            prune(tmp_path, trainer.rank, 1 if guarded else trainer.index)
+
+    on_ranks(2, arm("control", preset=NEVER), work, NEVER)
+    common = steps_held(tmp_path, 0, 2) & steps_held(tmp_path, 1, 2)
+    assert common == ({(1, 2)} if guarded else set())
+
+
+def test_a_checkpoint_keeps_the_clock(tmp_path):
+    """What the steps before it took."""
+
+    def work(trainer):
+        steps(trainer, 1)
+        save(trainer, tmp_path, clock=12.5)
+        return restore(trainer, tmp_path, 1)
+
+    assert on_ranks(1, ARMS["centralised"], work) == [12.5]
 
 
 def test_another_number_of_ranks_can_go_on_where_all_hold_the_same(tmp_path):

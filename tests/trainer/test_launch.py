@@ -7,39 +7,75 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests.runs.tiny import PRESET, environment
 
 pytestmark = pytest.mark.alone
 
 STEPS = 40
+STARTED: list[subprocess.Popen] = []
 
 
-def start(folder: Path, *arguments: str, world: int = 2) -> list[subprocess.Popen]:
-    """`python -m testbed.trainer` on every rank."""
+@pytest.fixture(autouse=True)
+def none_stays() -> Iterator[None]:
+    """Whatever happened to the test."""
+    yield
+    while STARTED:
+        rank = STARTED.pop()
+        rank.kill()
+        rank.wait()
+        if rank.stderr is not None:
+            rank.stderr.close()
+
+
+def start(
+    folder: Path,
+    *arguments: str,
+    world: int = 2,
+    ranks: Sequence[int] | None = None,
+    port: int | None = None,
+    apart: bool = False,
+    patch: str = "",
+) -> list[subprocess.Popen]:
+    """`python -m testbed.trainer` on every rank, or on those of `ranks`.
+
+    `port` is an agent's store, without which rank 0 keeps its own. `apart`: each has a disk of its own. `patch` is
+    Python that comes first.
+    """
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": str(port is not None)}
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
     preset = folder / "preset.toml"
     if not preset.exists():
         preset.write_text(Path(PRESET).read_text().replace("validation_every = 2", "validation_every = 20"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "testbed.trainer", "--preset", "preset.toml", "--steps", str(STEPS), *arguments],
-            cwd=folder,
-            env={
-                **environment(), **common, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "PYTHONWARNINGS": "ignore",
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", **agent}
+    program = f"import os, sys, time\nfrom testbed.trainer.__main__ import main\n{patch}\nsys.exit(main())"
+    started = []
+    for rank in range(world) if ranks is None else ranks:
+        place = folder / f"machine{rank}" if apart else folder
+        place.mkdir(exist_ok=True)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, "--preset", str(preset), "--steps", str(STEPS), *arguments],
+                cwd=place,
+                env={
+                    **environment(), **common, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "PYTHONWARNINGS": "ignore",
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )  # fmt: skip
+    STARTED.extend(started)
+    return started
 
 
 def ended(ranks: list[subprocess.Popen], within: float = 120) -> list[str]:
@@ -51,39 +87,95 @@ def ended(ranks: list[subprocess.Popen], within: float = 120) -> list[str]:
             rank.kill()
 
 
-def losses(folder: Path, rank: int = 0) -> dict[int, float]:
-    """By step, the last line of each, as a resumed run goes over some steps again."""
-    lines = [json.loads(text) for text in (folder / f"metrics/rank{rank}.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+def losses(path: Path) -> dict[int, float]:
+    """By step; each stands there once, in order, and the clock goes on."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    clock = [line["time_seconds"] for line in lines]
+    assert all(after > before for before, after in pairwise([0.0, *clock]))
+    return {line["step"]: line["loss"] for line in lines}
 
 
-def wait_for_steps(folder: Path, steps: int) -> None:
-    path, deadline = folder / "metrics/rank1.jsonl", time.monotonic() + 120
-    while not path.exists() or path.read_text().count('"loss": ') < steps:
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def wait_for_steps(path: Path, steps: int) -> None:
+    wait_for(lambda: path.exists() and path.read_text().count('"loss": ') >= steps)
+
+
+@pytest.fixture
+def agent() -> dist.TCPStore:
+    """The store that torchrun's agent keeps."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True)
+
+
 def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
-    """kill -9 of one rank at whatever step it is at: the other ends and says why; resuming changes no digit."""
-    assert [*ended(start(tmp_path, "--arm", "subspace", "--out", "whole"))] == ["", ""]
-    ranks = start(tmp_path, "--arm", "subspace", "--out", "cut", "--checkpoint-every", "3")
-    wait_for_steps(tmp_path / "cut", 5 + os.getpid() % 7)
+    """kill -9 of one rank at whatever step it is at: the other ends and says why; resuming changes no digit.
+
+    Each rank has a disk of its own, and the same command begins and goes on.
+    """
+    assert ended(start(tmp_path, "--arm", "subspace", "--out", "whole")) == ["", ""]
+    command = ("--arm", "subspace", "--out", "cut", "--checkpoint-every", "3", "--resume")
+    metrics = [tmp_path / f"machine{rank}/cut/metrics/rank{rank}.jsonl" for rank in range(2)]
+    ranks = start(tmp_path, *command, apart=True)
+    wait_for_steps(metrics[1], 5 + os.getpid() % 7)
     ranks[1].kill()
-    (first, _) = ended(ranks, within=30)
+    (first, _) = ended(ranks, within=60)
     assert ranks[0].returncode == 1
+    assert "no rank has a checkpoint in cut/checkpoints: training starts from the beginning" in first
     assert "step " in first
     assert "rank 1" in first
-    assert len(losses(tmp_path / "cut")) < STEPS
-    assert [*ended(start(tmp_path, "--arm", "subspace", "--out", "cut", "--resume"))] == ["", ""]
+    assert len(losses(metrics[0])) < STEPS
+    with metrics[1].open("a") as broken_off:
+        broken_off.write('{"rank": 1, "st')
+    assert ended(start(tmp_path, *command, apart=True)) == ["", ""]
     for rank in range(2):
-        assert losses(tmp_path / "cut", rank) == losses(tmp_path / "whole", rank)
+        assert losses(metrics[rank]) == losses(tmp_path / f"whole/metrics/rank{rank}.jsonl")
+
+
+def test_a_rank_that_comes_late_is_waited_for_and_heard_meanwhile(tmp_path, agent):
+    """Checking a large corpus takes longer than the silence that is allowed; who waits still says that it lives."""
+    given = {"port": agent.port, "patch": "time.sleep(5 * (os.environ['RANK'] == '1'))"}
+    ranks = start(tmp_path, "--steps", "2", "--silence", "3", ranks=[0], **given)
+    wait_for(lambda: agent.check(["testbed/alive/0"]) and int(agent.get("testbed/alive/0").split()[0]) >= 3)
+    ranks += start(tmp_path, "--steps", "2", "--silence", "3", ranks=[1], **given)
+    assert ended(ranks) == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+
+
+def test_a_rank_that_is_done_early_costs_the_others_nothing(tmp_path):
+    """Rank 1 is 6 s longer about its last checkpoint, and rank 0 keeps the store."""
+    slow = """
+from testbed.trainer import checkpoint
+save = checkpoint.save
+checkpoint.save = lambda *given, **more: (time.sleep(6 * (os.environ["RANK"] == "1")), save(*given, **more))
+"""
+    ranks = start(tmp_path, "--steps", "2", "--silence", "3", "--out", "run", patch=slow)
+    assert ended(ranks) == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert len([*tmp_path.glob("run/checkpoints/step00000002/rank*.json")]) == 2
+
+
+def test_torch_distributed_meets_without_torchrun_and_names_who_is_lost(tmp_path):
+    """Over gloo, with rank 0's own store; a rank is killed, and no traceback follows."""
+    ranks = start(tmp_path, "--steps", "100000", "--transport", "distributed", "--out", "run")
+    wait_for_steps(tmp_path / "run/metrics/rank1.jsonl", 3)
+    ranks[1].kill()
+    (first, _) = ended(ranks, within=60)
+    assert ranks[0].returncode == 1
+    assert "rank 0 lost its connection to rank 1: Connection " in first
+    assert "Traceback" not in first
 
 
 def test_a_rank_that_stands_still_ends_the_run_with_its_name(tmp_path):
     """SIGSTOP: connections stay open, only the silence tells."""
     ranks = start(tmp_path, "--steps", "100000", "--out", "run", "--silence", "3")
-    wait_for_steps(tmp_path / "run", 5)
+    wait_for_steps(tmp_path / "run/metrics/rank1.jsonl", 5)
     ranks[1].send_signal(signal.SIGSTOP)
     try:
         said = ranks[0].communicate(timeout=30)[1]
@@ -111,7 +203,6 @@ def test_nan_stops_with_the_step(tmp_path):
         (("--arm", "lattent"), "'lattent' is no arm and no installed codec; .* did you mean 'latent'?"),
         (("--config", "missing.toml"), "missing.toml cannot be read"),
         (("--config", "bad.toml"), "bad.toml: unknown key 'armm'; did you mean 'arm'?"),
-        (("--resume",), "there is no checkpoint in runs/train/checkpoints"),
         (("--arm", "ulysses", "--config", "three.toml"), "do not divide by 3 ranks"),
         (("--preset", "paper-800m"), "is no corpus"),
     ],

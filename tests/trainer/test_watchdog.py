@@ -1,4 +1,4 @@
-"""A rank that is not heard of ends the others, by name."""
+"""A rank that is not heard of ends the others, by name; one that comes late or is done early ends nobody."""
 
 import threading
 import time
@@ -9,14 +9,19 @@ from testbed.trainer.watchdog import Watchdog
 
 pytestmark = pytest.mark.alone
 
+SILENCE = 0.6
+
 
 class Board:
-    """A store in memory."""
+    """A store in memory; gone once it is told so."""
 
     def __init__(self):
         self.said = {}
+        self.gone = threading.Event()
 
     def set(self, key, value):
+        if self.gone.is_set():
+            raise ConnectionError("closed")
         self.said[key] = value.encode()
 
     def get(self, key):
@@ -31,50 +36,94 @@ def quick(monkeypatch):
     monkeypatch.setattr("testbed.trainer.watchdog._BEAT_SECONDS", 0.05)
 
 
-def watch(board, rank, ended, where="step 7", silence=0.5):
-    return Watchdog(
-        board, rank, 2, silence_seconds=silence, where=lambda: where, logs="m/rank{rank}.jsonl", end=ended.append
-    )
+class Rank(threading.Thread):
+    """A rank that works for so long, or until its watchdog ends it, and then ends well or with an error."""
+
+    def __init__(self, board, rank, *, works=0.0, fails=False):
+        super().__init__(name=f"rank {rank}")
+        self.board, self.rank, self.works, self.fails = board, rank, works, fails
+        self.ended: list[int] = []
+        self.left = 0.0
+        self.start()
+
+    def run(self):
+        over = threading.Event()
+        try:
+            with Watchdog(
+                self.board, self.rank, 2, silence_seconds=SILENCE, where=lambda: "step 7", logs="m/rank{rank}.jsonl",
+                end=lambda status: (self.ended.append(status), over.set()),
+            ):  # fmt: skip
+                over.wait(self.works)
+                if self.fails or self.ended:
+                    raise SystemExit(1)
+        except SystemExit:
+            pass
+        self.left = time.monotonic()
+
+
+def ended(*ranks):
+    """What each rank's watchdog ended it with."""
+    for rank in ranks:
+        rank.join(60)
+        assert not rank.is_alive()
+    return [rank.ended for rank in ranks]
 
 
 def test_silence_ends_the_run_with_name_step_and_log(capsys):
     """Rank 1 speaks once and never again."""
-    board, ended = Board(), []
+    board = Board()
     board.set("alive/1", "3 step 6")
-    with watch(board, 0, ended):
-        deadline = time.monotonic() + 10
-        while not ended and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert ended == [1]
+    assert ended(Rank(board, 0, works=30)) == [[1]]
     said = capsys.readouterr().err
-    assert "rank 1 has not been heard of for 0.5 s (last: step 6); its log: m/rank1.jsonl" in said
+    assert "rank 0, step 7: rank 1 has not been heard of for 0.6 s (last: step 6); its log: m/rank1.jsonl" in said
 
 
-def test_ranks_that_live_and_ranks_that_are_done_end_nobody():
-    """Negative control: two that speak; and one that has said that it is done."""
-    board, ended = Board(), []
-    with watch(board, 0, ended, silence=2), watch(board, 1, ended, silence=2):
-        time.sleep(1)
-    board.set("alive/1", "9 done")
-    with watch(board, 0, ended, silence=0.3):
-        time.sleep(0.8)
-    assert ended == []
+def test_a_rank_that_comes_late_is_waited_for():
+    """Silence counts from a rank's first word; the test above is what happens after it."""
+    board = Board()
+    first = Rank(board, 0, works=6 * SILENCE)
+    time.sleep(3 * SILENCE)
+    assert ended(first, Rank(board, 1, works=3 * SILENCE)) == [[], []]
 
 
-def test_a_store_that_is_gone_ends_the_run(capsys):
+def test_a_rank_that_is_done_ends_nobody():
+    """Rank 0 validates far longer than the silence that is allowed."""
+    board = Board()
+    first, second = Rank(board, 0, works=4 * SILENCE), Rank(board, 1)
+    assert ended(first, second) == [[], []]
+    assert first.left - second.left > 2 * SILENCE
+    assert board.said["alive/1"].endswith(b" done")
+
+
+def test_the_first_rank_stays_until_all_are_done():
+    """Its process, or its agent, keeps the store that the others still speak to."""
+    board = Board()
+    first, second = Rank(board, 0), Rank(board, 1, works=4 * SILENCE)
+    assert ended(first, second) == [[], []]
+    assert 0 <= first.left - second.left < SILENCE
+
+
+def test_a_rank_that_failed_is_not_done(capsys):
+    """Negative control: it says nothing on its way out, and the other ends."""
+    board = Board()
+    assert ended(Rank(board, 0, works=0.2, fails=True), Rank(board, 1, works=30)) == [[], [1]]
+    assert "rank 0 has not been heard of" in capsys.readouterr().err
+
+
+def test_a_rank_that_dies_while_another_is_done_ends_it(capsys):
+    """Whoever waits for the end is still listening."""
+    board = Board()
+    board.set("alive/1", "3 step 6")
+    assert ended(Rank(board, 0)) == [[1]]
+    assert "rank 0, done: rank 1 has not been heard of" in capsys.readouterr().err
+
+
+def test_a_store_that_is_gone_ends_the_run_unless_it_is_done(capsys):
     """It lived with the first rank or its agent."""
-    ended, gone = [], threading.Event()
-
-    class Gone(Board):
-        def set(self, key, value):
-            if gone.is_set():
-                raise ConnectionError("closed")
-            super().set(key, value)
-
-    with watch(Gone(), 0, ended, silence=30):
-        gone.set()
-        deadline = time.monotonic() + 10
-        while not ended and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert ended == [1]
-    assert "the store through which the ranks met is gone" in capsys.readouterr().err
+    for works, found in ((30, [1]), (0, [])):
+        board = Board()
+        rank = Rank(board, 0, works=works)
+        time.sleep(0.3)
+        board.gone.set()
+        assert ended(rank) == [found]
+        assert ("the store through which the ranks met is gone" in capsys.readouterr().err) == bool(found)
