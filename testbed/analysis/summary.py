@@ -131,3 +131,6 @@ def print_summary(comparison: Comparison, console: Console) -> None:
     console.print(f"{_legend(facts)}\n", style="dim")
     for sentence, style in sentences(comparison):
         console.print(Text(f"• {sentence}"), style=style)
+    for arm in comparison.arms:
+        if arm.get("caution"):
+            console.print(Text(f"• {arm['arm']}: {arm['caution']}"), style="yellow")
