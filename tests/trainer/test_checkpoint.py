@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from testbed.collector.metrics import MetricsFile, cut_metrics
 from testbed.config import WeightSync
 from testbed.config.codec import CodecConfig, SubspaceConfig
 from testbed.errors import UsageError
@@ -24,7 +25,7 @@ ARMS = {
     "diloco": arm("latent", weights=WeightSync(outer_momentum=0.9, outer_learning_rate=0.7, wire="int8")),
     "no-cp": arm("no-cp"),
 }
-NEVER = replace(TINY, sync_every=100)
+NEVER = replace(TINY, sync_every=100, validation_every=100)
 
 
 def first_half(folder, chosen, at=3, total=6, preset=TINY):
@@ -110,6 +111,29 @@ def test_a_checkpoint_keeps_the_clock(tmp_path):
         return restore(trainer, tmp_path, 1)
 
     assert on_ranks(1, ARMS["centralised"], work) == [12.5]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_metrics_go_on_as_one_run(tmp_path, cut):
+    """Three steps, a line that broke off, and on from step 2. Negative control: uncut, lines stand there twice."""
+
+    def write(*steps):
+        metrics = MetricsFile(tmp_path, 0)
+        for step in steps:
+            metrics.write({"step": step})
+        metrics.close()
+
+    path = tmp_path / "metrics/rank0.jsonl"
+    write(1, 2, 2, 3)  # a validation has the number of its step
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    if cut:
+        cut_metrics(tmp_path, 0, 2)
+        assert [*path.parent.iterdir()] == [path]
+    write(3, 4)
+    once = '{"step": 1}\n{"step": 2}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n'
+    assert (path.read_text() == once) == cut
+    cut_metrics(tmp_path, 1, 2)  # a rank that had none
 
 
 def test_another_number_of_ranks_can_go_on_where_all_hold_the_same(tmp_path):
