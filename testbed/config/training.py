@@ -36,7 +36,7 @@ class Train:
     checkpoint_every: Annotated[int | None, flag("N")] = None
     """Steps between two checkpoints; only one at the end unless given."""
     resume: bool = False
-    """Go on from the newest checkpoint in --out that every rank has."""
+    """Go on from the newest checkpoint in --out that every rank has; from the beginning where none has any."""
     silence: Annotated[float | None, flag("SECONDS")] = None
     """A rank that has not been heard of for so long ends the run, by name; 25 unless given."""
 
