@@ -98,6 +98,13 @@ def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:
         "val_loss_text": mean("loss", "text_"),
         "val_loss_remote": mean("loss", "remote_"),
         "val_loss_local": mean("loss", "local_"),
+        "val_loss_by_remote_context": [
+            total / count if count else None
+            for total, count in (
+                (sum(part["context_loss"][i] for part in sums), sum(part["context_tokens"][i] for part in sums))
+                for i in range(4)
+            )
+        ],
         "recall_accuracy_remote": mean("right", "remote_"),
         "recall_accuracy_local": mean("right", "local_"),
     }

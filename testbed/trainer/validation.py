@@ -1,7 +1,7 @@
 """What a model has learned: losses over held-out sequences, and apart from them what an exchange is for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from testbed.data.batch import Batch
 from testbed.parallel.layout import Layout
 
-__all__ = ["Validation", "add_validation", "judged"]
+__all__ = ["Validation", "add_validation", "judged", "remote_context"]
 
 _SLICE = 8192
 """Tokens whose logits are in memory at once."""
@@ -33,6 +33,10 @@ class Validation:
     local_tokens: int = 0
     """Tokens whose evidence lies on their own."""
     local_right: int = 0
+    context_loss: list[float] = field(default_factory=lambda: [0.0] * 4)
+    """By how much of a token's own document stands before it on other nodes (`remote_context`): nothing, up to a
+    quarter of a chunk, up to a chunk, more. What an exchange is for in text without questions."""
+    context_tokens: list[int] = field(default_factory=lambda: [0] * 4)
 
 
 def judged(head: Callable[[Tensor], Tensor], hidden_BTC: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +54,7 @@ def add_validation(total: Validation, loss: Tensor, right: Tensor, batch: Batch,
     """Add a batch of whole sequences that is `judged`, on the CPU."""
     chunk = batch.labels.shape[1] // (layout.per_rank * layout.world)
     position, known = np.arange(batch.labels.shape[1])[None], batch.evidence >= 0
-    owners = np.array([layout.owner(number) for number in range(layout.per_rank * layout.world)])
+    owners = _owners(layout)
     remote = torch.from_numpy(known & (owners[batch.evidence // chunk] != owners[position // chunk]))
     local = torch.from_numpy(known) & ~remote
     counted = torch.from_numpy(batch.counted.copy())
@@ -60,3 +64,26 @@ def add_validation(total: Validation, loss: Tensor, right: Tensor, batch: Batch,
         setattr(total, f"{name}tokens", getattr(total, f"{name}tokens") + int(chosen.sum()))
     total.remote_right += int(right[remote].sum())
     total.local_right += int(right[local].sum())
+    step = np.searchsorted([0, chunk / 4, chunk], remote_context(batch.documents, layout))
+    for number in range(4):
+        chosen = counted & torch.from_numpy(step == number)
+        total.context_loss[number] += loss[chosen].double().sum().item()
+        total.context_tokens[number] += int(chosen.sum())
+
+
+def remote_context(documents_BT: np.ndarray, layout: Layout) -> np.ndarray:
+    """(B, T): how many earlier tokens of its own document each token's node does not hold."""
+    place = np.arange(documents_BT.shape[1])[None]
+    chunk = documents_BT.shape[1] // (layout.per_rank * layout.world)
+    begins = np.diff(documents_BT, axis=1, prepend=documents_BT[:, :1]) != 0
+    start = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    owners = _owners(layout)
+    found = np.zeros(documents_BT.shape, dtype=np.int64)
+    for number, owner in enumerate(owners):
+        there = np.minimum(place, (number + 1) * chunk) - np.maximum(start, number * chunk)
+        found += np.where(owners[place // chunk] != owner, there.clip(min=0), 0)
+    return found
+
+
+def _owners(layout: Layout) -> np.ndarray:
+    return np.array([layout.owner(number) for number in range(layout.per_rank * layout.world)])

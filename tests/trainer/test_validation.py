@@ -7,7 +7,7 @@ import torch
 from testbed.data.batch import Batch
 from testbed.parallel.layout import Layout
 from testbed.trainer import loop, validation
-from testbed.trainer.validation import Validation, add_validation, judged
+from testbed.trainer.validation import Validation, add_validation, judged, remote_context
 from tests.trainer.small import arm, on_ranks
 
 
@@ -55,3 +55,25 @@ def test_validation_is_the_same_whatever_is_in_memory(monkeypatch):
     whole = loss()
     monkeypatch.setattr(loop, "_VALIDATION_TOKENS", 1)
     assert loss() == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_remote_context_is_what_was_counted_by_hand(layout):
+    """Token by token, with documents that begin anywhere."""
+    layout, documents = Layout(layout, 2), np.array([[0] * 5 + [1] * 4 + [2] * 7, [0] * 16])
+    holder = [layout.owner(place // (16 // (layout.per_rank * 2))) for place in range(16)]
+    wanted = [
+        [sum(row[j] == row[i] and holder[j] != holder[i] for j in range(i)) for i in range(16)] for row in documents
+    ]
+    assert remote_context(documents, layout).tolist() == wanted
+
+
+def test_losses_by_remote_context_are_all_of_the_loss():
+    """Four shares of every counted token; without another node, all in the first."""
+    batch, loss = asked(15, 0), torch.rand(1, 16)
+    for world in (1, 2):
+        total = Validation()
+        add_validation(total, loss, torch.ones(1, 16, dtype=bool), batch, Layout("contiguous", world))
+        assert sum(total.context_tokens) == total.tokens == 16
+        assert sum(total.context_loss) == pytest.approx(total.loss)
+        assert (total.context_tokens[0] == 16) == (world == 1)
