@@ -57,4 +57,6 @@ def sentence(box: str) -> str:
         choices = sorted(choice for choice in re.findall(r"'([^']*)'", match[3]) if choice != "None")
         return f"{match[2]}: {match[1]} is none of {', '.join(choices)}"
     meant = next((lines[at + 1] for at, line in enumerate(lines[:-1]) if line.startswith("Perhaps you meant")), None)
+    if meant and meant.split()[0] in first.split():  # a flag of another command
+        meant = None
     return f"{first}; {f'did you mean {meant}?' if meant else '--help lists what there is'}"

@@ -149,6 +149,8 @@ def test_a_flag_that_is_not_there_names_the_nearest(tmp_path):
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "--dealy" in done.stderr
     assert "did you mean --delay TIME?" in done.stderr
+    other = run_testbed(tmp_path, "learn", "x.toml", "--share")  # of another command
+    assert (other.returncode, "did you mean" in other.stderr, "--help" in other.stderr) == (2, False, True)
 
 
 def test_ambiguous_units_name_both_meanings(tmp_path):
