@@ -14,6 +14,7 @@ __all__ = ["flag", "parse", "sentence"]
 _WHAT = "A testbed for training over slow links. 'testbed COMMAND --help' explains each command."
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NO_NUMBER = re.compile(r"Error parsing (\S+): no type matching (INT|FLOAT) could be instantiated from \[(.*)\]")
+_NO_WHOLE_NUMBER = re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)")
 _NO_CHOICE = re.compile(r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)")
 _NUMBERS = {"INT": "whole number", "FLOAT": "number"}
 
@@ -47,12 +48,19 @@ def parse(commands: Any, arguments: list[str], *, prog: str = "testbed") -> Any:
 
 
 def sentence(box: str) -> str:
-    """What a box says before its first rule, and the flag that it thinks was meant."""
+    """What a box says before its first rule, and the flag that it thinks was meant.
+
+    The box is drawn in dashes where the terminal is none of UTF-8; then a rule stands below its title, too.
+    """
     lines = [line.strip("│ ") for line in _COLOURS.sub("", box).splitlines()[1:-1]]
-    rule = next((number for number, line in enumerate(lines) if not line.strip("─")), len(lines))
-    first = " ".join(lines[:rule]).rstrip(".")
+    if lines and not lines[0].strip("-"):
+        del lines[0]
+    rule = next((number for number, line in enumerate(lines) if not line.strip("─-")), len(lines))
+    first = " ".join(lines[:rule]).rstrip(". ")
     if match := _NO_NUMBER.match(first):
         return f"{match[1]}: {match[3]} is no {_NUMBERS[match[2]]}"
+    if match := _NO_WHOLE_NUMBER.match(first):
+        return f"{match[1]}: {match[2]} is no whole number"
     if match := _NO_CHOICE.match(first):
         choices = sorted(choice for choice in re.findall(r"'([^']*)'", match[3]) if choice != "None")
         return f"{match[2]}: {match[1]} is none of {', '.join(choices)}"
