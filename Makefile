@@ -15,7 +15,7 @@ FLAGS_emulate = $(FLAGS_link) $(call flag,SCHEDULE,schedule) $(call flag,PRESET,
 	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,BACKEND,backend) $(call flag,SEED,seed) \
 	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
-.PHONY: setup emulate verify doctor test check format clean
+.PHONY: setup emulate sweep report notebooks verify doctor test check format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to type
@@ -36,6 +36,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 emulate: $(STAMP) ## five trainers over links of BW=300mbit, or NETWORK=cable (DELAY= LOSS= LIVE= SCHEDULE= …: README)
 	@$(BIN)/testbed emulate $(FLAGS_emulate) $(ARGS)
+
+sweep: $(STAMP) ## every arm on every link of a grid: GRID=experiments/bandwidth_latency.toml (docs/sweeps.md)
+	@test -n "$(GRID)" || { echo "no grid was given: type 'make sweep GRID=experiments/bandwidth_latency.toml'" >&2; exit 2; }
+	@$(BIN)/testbed sweep "$(GRID)" $(call flag,NAME,name) $(ARGS)
+
+report: $(STAMP) ## one HTML file of a run: RUN=bandwidth_latency
+	@test -n "$(RUN)" || { echo "no run was given: type 'make report RUN=NAME'; 'testbed runs' lists them" >&2; exit 2; }
+	@$(BIN)/testbed report "$(RUN)"
+
+notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	@cd notebooks && ../$(BIN)/jupytext --to ipynb --execute 0*.py
 
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +32,9 @@ from testbed.commands import (
     Exec,
     Learn,
     Presets,
+    Report,
     Runs,
+    SweepCommand,
     Train,
     Verify,
 )
@@ -41,7 +44,7 @@ from testbed.runs.settings import resolve
 
 __all__ = ["main"]
 
-_PIPE_COLUMNS = 110
+_PIPE_COLUMNS, _SWEEP_COLUMNS = 110, 140
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,10 +139,18 @@ def _conclude(folder: Any, record: dict[str, Any], console: Console, *, as_json:
     comparison = load_comparison(folder)
     write_figures(comparison, folder / "figures")
     print_summary(comparison, console)
-    console.print(f"\neverything is in {escape(str(folder))}, figures in {escape(str(folder / 'figures'))}")
+    _say_where(folder, console)
     if as_json:
         print(json.dumps(record))
     return 0 if all(arm["valid"] for arm in record["arms"]) else 1
+
+
+def _say_where(folder: Path, console: Console) -> None:
+    """Write the report, and say where everything is."""
+    from testbed.analysis.report import write_report
+
+    report = write_report(folder)
+    console.print(f"\neverything is in {escape(str(folder))}, figures in figures/; to read: {escape(str(report))}")
 
 
 def _verify(command: Verify, _: list[str]) -> int:
@@ -219,6 +230,34 @@ def _learn(command: Learn, _: list[str]) -> int:
     return 1 if record["failed"] else 0
 
 
+def _sweep(command: SweepCommand, _: list[str]) -> int:
+    from testbed.runs.directory import machine_lock
+    from testbed.runs.progress import Progress
+    from testbed.sweep.run import dry_run, sweep
+
+    if command.dry_run:
+        print(dry_run(command))
+        return 0
+    require_tools()
+    console = _Console(stderr=command.json)
+    if not console.is_terminal:
+        console.width = _SWEEP_COLUMNS
+    with machine_lock(share=command.share), Progress(console) as progress:
+        folder, record = sweep(command, progress.report, live=console.is_terminal)
+    from testbed.analysis.sweep_figures import write_sweep_figures
+    from testbed.analysis.sweep_summary import print_sweep
+    from testbed.analysis.sweeps import load_sweep
+
+    done = load_sweep(folder)
+    write_sweep_figures(done, folder / "figures")
+    print_sweep(done, console)
+    _say_where(folder, console)
+    if command.json:
+        print(json.dumps(record))
+    invalid = "valid" in done.table and (done.table["valid"] == False).any()  # noqa: E712 (unknown is none)
+    return 1 if record["failed"] or invalid else 0
+
+
 def _data(command: DataCommand, _: list[str]) -> int:
     from testbed.data.commands import prepare_corpus, show_corpus
 
@@ -255,11 +294,19 @@ def _presets(command: Presets, _: list[str]) -> int:
 def _runs(command: Runs, _: list[str]) -> int:
     from testbed.runs.tables import list_runs, runs_table
 
-    runs = list_runs()
+    runs = list_runs(kind=command.kind, state=command.state, name=command.name)
     if command.json:
         print(json.dumps({"schema_version": 1, "runs": runs}, indent=2))
     else:
         Console().print(runs_table(runs))
+    return 0
+
+
+def _report(command: Report, _: list[str]) -> int:
+    from testbed.analysis.report import write_report
+    from testbed.runs.directory import run_folder
+
+    print(write_report(run_folder(command.run)))
     return 0
 
 
@@ -276,9 +323,11 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Exec: _exec,
     Train: _train,
     Learn: _learn,
+    SweepCommand: _sweep,
     DataCommand: _data,
     Doctor: _doctor,
     Presets: _presets,
     Runs: _runs,
+    Report: _report,
     Clean: _clean,
 }

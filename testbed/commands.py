@@ -10,6 +10,7 @@ from testbed.config.training import Train
 from testbed.runs.asked import Asked
 from testbed.runs.learn import Learn
 from testbed.runs.settings import Request
+from testbed.sweep.run import SweepCommand
 
 __all__ = [
     "Clean",
@@ -22,7 +23,9 @@ __all__ = [
     "Exec",
     "Learn",
     "Presets",
+    "Report",
     "Runs",
+    "SweepCommand",
     "Train",
     "Verify",
 ]
@@ -145,10 +148,30 @@ class Presets:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """The runs of this folder (runs/), newest last."""
+    """The runs of this folder (runs/), newest last.
 
+    For example: testbed runs --kind sweep; testbed runs --state failed; testbed runs --name '2026-11-*'.
+    """
+
+    kind: Literal["emulate", "learn", "sweep"] | None = None
+    """Only those that this command made."""
+    state: Literal["done", "failed", "invalid", "unfinished"] | None = None
+    """Only those in this state."""
+    name: Annotated[str | None, flag("PATTERN")] = None
+    """Only those with such a name; * stands for anything."""
     json: bool = False
     """Print them as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One HTML file of a comparison or a sweep: answer, evidence of the links, figures, validity, how to repeat it.
+
+    For example: testbed report bandwidth_latency. It needs nothing else to be opened, and fetches nothing.
+    """
+
+    run: Annotated[tyro.conf.Positional[str], flag("RUN|DIR")]
+    """A run in runs/ (testbed runs lists them), or its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +188,11 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Exec, tyro.conf.subcommand("exec")],
     Annotated[Train, tyro.conf.subcommand("train")],
     Annotated[Learn, tyro.conf.subcommand("learn")],
+    Annotated[SweepCommand, tyro.conf.subcommand("sweep")],
     Annotated[DataCommand, tyro.conf.subcommand("data")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Presets, tyro.conf.subcommand("presets")],
     Annotated[Runs, tyro.conf.subcommand("runs")],
+    Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Clean, tyro.conf.subcommand("clean")],
 ]

@@ -151,6 +151,8 @@ class Pace:
         self.transport = transport
         self.run_length = plan.timed_layers // model_layers
         self.exchange_seconds = 0.0
+        self.exchanges: list[tuple[Direction, float]] = []
+        """Each exchange of the step, and its seconds."""
         self.overruns: list[str] = []
         self._phases_left = 0
         self._at = 0
@@ -161,6 +163,7 @@ class Pace:
     def begin(self) -> None:
         """The first window of a step opens now."""
         self.exchange_seconds = 0.0
+        self.exchanges = []
         self.overruns = []
         self._phases_left = self.plan.timed_layers
         self._mark = time.perf_counter()
@@ -213,6 +216,7 @@ class Pace:
         self._mark = time.perf_counter()
         if self.plan.message_bytes:
             self.exchange_seconds += self._mark - self._posted
+            self.exchanges.append((direction, self._mark - self._posted))
 
     def _window(self, direction: Direction, layer: int) -> None:
         seconds = self.plan.forward_seconds

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from testbed.analysis.captions import caption, kinds_sentence, modelled_links
 from testbed.analysis.formats import MISSING, significant, size, usable
 from testbed.analysis.load import Comparison
-from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, shown, styled
+from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, hover, shown, styled
 
 __all__ = ["data_bytes", "data_step_time", "figure_bytes", "figure_step_time"]
 
@@ -77,7 +77,8 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
         for part in parts.to_dict("records"):
             if not usable(part["seconds"]) or part["seconds"] <= 0:
                 continue
-            axes.barh(row, part["seconds"], left=left, height=0.62, **_fill(part["part"], part["kind"]))
+            (bar,) = axes.barh(row, part["seconds"], left=left, height=0.62, **_fill(part["part"], part["kind"]))
+            hover(bar, [f"{part['arm']}, {part['part']}: {significant(part['seconds'])} s, {part['kind']}"])
             left += part["seconds"]
 
 

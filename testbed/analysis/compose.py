@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["compose", "known_within", "mean_interval", "t_quantile"]
+__all__ = ["compose", "known_within", "mean_interval", "sum_interval", "t_quantile"]
+
+
+_NORMAL_95 = 1.96
 
 
 def compose(
@@ -23,12 +26,14 @@ def compose(
     warm_seconds: float,
     draws: int = 200,
     seed: int = 0,
+    unsure_seconds: float | None = None,
 ) -> pd.DataFrame:
     """Seconds passed after each of `steps` steps: columns step, time_seconds, time_low, time_high.
 
     `step_seconds` are measured, valid and without synchronisation; `sync_seconds` are measured events, one of
     which follows every `sync_every`-th step (None: every step); without any, none is added. The clock starts
     at `warm_seconds`. `time_seconds` is the expectation; the band holds 95 % of `draws` resampled runs.
+    `unsure_seconds`: half of the 95 % interval of a step where only one was measured.
     """
     if not len(step_seconds):
         raise ValueError("no measured step to compose a run from")
@@ -36,6 +41,8 @@ def compose(
     step = np.arange(1, steps + 1)
     events = step // (sync_every or 1) if len(sync_seconds) else np.zeros_like(step)
     walks = _walks(step_seconds, draws, steps, rng)[:, step]
+    if len(step_seconds) == 1 and unsure_seconds:
+        walks *= 1 + unsure_seconds / _NORMAL_95 / step_seconds[0] * rng.standard_normal(draws)[:, None]
     walks += _walks(sync_seconds, draws, int(events.max(initial=0)), rng)[:, events]
     expected = step * float(np.mean(step_seconds))
     expected = expected + (events * float(np.mean(sync_seconds)) if len(sync_seconds) else 0.0)
@@ -76,6 +83,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     if len(known) == 1:
         return float(known[0]), math.inf
     return float(known.mean()), t_quantile(len(known) - 1) * float(known.std(ddof=1)) / math.sqrt(len(known))
+
+
+def sum_interval(alike: Sequence[Sequence[float]]) -> float | None:
+    """Half of the 95 % interval of the sum of all values, of which those of a group are repetitions of one thing; None
+    where no group holds two. Their pooled variance, by Student's t."""
+    freedom = sum(len(group) - 1 for group in alike)
+    if freedom < 1:
+        return None
+    squares = sum(float(np.square(np.asarray(group) - np.mean(group)).sum()) for group in alike)
+    return t_quantile(freedom) * math.sqrt(squares / freedom * sum(len(group) for group in alike))
 
 
 def known_within(values: Sequence[float], fraction: float) -> bool:

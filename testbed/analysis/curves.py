@@ -1,6 +1,6 @@
 """Figures of loss: against hours, which a link decides, and against steps, which it does not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from testbed.analysis.style import (
     bottom,
     canvas,
     colour,
+    hover,
     kind_legend,
     marker,
     shown,
@@ -113,12 +114,19 @@ def _curves(
         valid = rows[rows["val_loss"].notna()]
         if valid.empty:
             continue
-        axes.plot(valid["x"], valid["val_loss"], **look, marker=marker(name, names), markersize=5.5, zorder=3)
+        (line,) = axes.plot(valid["x"], valid["val_loss"], **look, marker=marker(name, names), markersize=5.5, zorder=3)
+        hover(line, [_told(name, row) for row in valid.to_dict("records")])
         axes.fill_betweenx(valid["val_loss"], valid["low"], valid["high"], color=look["color"], alpha=0.18, linewidth=0)
         x, y = valid["x"].to_numpy(float), valid["val_loss"].to_numpy(float)
         text = f"{shown(name)} {significant(y[-1], 4)}"
         ends.append((EndLabel(text=text, x=x[-1], y=y[-1], colour=look["color"]), (x, y)))
     return ends
+
+
+def _told(name: str, row: dict[Hashable, Any]) -> str:
+    """What a marker is."""
+    when = f", {duration(row['time_seconds'])} after the warm start" if row.get("time_seconds") else ""
+    return f"{name}: {significant(row['val_loss'], 4)} nats after step {row['step']}{when}"
 
 
 def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: float, unit: str) -> None:

@@ -15,7 +15,7 @@ __all__ = ["data_links", "figure_links"]
 
 _LOADS = {"alone": ("#0072B2", -0.16), "together": ("#D55E00", 0.16)}
 _PHASES = {"preflight": "s", "before": "o", "after": "^"}
-_PHASE_NAMES = {"preflight": "before learning", "before": "before the timed steps", "after": "after them"}
+_PHASE_NAMES = {"preflight": "before learning", "before": "before timing", "after": "after"}
 _NAMED = 24  # more links than this share a height, and are not named
 
 

@@ -11,7 +11,15 @@ import pandas as pd
 from testbed.analysis.compose import compose
 from testbed.errors import UsageError
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Comparison", "load_comparison", "results_table", "write_results"]
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Comparison",
+    "arm_table",
+    "load_comparison",
+    "results_table",
+    "write_results",
+]
 
 SCHEMA_VERSION = 1
 
@@ -93,16 +101,15 @@ def write_results(folder: Path | str, comparison: dict[str, Any], summaries: dic
 
 def results_table(comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """The tidy table: an arm without summary (it failed) has no rows, one without timed steps no times."""
-    parts = [
-        _arm_table(comparison, arm, summaries[arm["arm"]]) for arm in comparison["arms"] if arm["arm"] in summaries
-    ]
+    parts = [arm_table(comparison, arm, summaries[arm["arm"]]) for arm in comparison["arms"] if arm["arm"] in summaries]
     parts = [part for part in parts if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
     table.attrs["schema_version"] = SCHEMA_VERSION
     return table
 
 
-def _arm_table(comparison: dict[str, Any], arm: dict[str, Any], summary: dict[str, Any]) -> pd.DataFrame:
+def arm_table(comparison: dict[str, Any], arm: dict[str, Any], summary: dict[str, Any]) -> pd.DataFrame:
+    """The rows of one arm, with `COLUMNS`: its losses by step on the clock of its timed steps."""
     learned, timed = summary.get("learned") or {}, summary.get("timed") or {}
     validations = pd.DataFrame(learned.get("validations") or [], columns=["step", *_VALIDATED])
     losses = list(learned.get("loss") or [])
@@ -138,6 +145,7 @@ def _composed_clock(
         sync_every=None if arm.get("sync") == "gradients" else comparison["sync_every"],
         warm_seconds=0.0,
         seed=comparison.get("seed") or 0,
+        unsure_seconds=(timed.get("steps") or [{}])[0].get("unsure_seconds"),
     )
 
 

@@ -5,11 +5,12 @@ those of Okabe and Ito (2008), told apart with any colour vision; each arm also 
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ __all__ = [
     "bottom",
     "canvas",
     "colour",
+    "hover",
     "kind_legend",
     "marker",
     "shown",
@@ -108,6 +110,11 @@ def bottom(figure: Figure, handles: list[Any]) -> None:
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0.005, above), ncols=len(handles), handlelength=2.6
     )
+
+
+def hover(artist: Artist, texts: Sequence[str]) -> None:
+    """Say what an artist's markers are, one text each; or, with one text, the artist as a whole."""
+    artist.hover_texts = list(texts)  # type: ignore[attr-defined]
 
 
 def colour(arm: str, arms: list[str]) -> str:

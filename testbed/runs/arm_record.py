@@ -101,7 +101,8 @@ def _times(comparison: Comparison, result: ArmResult, used: list[Step]) -> dict[
     every = 1 if result.arm.sync == "gradients" else comparison.settings.preset.sync_every
     return {
         "step_seconds_mean": mean,
-        "step_seconds_ci95": interval if len(used) > 1 else None,
+        "step_seconds_ci95": interval if len(used) > 1 else used[0].unsure_seconds,
+        "ci95_from": "steps" if len(used) > 1 else "exchanges" if used[0].unsure_seconds is not None else None,
         "step_seconds_median": median(step.step_seconds for step in used),
         "steps_timed": len(used),
         "layers_timed": plan.timed_layers if plan else None,

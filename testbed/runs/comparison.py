@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emulation.errors import EmulationError
+from emulation.network import goodput_bps
 from emulation.nodes.base import Backend
+from emulation.units import parse_rate
 from testbed.analysis.compose import known_within
 from testbed.config import Arm
 from testbed.errors import RunFailed
@@ -21,7 +23,7 @@ from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
 
-__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
+__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned", "timed_seconds"]
 
 _PRECISION = 0.02
 _LEAST_STEPS, _MOST_STEPS = 3, 12
@@ -40,14 +42,10 @@ class Learned:
     """What a trainer's steps did, whatever the link."""
 
     losses: list[list[list[float]]]
-    """[rank][step] = [loss sum, tokens]."""
+    """[rank][step] = [loss sum, tokens]; of as many steps as may be timed, or of all."""
+    loss: list[float]
+    """Of each step, over all nodes' tokens."""
     validations: list[dict[str, Any]]
-
-    @property
-    def loss(self) -> list[float]:
-        """Of each step, over all nodes' tokens."""
-        steps = zip(*self.losses, strict=True)
-        return [sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks) for ranks in steps]
 
 
 @dataclass(kw_only=True)
@@ -87,6 +85,8 @@ class Comparison:
         self.ranks: Ranks
         self.results: dict[str, ArmResult] = {}
         self.warm: dict[str, Any] = {}
+        self._synced: dict[Any, ArmResult] = {}
+        """An arm whose averagings have been timed, by what decides their time."""
 
     def run(self) -> None:
         """Everything, in order; raises what makes the run worthless."""
@@ -97,22 +97,46 @@ class Comparison:
             if arm.caution:
                 self.report(f"{arm.name}: {arm.caution}")
         with Ranks(self.links.backend, settings.folder / "logs") as ranks:
-            self.ranks = ranks
-            ranks.progress = lambda done, total: self.report(f"  {self._doing} {done}/{total}")
-            self._doing = "data"
-            data = ranks.order("prepare", preset=asdict(settings.preset), seed=settings.seed)
-            self._warm_up(data[0]["corpus_sha256"])
-            learned = self._learn() if settings.mode == "composed" else {}
-            for kind in ("fast", "bw"):
-                arms = [arm for arm in settings.arms if arm.link == kind]
-                if not arms:
-                    continue
-                if kind == "bw":
-                    self.report(self.links.shape_and_verify("before"))
-                    ranks.order("reconnect")
-                for arm in arms:
-                    self._take(arm, learned.get(arm.name))
-            self._verify_after()
+            self.prepare(ranks)
+            self.take_all(self._learn() if settings.mode == "composed" else {})
+
+    def prepare(self, ranks: Ranks) -> None:
+        """Data and warm start on every rank."""
+        self._use(ranks)
+        self._doing = "data"
+        data = ranks.order("prepare", preset=asdict(self.settings.preset), seed=self.settings.seed)
+        self._warm_up(data[0]["corpus_sha256"])
+
+    def go_on_from(self, other: "Comparison") -> None:
+        """The ranks of another comparison, whose data and warm start are this one's too, on links of its own."""
+        self.links.backend.shape(self.links.network.unshaped())
+        self._use(other.ranks)
+        self.ranks.order("reconnect")
+        self.warm = other.warm
+
+    def _use(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        ranks.progress = lambda done, total: self.report(f"  {self._doing} {done}/{total}")
+
+    def first_losses(self, arm: Arm) -> list[list[list[float]]]:
+        """[rank][step] = [loss sum, tokens] of as many steps as may be timed, on links as they are."""
+        self._begin(arm, None, "unpaced")
+        losses = [answer["losses"] for answer in self.ranks.order("first_losses", steps=2 * _MOST_STEPS)]
+        self.ranks.order("finish")
+        return losses
+
+    def take_all(self, learned: dict[str, Learned]) -> None:
+        """Every arm on its link: the cluster's first, then, once they are proven, those under test."""
+        for kind in ("fast", "bw"):
+            arms = [arm for arm in self.settings.arms if arm.link == kind]
+            if not arms:
+                continue
+            if kind == "bw":
+                self.report(self.links.shape_and_verify("before"))
+                self.ranks.order("reconnect")
+            for arm in arms:
+                self._take(arm, learned.get(arm.name))
+        self._verify_after()
 
     def _warm_up(self, corpus: str) -> None:
         self._doing = "warm start: step"
@@ -128,15 +152,20 @@ class Comparison:
             self._begin(arm, None, "learned")
             answers = self.ranks.order("learn")
             validations = zip(*(answer["validations"] for answer in answers), strict=True)
+            losses = [answer["losses"] for answer in answers]
             learned[arm.name] = Learned(
-                losses=[answer["losses"] for answer in answers],
+                losses=losses,
+                loss=[
+                    sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks)
+                    for ranks in zip(*losses, strict=True)
+                ],
                 validations=[combine_validations(list(sums)) for sums in validations],
             )
         self.ranks.order("finish")
         return learned
 
     def _begin(self, arm: Arm, plan: Plan | None, phase: str) -> None:
-        folder = str(self.settings.folder / arm.name)
+        folder = str(self.settings.folder_of(arm))
         self.ranks.order("begin", arm=asdict(arm), plan=plan and asdict(plan), folder=folder, phase=phase)
 
     def _take(self, arm: Arm, learned: Learned | None) -> None:
@@ -205,6 +234,8 @@ class Comparison:
     def _enough(self, result: ArmResult, spent: float) -> bool:
         """Known within ± 2 %, or out of budget; an invalid step is outweighed by valid ones while there is time."""
         valid = [step.step_seconds for step in result.steps if step.valid]
+        if self.settings.thrifty:
+            return self._enough_of_many(len(result.steps), valid, spent)
         possible, out_of_time = self.settings.preset.steps, spent > self.settings.seconds_per_arm
         if len(result.steps) >= min(_MOST_STEPS, possible):
             tainted = len(valid) < (1 - MOST_INVALID) * len(result.steps)
@@ -213,10 +244,29 @@ class Comparison:
             return False
         return known_within(valid, _PRECISION) or out_of_time
 
+    def _enough_of_many(self, taken: int, valid: list[float], spent: float) -> bool:
+        """Known within ± 2 %, or one step more would not fit the budget: one is enough where it fills the time."""
+        if taken == 0:
+            return False
+        if taken == self.settings.preset.steps or taken >= 2 * _MOST_STEPS:
+            return True
+        budget = self.settings.seconds_per_arm * (1 if len(valid) == taken else 2)
+        full = spent * (1 + 1 / taken) > budget
+        return full or (len(valid) == taken and known_within(valid, _PRECISION))
+
     def _time_sync(self, result: ArmResult) -> None:
         """The averaging's own times, of as many more events as it takes."""
         if result.arm.sync == "gradients":
             return
+        plan = result.plan
+        assert plan is not None
+        like = (result.link, result.arm.link, plan.sync_message_bytes)
+        if self.settings.thrifty and not result.syncs and like in self._synced:
+            other = self._synced[like]
+            result.syncs, result.sync_fraction = list(other.syncs), other.sync_fraction
+            self.report(f"  {result.arm.name}: synchronisation as measured of {other.arm.name}")
+            return
+        self._synced.setdefault(like, result)
         while len(result.syncs) < _SYNC_EVENTS:
             self._time_average(result)
         seconds = f"synchronisation {result.syncs[-1].seconds:.2f} s each"
@@ -287,13 +337,8 @@ class Comparison:
         whole = plan_for(arm, target, timed_layers=target.layers, **self.links.modelled(arm))
         if self.settings.mode == "live":
             return whole
-        seconds = self.links.closed_form_seconds(arm, whole) * _LEAST_STEPS
-        model_layers = self.settings.preset.model.layers
-        fitting = [k for k in range(model_layers, target.layers + 1, model_layers) if target.layers % k == 0]
-        if whole.last_message_bytes is not None:
-            return whole  # its layers are not alike
-        within = [k for k in fitting if seconds * k / target.layers <= self.settings.seconds_per_arm]
-        return plan_for(arm, target, timed_layers=max(within or fitting[:1]), **self.links.modelled(arm))
+        layers = _layers_to_time(self.settings, whole, self.links.closed_form_seconds(arm, whole))
+        return plan_for(arm, target, timed_layers=layers, **self.links.modelled(arm))
 
     def _verify_after(self) -> None:
         try:
@@ -302,3 +347,30 @@ class Comparison:
             for result in self.results.values():
                 if result.link == "shaped":
                     result.problems.append(f"the link was not what was asked after the timed steps: {error}")
+
+
+def _layers_to_time(settings: Settings, whole: Plan, step_seconds: float) -> int:
+    """As many of the target's layers as let the fewest steps end within the budget; at least the model's own."""
+    if whole.last_message_bytes is not None:
+        return whole.layers  # its layers are not alike
+    own = settings.preset.model.layers
+    fitting = [k for k in range(own, whole.layers + 1, own) if whole.layers % k == 0]
+    within = [k for k in fitting if _LEAST_STEPS * step_seconds * k / whole.layers <= settings.seconds_per_arm]
+    return max(within or fitting[:1])
+
+
+def timed_seconds(settings: Settings, arm: Arm) -> float:
+    """About how long an arm's timed steps and averagings take, before anything is measured: closed form."""
+    target = settings.target
+    assert target is not None
+    whole = plan_for(arm, target, timed_layers=target.layers)
+    rate = parse_rate(target.fast_rate) if arm.link == "fast" else settings.rate_bps
+    goodput = goodput_bps(rate, settings.network.mtu, settings.network.framing)
+    if settings.accounting == "nic":
+        goodput /= settings.nodes - 1
+    step = whole.compute_seconds + whole.exchange_seconds(goodput)
+    if whole.message_bytes:
+        step += whole.layers * settings.network.longest_round_trip_us / 1e6
+    timed = step * _layers_to_time(settings, whole, step) / whole.layers
+    steps = max(1, min(_LEAST_STEPS, int(settings.seconds_per_arm / timed)))
+    return steps * timed + _SYNC_EVENTS * min(_SYNC_EVENT_SECONDS, whole.sync_seconds(goodput))

@@ -1,5 +1,6 @@
 """A run's folder is evidence: made once, never over another, its last file written by rename."""
 
+import difflib
 import fcntl
 import hashlib
 import json
@@ -17,7 +18,16 @@ from typing import Any
 
 from testbed.errors import UsageError
 
-__all__ = ["RUNS", "check_name", "environment", "machine_lock", "read_json", "sources_sha256", "write_json"]
+__all__ = [
+    "RUNS",
+    "check_name",
+    "environment",
+    "machine_lock",
+    "read_json",
+    "run_folder",
+    "sources_sha256",
+    "write_json",
+]
 
 RUNS = Path("runs")
 _DECIDING = (
@@ -43,6 +53,17 @@ def check_name(name: str | None, label: str) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{parent.resolve()} is no folder that you may write to: a run needs one for its results")
     return folder
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run that is there, by name or path; raises `UsageError` with the nearest name."""
+    for folder in (RUNS / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else f"; there are {len(known)} runs: testbed runs lists them"
+    raise UsageError(f"'{name}' is neither a run in {RUNS}/ nor a folder{hint}")
 
 
 def write_json(path: Path, data: Any) -> None:

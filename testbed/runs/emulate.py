@@ -17,7 +17,7 @@ from testbed.runs.comparison import ArmResult, Comparison, Report
 from testbed.runs.directory import environment, write_json
 from testbed.runs.settings import Settings
 
-__all__ = ["emulate", "make_backend"]
+__all__ = ["emulate", "make_backend", "write_arm"]
 
 
 def make_backend(settings: Settings) -> Backend:
@@ -56,26 +56,32 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 def _write_all(comparison: Comparison, where: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
     settings = comparison.settings
-    arms, summaries = [], {}
-    for result in comparison.results.values():
-        record = arm_record(comparison, result)
-        arms.append(record)
-    arms = relate(arms)
-    for result, record in zip(comparison.results.values(), arms, strict=True):
-        folder = settings.folder / result.arm.name
-        comparison.links.write(result.arm, result.link)
-        write_json(folder / "config.json", {"arm": asdict(result.arm), "plan": result.plan and asdict(result.plan)})
-        (folder / "command.txt").write_text(settings.command + "\n")
-        write_json(folder / "environment.json", where)
-        write_json(folder / "ledger.json", {"schema_version": 1, "ranks": result.ledger})
-        if result.events:
-            write_json(folder / "events.json", {"schema_version": 1, "events": result.events})
-        summaries[result.arm.name] = record | _series(result)
-        write_json(folder / "summary.json", summaries[result.arm.name])
+    arms = relate([arm_record(comparison, result) for result in comparison.results.values()])
+    summaries = {
+        result.arm.name: write_arm(comparison, result, record, where)
+        for result, record in zip(comparison.results.values(), arms, strict=True)
+    }
     record = comparison_record(comparison, arms, wall_seconds)
     write_results(settings.folder, record, summaries)
     write_json(settings.folder / "comparison.json", record)
     return record
+
+
+def write_arm(
+    comparison: Comparison, result: ArmResult, record: dict[str, Any], where: dict[str, Any]
+) -> dict[str, Any]:
+    """The folder of an arm; its summary, which is written last."""
+    folder = comparison.settings.folder_of(result.arm)
+    comparison.links.write(result.arm, result.link)
+    write_json(folder / "config.json", {"arm": asdict(result.arm), "plan": result.plan and asdict(result.plan)})
+    (folder / "command.txt").write_text(comparison.settings.command + "\n")
+    write_json(folder / "environment.json", where)
+    write_json(folder / "ledger.json", {"schema_version": 1, "ranks": result.ledger})
+    if result.events:
+        write_json(folder / "events.json", {"schema_version": 1, "events": result.events})
+    summary = record | _series(result)
+    write_json(folder / "summary.json", summary)
+    return summary
 
 
 def comparison_record(comparison: Comparison, arms: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from testbed.config.arms import arm_named
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
 
-__all__ = ["CELL_VERSION", "Cell", "Experiment", "cells_of", "chosen", "load_experiment"]
+__all__ = ["CELL_VERSION", "Cell", "Experiment", "arms_of", "cells_of", "chosen", "load_experiment", "merged"]
 
 CELL_VERSION = 1
 """Part of every hash. Counted up by hand when code changes so that every cell has to be learned again."""
@@ -100,7 +100,7 @@ def load_experiment(file: str) -> Experiment:
     path = Path(file)
     experiment = read_toml(Experiment, path)
     for preset_name in experiment.presets:
-        _arms(experiment, load_toml(Preset, "presets", preset_name), path.name)
+        arms_of(experiment.arms, load_toml(Preset, "presets", preset_name), path.name, sync=experiment.sync)
     return experiment
 
 
@@ -109,7 +109,8 @@ def cells_of(experiment: Experiment) -> list[Cell]:
     cells = []
     for seed in experiment.seeds:
         for name in experiment.presets:
-            for arm, preset in _arms(experiment, load_toml(Preset, "presets", name), name):
+            whole = load_toml(Preset, "presets", name)
+            for arm, preset in arms_of(experiment.arms, whole, name, sync=experiment.sync):
                 cells.append(
                     Cell(preset_name=Path(name).stem, preset=preset, arm=arm, seed=seed, nodes=experiment.nodes)
                 )
@@ -144,9 +145,19 @@ def _some(kind: str, given: str, there: Iterable[str], *, known: bool = True) ->
     return wanted
 
 
-def _arms(experiment: Experiment, preset: Preset, origin: str) -> list[tuple[Arm, Preset]]:
-    """Every arm and what it is trained on, in the order of the file."""
-    arms = [_arm(entry, experiment, preset, f"{origin}: arms[{place}]") for place, entry in enumerate(experiment.arms)]
+def arms_of(
+    entries: Iterable[Any],
+    preset: Preset,
+    origin: str,
+    *,
+    sync: str | None = None,
+    changes: dict[str, Any] | None = None,
+) -> list[tuple[Arm, Preset]]:
+    """Every arm and what it is trained on, in the order of the file.
+
+    `sync`: of every arm that does not say otherwise itself; `changes`: of every arm, whatever it says.
+    """
+    arms = [_arm(entry, preset, f"{origin}: arms[{place}]", sync, changes or {}) for place, entry in enumerate(entries)]
     names = [arm.name for arm, _ in arms]
     for name in names:
         if names.count(name) > 1:
@@ -154,7 +165,7 @@ def _arms(experiment: Experiment, preset: Preset, origin: str) -> list[tuple[Arm
     return arms
 
 
-def _arm(entry: Any, experiment: Experiment, preset: Preset, origin: str) -> tuple[Arm, Preset]:
+def _arm(entry: Any, preset: Preset, origin: str, sync: str | None, always: dict[str, Any]) -> tuple[Arm, Preset]:
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -164,20 +175,20 @@ def _arm(entry: Any, experiment: Experiment, preset: Preset, origin: str) -> tup
     try:
         if like is None and {"codec", "exchange"} & changes.keys():
             like = "decentralised"
-        preset = parse(Preset, _merged(asdict(preset), of_preset), f"{origin}: preset")
+        preset = parse(Preset, merged(asdict(preset), of_preset), f"{origin}: preset")
         base = asdict(arm_named(name if like is None else like, preset))
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") if origin not in str(error) else error from None
-    if experiment.sync is not None:
-        changes.setdefault("sync", experiment.sync)
+    if sync is not None:
+        changes.setdefault("sync", sync)
     if isinstance(changes.get("codec"), dict) and "name" in changes["codec"]:
         base["codec"] = {}  # another codec than that of what it is like
-    return parse(Arm, _merged(base, changes) | {"name": name}, origin), preset
+    return parse(Arm, merged(merged(base, changes), always) | {"name": name}, origin), preset
 
 
-def _merged(base: dict[str, Any], changes: Any) -> dict[str, Any]:
+def merged(base: dict[str, Any], changes: Any) -> dict[str, Any]:
     """`base` with `changes`, table by table."""
     if not isinstance(changes, dict):
         raise UsageError(f"a table is needed where {changes!r} was given")
     both = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
-    return base | changes | {key: _merged(base[key], changes[key]) for key in both}
+    return base | changes | {key: merged(base[key], changes[key]) for key in both}

@@ -12,13 +12,8 @@ import contextlib
 import fcntl
 import json
 import os
-import queue
 import re
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,12 +25,12 @@ from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, environment, read_json, write_json
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
+from testbed.runs.learning import Learning
 from testbed.runs.progress import counted
 
-__all__ = ["Learn", "dry_run", "folder_of", "learn"]
+__all__ = ["Learn", "alone", "dry_run", "folder_of", "learn", "named_folder", "rehearse_all"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +66,11 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
     """Learn what is missing, then write the table; its record, with `failed` cells by hash. `live`: say every step."""
     experiment, cells, folder = resolve(asked)
     report("building every trainer once")
-    _rehearse(cells)
+    rehearse_all(cells)
     for name, caution in {cell.arm.name: cell.arm.caution for cell in cells if cell.arm.caution}.items():
         report(f"{name}: {caution}")
     times = _times(asked.times)
-    with _alone(folder):
+    with alone(folder):
         for other in (asked.reuse or "").split(",") if asked.reuse else ():
             _copy_cells(cells, RUNS / other.strip() / "cells", folder / "cells")
         write_json(folder / "config.json", _config(experiment, cells))
@@ -84,9 +79,14 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
         failed: dict[str, str] = {}
         if missing and jobs:
             write_json(folder / "environment.json", environment())
-            failed = _Learning(folder, list(missing.values()), len({cell.hash for cell in cells}), report, live).run(
-                jobs
-            )
+            failed = Learning(
+                folder / "cells",
+                folder / "logs",
+                list(missing.values()),
+                len({cell.hash for cell in cells}),
+                report,
+                live,
+            ).run(jobs)
         return _conclude(experiment, cells, folder, times, report) | {"failed": failed}
 
 
@@ -103,7 +103,11 @@ def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
 
 def folder_of(asked: Learn) -> Path:
     """Where everything is written."""
-    name = asked.name if asked.name is not None else Path(asked.file).stem
+    return named_folder(asked.name if asked.name is not None else Path(asked.file).stem)
+
+
+def named_folder(name: str) -> Path:
+    """The folder in runs/ that goes on where it was."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot be a run's name: letters, digits, '.', '_' and '-' can, 100 at most")
     return RUNS / name
@@ -125,14 +129,16 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Nobody else learns into this folder. The kernel lets go of it if we die."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another testbed learn is at work in {folder}: wait, or choose another --name") from None
+            raise UsageError(
+                f"another testbed learn or sweep is at work in {folder}: wait, or choose another --name"
+            ) from None
         yield
 
 
@@ -146,7 +152,7 @@ def _copy_cells(cells: list[Cell], source: Path, target: Path) -> None:
             partial.replace(target / name)
 
 
-def _rehearse(cells: list[Cell]) -> None:
+def rehearse_all(cells: list[Cell]) -> None:
     """Build every trainer once, without anybody at the other end: what cannot be trained is said before anything is."""
     from testbed.data.integrity import check_data
     from testbed.runs.rehearsal import rehearse
@@ -212,153 +218,3 @@ def _conclude(
     if len(record["code"]) > 1:
         report(f"warning: {mixture(record)}")
     return record
-
-
-class _Learning:
-    """Groups of cells that share a warm start, a process each, so many at a time."""
-
-    def __init__(
-        self, folder: Path, missing: list[Cell], total: int, report: Callable[[str], None], live: bool
-    ) -> None:
-        self.folder, self.report, self.live, self.total = folder, report, live, total
-        self.groups: queue.SimpleQueue[list[Cell]] = queue.SimpleQueue()
-        by_group: dict[str, list[Cell]] = {}
-        for cell in missing:
-            by_group.setdefault(cell.group, []).append(cell)
-        for group in by_group.values():
-            self.groups.put(group)
-        self.done = total - len(missing)
-        self.failed: dict[str, str] = {}
-        self.work = sum(_work(group) for group in by_group.values())
-        self.worked: dict[int, float] = {}
-        """Steps by job, under way or done."""
-        self.started = time.monotonic()
-        self.lock = threading.Lock()
-        self.processes: list[subprocess.Popen[str]] = []
-        self.over = threading.Event()
-        report(
-            f"{counted(total, 'cell')}: {self.done} there, {len(missing)} to learn after "
-            f"{counted(len(by_group), 'warm start')}"
-        )
-
-    def run(self, jobs: int) -> dict[str, str]:
-        """Learn them all; reasons by hash of those that failed."""
-        threads = [threading.Thread(target=self._serve, args=(job,)) for job in range(jobs)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # in slices: Ctrl-C is heard in between
-        finally:
-            self.over.set()
-            for process in self.processes:
-                process.kill()
-        return self.failed
-
-    def _serve(self, job: int) -> None:
-        before = 0.0
-        while not self.over.is_set():
-            try:
-                group = self.groups.get_nowait()
-            except queue.Empty:
-                return
-            work = _work(group)
-            while group and not self.over.is_set():
-                group = self._learn(group, job, before)
-            before += work
-            self.worked[job] = before
-
-    def _learn(self, group: list[Cell], job: int, before: float) -> list[Cell]:
-        """One process for the cells of a group; those that are left if it fails, without the one to blame."""
-        log = self.folder / "logs" / f"{group[0].preset_name}_seed{group[0].seed}.log"
-        log.parent.mkdir(exist_ok=True)
-        left = {cell.hash: cell for cell in group}
-        blame: str | None = None
-        why = ""
-        with log.open("a") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "testbed.runs.learners"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for us; they end with our end of the pipe
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        self.processes.append(process)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin, process.stdout:
-            process.stdin.write(json.dumps(_order(group, self.folder)) + "\n")
-            process.stdin.flush()
-            behind = before
-            for line in process.stdout:
-                message = json.loads(line)
-                if "done" in message:
-                    cell = left.pop(message["done"])
-                    behind += cell.preset.steps + (behind == before) * cell.preset.warm_steps
-                    self._count(job, behind, cell, message)
-                elif "failed" in message:
-                    blame, why = message["failed"], message["why"]
-                else:
-                    self._count(job, behind + message.get("warm_steps", 0) + message.get("steps", 0))
-        status = process.wait()
-        self.processes.remove(process)
-        if not left or self.over.is_set():
-            return []
-        return self._drop(left, blame, why or f"its process ended with status {status}", log)
-
-    def _drop(self, left: dict[str, Cell], blame: str | None, why: str, log: Path) -> list[Cell]:
-        """Note what failed: a cell, or where it was the warm start, all that need it."""
-        to_blame = [blame if blame is not None else next(iter(left))] if blame != "" else list(left)
-        for cell_hash in to_blame:
-            cell = left.pop(cell_hash)
-            with self.lock:
-                self.failed[cell_hash] = why
-                self.report(f"{_called(cell)} FAILED: {why}; see {log}")
-        return list(left.values())
-
-    def _count(self, job: int, worked: float, cell: Cell | None = None, message: dict[str, Any] | None = None) -> None:
-        with self.lock:
-            self.worked[job] = worked
-            if cell is not None and message is not None:
-                self.done += 1
-                recall = message["recall_accuracy_remote"]
-                facts = "" if recall is None else f", remote recall {recall:.3f}"
-                self.report(
-                    f"{_called(cell)}: validation loss {message['val_loss']:.4f}{facts} ({message['seconds']:.0f} s; "
-                    f"{self.done}/{self.total} cells{self._left()})"
-                )
-            elif self.live:
-                self.report(f"  learning{self._left()}: step {sum(self.worked.values()):.0f}/{self.work:.0f}")
-
-    def _left(self) -> str:
-        worked = sum(self.worked.values())
-        if not 0 < worked < self.work:
-            return ""
-        seconds = (time.monotonic() - self.started) * (self.work - worked) / worked
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
-
-
-def _called(cell: Cell) -> str:
-    return f"{cell.preset_name}, seed {cell.seed}, {cell.arm.name}"
-
-
-def _work(group: list[Cell]) -> float:
-    """Steps, the warm start's too."""
-    return group[0].preset.warm_steps + sum(cell.preset.steps for cell in group)
-
-
-def _order(group: list[Cell], folder: Path) -> dict[str, Any]:
-    whole = environment()
-    place = {key: whole[key] for key in _OF_ENVIRONMENT} | {"dirty": bool(whole["dirty_diff"])}
-    first = group[0]
-    return {
-        "preset": asdict(first.preset),
-        "seed": first.seed,
-        "nodes": first.nodes,
-        "folder": str(folder / "cells"),
-        "arms": {cell.hash: asdict(cell.arm) for cell in group},
-        "about": {cell.hash: {"cell": cell.hash, "config": cell.config, "environment": place} for cell in group},
-    }

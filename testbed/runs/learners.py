@@ -34,6 +34,8 @@ __all__ = ["Shared", "learn_cell", "warm_up"]
 
 _PROGRESS_EVERY = 10
 _KEPT_BYTES = 256 << 20
+_COMPARED_STEPS = 24
+"""As many as are ever timed on a link: by rank, for there they must be the same to the last bit."""
 
 
 class Shared:
@@ -98,6 +100,7 @@ def learn_cell(
             round(sum(rank[0] for rank in step) / max(1, sum(rank[1] for rank in step)), 6)
             for step in zip(*(rank["losses"] for rank in ranks), strict=True)
         ],
+        "rank_losses": [rank["losses"][:_COMPARED_STEPS] for rank in ranks],
         "validations": [
             combine_validations(list(each)) for each in zip(*(r["validations"] for r in ranks), strict=True)
         ],

@@ -60,9 +60,22 @@ class Links:
 
     def preflight(self) -> str:
         """Prove the link before minutes are spent on learning; then take the shapers off. What was found, in words."""
-        self.capacity = verify.capacity(self.backend)
-        unshaped = verify.measure(self.backend, self.network.unshaped(), 0.2)
-        self.round_trip_seconds = fmean(ping["median_us"] or 0.0 for ping in unshaped["round_trips"]) / 1e6
+        text = self.explore()
+        if not self.shapable:
+            return text
+        text = self.shape_and_verify("preflight")
+        self.backend.shape(self.network.unshaped())
+        return text
+
+    def explore(self, known: "Links | None" = None) -> str:
+        """What this machine carries, as measured now or `known` of the same nodes, in words; raises LinkError if it is
+        too little."""
+        if known is None:
+            self.capacity = verify.capacity(self.backend)
+            unshaped = verify.measure(self.backend, self.network.unshaped(), 0.2)
+            self.round_trip_seconds = fmean(ping["median_us"] or 0.0 for ping in unshaped["round_trips"]) / 1e6
+        else:
+            self.capacity, self.round_trip_seconds = known.capacity, known.round_trip_seconds
         carried = f"this machine carries {self.capacity['aggregate_bps'] / 1e9:.1f} Gbit/s between all nodes together"
         if not self.shapable:
             return f"host nodes: loopback, unshaped; {carried}"
@@ -74,9 +87,7 @@ class Links:
                 raise LinkError(f"{asked}, and a modelled link plays no schedule: {carried}. Take a lower one.")
             self.shapable = False
             return f"{asked}, so links stay unshaped: {carried}"
-        text = self.shape_and_verify("preflight")
-        self.backend.shape(self.network.unshaped())
-        return text
+        return carried
 
     def shape_and_verify(self, phase: str) -> str:
         """Shape, read back, measure; raises LinkError out of tolerance. What was found, in words."""
@@ -186,7 +197,7 @@ class Links:
 
     def write(self, arm: Arm, kind: str) -> None:
         """`link/` of an arm: what was asked, what the kernel has, what was measured."""
-        folder = self.settings.folder / arm.name / "link"
+        folder = self.settings.folder_of(arm) / "link"
         asked = {
             "kind": kind,
             "rate_bps": self.settings.rate_bps if arm.link == "bw" else None,

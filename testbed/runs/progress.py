@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-__all__ = ["Progress", "counted"]
+__all__ = ["Progress", "counted", "minutes"]
 
 _PLAIN_EVERY_SECONDS = 5.0
 
@@ -15,6 +15,11 @@ _PLAIN_EVERY_SECONDS = 5.0
 def counted(number: int, thing: str) -> str:
     """ "1 cell", "2 cells"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def minutes(seconds: float) -> str:
+    """ "12 min", and below a minute and a half "80 s"."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 class Progress:

@@ -123,6 +123,16 @@ class Rank:
         self.clock_seconds, self.ledger = 0.0, []
         return {"parameters": sum(parameter.numel() for parameter in self.trainer.parameters)}
 
+    def first_losses(self, steps: int) -> dict[str, Any]:
+        """Of so many steps, at this machine's own speed: what steps on a link are held against."""
+        losses = []
+        while self.trainer.index < min(steps, self.preset.steps):
+            result = self.trainer.step()
+            losses.append([result.loss_sum, result.tokens])
+            if self.trainer.sync_due:
+                self.trainer.average_weights()
+        return {"losses": losses}
+
     def learn(self) -> dict[str, Any]:
         """All steps, at this machine's own speed; the loss is what is kept."""
         losses, validations = [], []
@@ -153,7 +163,8 @@ class Rank:
         self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
         shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "backlog_bytes", "resent", "fidelity", "suspect")
         line = self._write(result, payload, {key: moved[key] for key in shown}, why)
-        return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens}
+        exchanges = self.trainer.pace.exchanges if self.trainer.pace else []
+        return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens, "exchanges": exchanges}
 
     def average(self, fraction: float) -> dict[str, Any]:
         """Average the weights, with `fraction` of the target's bytes on the wire: seconds, bytes, and what is wrong."""

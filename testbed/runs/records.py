@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from testbed.analysis.compose import sum_interval
+
 __all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 
 
@@ -29,6 +31,8 @@ class Step:
     """A node's means."""
     time_seconds: float | None = None
     """Since the first step, where steps are trained one after the other."""
+    unsure_seconds: float | None = None
+    """Half of the 95 % interval of `step_seconds` that its own exchanges give, of which a step has several alike."""
 
 
 @dataclass(kw_only=True)
@@ -77,7 +81,17 @@ def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
         suspect=_said(answers, "suspect"),
         resent_bytes=fmean(answer["resent"] for answer in answers),
         queue_drops=fmean(answer["queue_drops"] or 0 for answer in answers),
+        unsure_seconds=_unsure(answers, scale),
     )
+
+
+def _unsure(answers: list[dict[str, Any]], scale: float) -> float | None:
+    """Means over ranks of each exchange, grouped by direction."""
+    alike: dict[str, list[float]] = {}
+    for each in zip(*(answer["exchanges"] for answer in answers), strict=True):
+        alike.setdefault(each[0][0], []).append(fmean(seconds for _, seconds in each))
+    half = sum_interval(list(alike.values()))
+    return None if half is None else scale * half
 
 
 def _said(answers: list[dict[str, Any]], key: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What a user asks of `testbed emulate`, checked and resolved before anything is created."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import check_name
 from testbed.targets import Target
 
-__all__ = ["Request", "Settings", "resolve"]
+__all__ = ["Request", "Settings", "preset_of", "resolve", "settle", "target_of"]
 
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
@@ -73,6 +74,15 @@ class Settings:
     share: bool
     seconds_per_arm: float
     """Time budget for the timed steps of one arm; fewer of the target's like layers are timed to keep it."""
+    thrifty: bool = False
+    """One cell of many: as few steps as tell the time within the budget, and arms of one link share what a
+    synchronisation takes."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Of arms whose folder is none of `folder`'s own."""
+
+    def folder_of(self, arm: Arm) -> Path:
+        """Where everything of an arm is written."""
+        return self.folders.get(arm.name, self.folder / arm.name)
 
     @property
     def mode(self) -> Literal["composed", "live", "unpaced"]:
@@ -98,21 +108,51 @@ class Settings:
 
 def resolve(asked: Request, *, command: str) -> Settings:
     """Every text parsed, every combination checked; raises `UsageError` with one sentence."""
+    preset, target = preset_of(asked), target_of(asked)
+    network = _network(asked, target)
+    label = f"emulate-{asked.network_name or format_rate(network.slowest_bps or 0)}-{network.accounting}"
+    return settle(
+        asked,
+        preset,
+        target,
+        _choose_arms(preset, asked.arms),
+        folder=check_name(asked.name, label),
+        command=command,
+    )
+
+
+def preset_of(asked: Request) -> Preset:
+    """What is trained."""
     preset = load_toml(Preset, "presets", asked.preset)
-    if asked.steps is not None:
-        if asked.steps < 1:
-            raise UsageError(f"{asked.steps} steps were asked for; at least 1 is needed")
-        preset = replace(preset, steps=asked.steps)
-    target_name = _target_name(asked.target, asked.pace, asked.live)
-    target = load_toml(Target, "targets", target_name) if target_name else None
+    if asked.steps is None:
+        return preset
+    if asked.steps < 1:
+        raise UsageError(f"{asked.steps} steps were asked for; at least 1 is needed")
+    return replace(preset, steps=asked.steps)
+
+
+def target_of(asked: Request) -> Target | None:
+    """Whom the nodes stand for."""
+    name = _target_name(asked.target, asked.pace, asked.live)
+    return load_toml(Target, "targets", name) if name else None
+
+
+def _network(asked: Request, target: Target | None) -> Network:
     if asked.bw is None and asked.network is None:
         raise UsageError("no links were asked for: give a rate, BW=300mbit, or a network, NETWORK=cable")
     network = network_for(asked, nic_nodes=target.nodes if target is not None else None)
     if not network.shaped:
         raise UsageError("no rate was given: type BW=300mbit, or NETWORK= and a network whose links have rates")
+    return network
+
+
+def settle(
+    asked: Request, preset: Preset, target: Target | None, arms: tuple[Arm, ...], *, folder: Path, command: str
+) -> Settings:
+    """What was asked for, with preset, target and arms as they are given; raises `UsageError` with one sentence."""
+    network = _network(asked, target)
     _check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")
     _check_fit(preset, target)
-    arms = _choose_arms(preset, asked.arms)
     for arm in arms:
         _check_arm(arm, preset, len(network.nodes), target)
     if asked.backend == "host" and (network.impaired or not network.uniform):
@@ -129,9 +169,7 @@ def resolve(asked: Request, *, command: str) -> Settings:
     if not 0 <= asked.seed < 2**32:
         raise UsageError(f"a seed of {asked.seed} was given; seeds are whole numbers from 0 to {2**32 - 1}")
     return Settings(
-        folder=check_name(
-            asked.name, f"emulate-{asked.network_name or format_rate(network.slowest_bps or 0)}-{network.accounting}"
-        ),
+        folder=folder,
         command=command,
         network=network,
         schedule=schedule,

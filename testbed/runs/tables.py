@@ -1,5 +1,7 @@
 """Tables for `testbed doctor` and `testbed runs`."""
 
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -39,13 +41,21 @@ def capability_table(capabilities: list[Capability]) -> Table:
     return table
 
 
-def list_runs() -> list[dict[str, Any]]:
-    """Every run in runs/: name, state, and what it found."""
+def list_runs(*, kind: str | None = None, state: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
+    """Every run in runs/: name, kind, state, what it found; or only those of a kind, in a state, of a name."""
+    return [
+        run
+        for run in _all_runs()
+        if kind in (None, run["kind"]) and state in (None, run["state"]) and fnmatch(run["name"], name or "*")
+    ]
+
+
+def _all_runs() -> list[dict[str, Any]]:
     runs = []
     for folder in sorted(RUNS.iterdir()) if RUNS.is_dir() else []:
         if not folder.is_dir():
             continue
-        run: dict[str, Any] = {"name": folder.name, "state": "unfinished"}
+        run: dict[str, Any] = {"name": folder.name, "kind": _kind(folder), "state": "unfinished"}
         if (folder / "FAILED").exists():
             run |= {"state": "failed", "reason": (folder / "FAILED").read_text().strip().splitlines()[0]}
         if (folder / "comparison.json").exists():
@@ -64,8 +74,23 @@ def list_runs() -> list[dict[str, Any]]:
                 "mode": "learn",
                 "reason": f"{quality['cells']} of {quality['cells_asked']} cells: {quality['title']}",
             }
+        if (folder / "sweep.json").exists():
+            sweep = read_json(folder / "sweep.json")
+            counts = ", ".join(f"{count} {state}" for state, count in sweep["states"].items())
+            run |= {
+                "state": "failed" if sweep["failed"] else "done" if set(sweep["states"]) == {"done"} else "unfinished",
+                "mode": "sweep",
+                "reason": f"{sweep['cells']} cells ({counts}): {sweep['title']}",
+            }
         runs.append(run)
     return runs
+
+
+def _kind(folder: Path) -> str:
+    """By what is there from the beginning."""
+    if (folder / "learned").is_dir():
+        return "sweep"
+    return "learn" if (folder / "cells").is_dir() else "emulate"
 
 
 def runs_table(runs: list[dict[str, Any]]) -> Table:

@@ -1,0 +1,61 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # At which bandwidth and latency does compression pay?
+# `make sweep GRID=experiments/bandwidth_latency.toml` has timed every arm on every link. Another sweep: set
+# `TESTBED_SWEEP` to its folder before the notebook is opened.
+
+# %%
+# %matplotlib inline
+import os
+
+from rich.console import Console
+
+from testbed.analysis.sweep_figures import (
+    data_bandwidth_needed,
+    figure_bandwidth_needed,
+    figure_speedup,
+    figure_throughput,
+)
+from testbed.analysis.sweep_summary import print_sweep
+from testbed.analysis.sweeps import load_sweep
+
+sweep = load_sweep(os.environ.get("TESTBED_SWEEP", "../runs/bandwidth_latency"))
+
+# %%
+print_sweep(sweep, Console(width=120))
+
+# %% [markdown]
+# ## Tokens per second
+
+# %%
+figure_throughput(sweep)
+
+# %% [markdown]
+# ## How much faster than exact exchange
+# What the link cannot resolve is marked, not drawn as equal.
+
+# %%
+figure_speedup(sweep, "subspace")
+
+# %%
+figure_speedup(sweep, "control")
+
+# %% [markdown]
+# ## The bandwidth that each scheme needs (projected)
+
+# %%
+figure_bandwidth_needed(sweep)
+
+# %%
+data_bandwidth_needed(sweep).pivot_table(
+    index=["arm", "one_way_delay_seconds"], columns="utilisation", values="bandwidth_bps"
+)

@@ -1,0 +1,43 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does compression cost in quality?
+# `testbed learn experiments/quality/codecs.toml` has learned every codec on tasks that need an exchange. Another run:
+# set `TESTBED_QUALITY` to its folder before the notebook is opened.
+
+# %%
+# %matplotlib inline
+import json
+import os
+from pathlib import Path
+
+from IPython.display import Markdown
+
+from testbed.analysis.quality_figures import data_recovered, figure_recovered
+from testbed.analysis.quality_pages import markdown
+
+record = json.loads((Path(os.environ.get("TESTBED_QUALITY", "../runs/codecs")) / "quality.json").read_text())
+
+# %% [markdown]
+# ## Recovered of what exchange is worth, against bytes
+# 1 is as good as exchanging everything, 0 as good as exchanging nothing. The nulls have as many bytes as `best`.
+
+# %%
+figure_recovered(record)
+
+# %%
+data_recovered(record)
+
+# %% [markdown]
+# ## Every figure with its interval
+
+# %%
+Markdown(markdown(record))

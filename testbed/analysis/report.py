@@ -1,0 +1,342 @@
+"""`testbed report RUN`: what a run found as one HTML file that needs nothing else to be opened.
+
+Question, answer in words, evidence of the links, figures with their numbers, what was not valid and why, environment,
+and the command to repeat it. Nothing in it is fetched or executed: no script, no font, no address.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from testbed.analysis.captions import link_words
+from testbed.analysis.figures import FIGURES
+from testbed.analysis.formats import MISSING, percent, rate, significant, trimmed
+from testbed.analysis.load import Comparison, load_comparison
+from testbed.analysis.svg import inline_svg
+from testbed.analysis.sweep_figures import sweep_figures
+from testbed.analysis.sweep_summary import verdict
+from testbed.analysis.sweeps import Sweep, load_sweep
+from testbed.analysis.words import sentences
+from testbed.errors import UsageError
+
+__all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report"]
+
+_MOST_ROWS = 200
+_LONG = 40
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What stands in a cell of a table."""
+
+    text: str
+
+    @property
+    def long(self) -> bool:
+        """Whether it should be wrapped."""
+        return len(self.text) > _LONG
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShown:
+    """A table as texts."""
+
+    columns: list[str]
+    rows: list[list[_Text]]
+    left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A figure and its numbers."""
+
+    name: str
+    svg: Markup
+    table: TableShown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    text: str = ""
+    tables: list[TableShown] = field(default_factory=list)
+    figures: list[Shown] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All of it."""
+
+    title: str
+    about: str
+    question: str
+    verdict: list[tuple[str, bool]]
+    """Sentences, and whether each is of something that went wrong."""
+    sections: list[Section]
+    environment: list[tuple[str, str]]
+    command: str
+
+
+def write_report(folder: Path) -> Path:
+    """`report.html` in the run's folder; raises `UsageError` if there is nothing to report."""
+    page = page_of(folder)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    place = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    text = place.get_template("report.html.j2").render(page=page)
+    begun = folder / "report.html.partial"
+    begun.write_text(text, encoding="utf-8")
+    begun.replace(folder / "report.html")
+    return folder / "report.html"
+
+
+def page_of(folder: Path) -> Page:
+    """What is to be said of a comparison or a sweep."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no run; testbed runs lists those that there are")
+    if (folder / "sweep.json").is_file():
+        sweep = load_sweep(folder)
+        return _of_commands(sweep, folder) if sweep.of_commands else _of_sweep(sweep, folder)
+    if (folder / "comparison.json").is_file():
+        return _of_comparison(load_comparison(folder), folder)
+    raise UsageError(f"{folder} holds neither comparison.json nor sweep.json: it is no finished comparison or sweep")
+
+
+# -- a comparison
+
+_ARM_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "arm": lambda arm: arm["arm"],
+    "exchange": lambda arm: arm["exchange"],
+    "codec": lambda arm: arm.get("codec") or MISSING,
+    "link": lambda arm: arm["link"],
+    "rate asked": lambda arm: rate(arm.get("rate_bps"), digits=4),
+    "rate measured": lambda arm: rate(arm.get("rate_measured_bps"), digits=4),
+    "seconds a step": lambda arm: _with(arm.get("step_seconds_mean"), arm.get("step_seconds_ci95")),
+    "steps timed": lambda arm: trimmed(arm["steps_timed"]) if arm.get("steps_timed") else MISSING,
+    "K,V MB a step": lambda arm: _mega(arm.get("kv_payload_bytes_per_step")),
+    "wire MB a step": lambda arm: _mega(arm.get("wire_bytes_per_step")),
+    "validation loss": lambda arm: significant(arm.get("final_val_loss"), 4),
+    "remote recall": lambda arm: significant(arm.get("recall_accuracy_remote")),
+    "recovered": lambda arm: significant(arm.get("recovered_fraction")),
+}
+
+
+def _of_comparison(comparison: Comparison, folder: Path) -> Page:
+    facts = comparison.comparison
+    figures = {name: (partial(draw, comparison), partial(data, comparison)) for name, (draw, data) in FIGURES.items()}
+    evidence = {"links": figures.pop("links")}
+    first = folder / comparison.arms[0]["arm"]
+    return Page(
+        title=facts["name"],
+        about=f"{link_words(facts)} · {facts['nodes']} nodes · preset {facts['preset']} · {_kind(facts)}",
+        question="What does each exchange cost on this link, and what does it keep of what an exchange is worth?",
+        verdict=[(text, style.endswith("red")) for text, style in sentences(comparison)],
+        sections=[
+            Section(
+                title="Were the links what was asked?",
+                text="Read back from the kernel, measured alone and all at once, before and after the timed steps.",
+                figures=_shown(evidence),
+            ),
+            Section(title="Arms", tables=[_table(_ARM_COLUMNS, comparison.arms)]),
+            Section(title="Figures", figures=_shown(figures)),
+            Section(title="Validity", tables=[_table(_VALIDITY, comparison.arms)]),
+        ],
+        environment=_environment(first / "environment.json"),
+        command=_text(first / "command.txt"),
+    )
+
+
+_VALIDITY: dict[str, Callable[[dict[str, Any]], str]] = {
+    "arm": lambda arm: arm["arm"],
+    "valid": lambda arm: "yes" if arm.get("valid") else "NO",
+    "invalid steps": lambda arm: str(arm.get("invalid_steps", MISSING)),
+    "suspect steps": lambda arm: str(arm.get("suspect_steps", MISSING)),
+    "why": lambda arm: (
+        "; ".join([*(arm.get("why") or []), arm.get("suspect_why") or "", arm.get("caution") or ""]).strip("; ")
+        or MISSING
+    ),
+}
+
+
+def _kind(facts: dict[str, Any]) -> str:
+    return f"paced as {facts['target']}, {facts['mode']}" if facts.get("target") else "this machine's own speed"
+
+
+# -- a sweep
+
+_CELL_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "arm": lambda row: row["arm"],
+    "link": lambda row: row["link"] or MISSING,
+    "seconds a step": lambda row: _with(row["step_seconds_mean"], row["step_seconds_ci95"]),
+    "known from": lambda row: (
+        f"{trimmed(row['steps_timed'])} steps" if row["ci95_from"] == "steps" else row["ci95_from"] or MISSING
+    ),
+    "× exact": lambda row: _speedup(row),
+    "tokens/s": lambda row: significant(row["tokens_per_second"]),
+    "computes": lambda row: percent(row["compute_utilisation"]),
+    "validation loss": lambda row: significant(row["val_loss"], 4),
+    "recovered": lambda row: significant(row["recovered_fraction"]),
+    "seed": lambda row: str(row["seed"]),
+    "state": lambda row: row["state"] if row["valid"] in (True, None) or row["state"] != "done" else "INVALID",
+}
+
+
+def _of_sweep(sweep: Sweep, folder: Path) -> Page:
+    record, table = sweep.record, sweep.table
+    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # pyrefly: ignore
+    varied: dict[str, Callable[[dict[str, Any]], str]] = {
+        key: lambda row, key=key: str(row[key]) for key in record["varied"]
+    }
+    states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+    failed = [row for row in rows if row["state"] == "failed" or (row["state"] == "done" and not row["valid"])]
+    problems = [_table(varied | {"arm": _CELL_COLUMNS["arm"], "why": lambda row: row["why"] or MISSING}, _once(failed))]
+    left_out = [{**each["point"], "reason": each["reason"]} for each in record["excluded"]]
+    return Page(
+        title=record["title"],
+        about=f"{record['cells']} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
+        question=record["question"],
+        verdict=[(sentence, False) for sentence in verdict(sweep)]
+        + [(f"{len(record['failed'])} cells failed; the reasons stand below.", True)] * bool(record["failed"]),
+        sections=[
+            Section(
+                title="Were the links what was asked?",
+                text="Rates of each point, asked and measured; every link was read back and measured before and after "
+                "the timed steps (cells/*/link/). A modelled link was waited for, not carried.",
+                tables=[_table(varied | _LINK_COLUMNS, _points(rows))],
+            ),
+            Section(title="Figures", figures=_shown(sweep_figures(sweep))),
+            Section(title="Cells", tables=[_table(varied | _CELL_COLUMNS, rows)]),
+            Section(
+                title="Validity",
+                text="" if failed else "No cell failed, and none is invalid.",
+                tables=problems if failed else [],
+            ),
+            *(
+                [Section(title="Left out", tables=[_table(varied | {"reason": lambda row: row["reason"]}, left_out)])]
+                if left_out
+                else []
+            ),
+        ],
+        environment=_environment(folder / "environment.json"),
+        command=_text(folder / "command.txt"),
+    )
+
+
+def _of_commands(sweep: Sweep, folder: Path) -> Page:
+    """What became of a user's own command at every point."""
+    record, table = sweep.record, sweep.table
+    states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+    ended = table[table["state"] == "done"]
+    fastest, slowest = ended["wall_seconds"].min(), ended["wall_seconds"].max()
+    verdict = [(f"It took {significant(fastest)} to {significant(slowest)} s.", False)] if len(ended) else []
+    if bad := int((ended["exit_status"] != 0).sum()):
+        verdict.append((f"{bad} of {len(ended)} cells ended with a status that is not 0.", True))
+    return Page(
+        title=record["title"],
+        about=f"{record['cells']} cells ({states}) of a command",
+        question=record["question"],
+        verdict=[*verdict, *[(f"{len(record['failed'])} cells failed (column why).", True)] * bool(record["failed"])],
+        sections=[
+            Section(title="Cells", text="Measured: wall time and bytes. said_…: by the command.", tables=[_data(table)])
+        ],
+        environment=_environment(folder / "environment.json"),
+        command=_text(folder / "command.txt"),
+    )
+
+
+_LINK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "link": lambda row: row["link"] or MISSING,
+    "asked": lambda row: rate(row["rate_bps"], digits=4),
+    "measured": lambda row: rate(row["rate_measured_bps"], digits=4),
+    "off by": lambda row: (
+        percent(row["rate_measured_bps"] / row["rate_bps"] - 1, signed=True) if row["rate_bps"] else MISSING
+    ),
+    "one-way delay": lambda row: (
+        f"{trimmed(1000 * row['one_way_delay_seconds'])} ms" if row["one_way_delay_seconds"] else "0 ms"
+    ),
+}
+
+
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first timed row of each point that has a link under test."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["state"] == "done":
+            found.setdefault(row["point"], row)
+    return list(found.values())
+
+
+def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a cell."""
+    return list({row["cell"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    if row["speedup"] is None:
+        return MISSING
+    return (
+        _with(row["speedup"], row["speedup_half"])
+        if row["resolved"]
+        else f"≈ 1 ± {significant(row['speedup_half'], 1)}"
+    )
+
+
+# -- what both share
+
+
+def _shown(figures: dict[str, tuple[Callable[[], Figure], Callable[[], pd.DataFrame]]]) -> list[Shown]:
+    return [
+        Shown(name=name, svg=Markup(inline_svg(draw(), name, name.replace("_", " "))), table=_data(data()))
+        for name, (draw, data) in figures.items()
+    ]
+
+
+def _data(table: pd.DataFrame) -> TableShown:
+    rows = [[_Text(_plain(value)) for value in row] for row in table.head(_MOST_ROWS).itertuples(index=False)]
+    return TableShown(
+        columns=[str(name) for name in table.columns], rows=rows, left_out=max(0, len(table) - _MOST_ROWS)
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return MISSING if math.isnan(value) else significant(value, 5)
+    return MISSING if value is None else str(value)
+
+
+def _table(columns: dict[str, Callable[[dict[str, Any]], str]], rows: Sequence[dict[str, Any]]) -> TableShown:
+    return TableShown(columns=list(columns), rows=[[_Text(text(row)) for text in columns.values()] for row in rows])
+
+
+def _with(mean: float | None, half: float | None) -> str:
+    text = significant(mean)
+    return f"{text} ± {significant(half, 1)}" if half is not None and math.isfinite(half) else text
+
+
+def _mega(count: float | None) -> str:
+    return significant(None if count is None else count / 1e6)
+
+
+def _environment(file: Path) -> list[tuple[str, str]]:
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    dirty = found.pop("dirty_diff", "")
+    packages = found.pop("packages", {})
+    lines = [(key.replace("_", " "), str(value)) for key, value in found.items() if key != "schema_version"]
+    lines.append(("uncommitted changes", f"{len(dirty.splitlines())} lines of diff" if dirty else "none"))
+    return [*lines, ("packages", ", ".join(f"{name} {version}" for name, version in packages.items()))]
+
+
+def _text(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else "(not recorded)"

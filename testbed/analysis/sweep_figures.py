@@ -1,0 +1,468 @@
+"""Figures of a sweep over bandwidth and delay: `figure_*(sweep) -> Figure`, each with the table that it shows.
+
+Times are composed of measured steps (dashed) or follow from a closed form (dotted): no line of a sweep is solid, for
+nobody trained for so long. Points are measured; hollow ones lie on a modelled link.
+"""
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from testbed.analysis.formats import duration, percent, rate, significant, trimmed
+from testbed.analysis.labels import EndLabel, place
+from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
+from testbed.analysis.sweeps import Sweep
+
+__all__ = [
+    "UTILISATIONS",
+    "data_bandwidth_needed",
+    "data_loss_against_hours",
+    "data_speedup",
+    "data_throughput",
+    "figure_bandwidth_needed",
+    "figure_loss_against_bandwidth",
+    "figure_loss_against_hours",
+    "figure_speedup",
+    "figure_throughput",
+]
+
+UTILISATIONS = (0.5, 0.75, 0.9, 0.95, 0.99)
+_HELD = ("bandwidth_bps", "one_way_delay_seconds")
+
+
+# -- tables
+
+
+def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
+    """Rows that are done and lie, in all that is varied but `free`, at the first value; and which that is, in words."""
+    table = sweep.table[sweep.table["state"] == "done"]
+    held = [key for key in sweep.record["varied"] if _column(key) not in free]
+    words = []
+    for key in held:
+        values = list(dict.fromkeys(sweep.table[key].astype(str)))
+        table = table[table[key].astype(str) == values[0]]
+        if len(values) > 1:
+            words.append(f"{key} {values[0]}, the first of {len(values)}")
+    return table, "; ".join(words)
+
+
+def _column(key: str) -> str:
+    return {"bw": "bandwidth_bps", "delay": "one_way_delay_seconds"}.get(key, key)
+
+
+def data_throughput(sweep: Sweep) -> pd.DataFrame:
+    """Tokens per second and share of time that computes, a row per arm and bandwidth at the first delay."""
+    table, _ = at_first(sweep, "bandwidth_bps")
+    columns = ["arm", "bandwidth_bps", "one_way_delay_seconds", "link", "tokens_per_second", "compute_utilisation"]
+    columns += ["seconds_per_step", "step_seconds_ci95", "valid"]
+    return table.drop_duplicates(["arm", "bandwidth_bps"])[columns].sort_values(["arm", "bandwidth_bps"])
+
+
+def data_bandwidth_needed(sweep: Sweep) -> pd.DataFrame:
+    """The bandwidth at which an arm computes for a given share of its time, a row per arm, delay and share. Projected.
+
+    A step takes a + b/B seconds at bandwidth B: compute and latency, and the bytes. Both follow from the measured
+    points by least squares on 1/B, weighted by 1/t² (relative errors are alike). NaN where latency alone takes more.
+    """
+    table, _ = at_first(sweep, *_HELD)
+    rows = []
+    for (arm, delay), part in table.groupby(["arm", "one_way_delay_seconds"], sort=False):
+        part = part.drop_duplicates("bandwidth_bps")
+        if len(part) < 2:
+            continue
+        fixed, per_inverse, worst = _fit(
+            part["bandwidth_bps"].to_numpy(float), part["seconds_per_step"].to_numpy(float)
+        )
+        compute = float(part["compute_seconds_median"].median())
+        for share in UTILISATIONS:
+            room = compute / share - fixed
+            needed = per_inverse / room if room > 0 and per_inverse > 0 else float("nan")
+            if per_inverse <= 0 and room >= 0:
+                needed = 0.0
+            rows.append(
+                {
+                    "arm": arm,
+                    "one_way_delay_seconds": delay,
+                    "utilisation": share,
+                    "bandwidth_bps": needed,
+                    "points": len(part),
+                    "largest_residual": worst,
+                }
+            )
+    columns = ["arm", "one_way_delay_seconds", "utilisation", "bandwidth_bps", "points", "largest_residual"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _fit(bandwidth: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float]:
+    """a, b of a + b/B, and the largest relative residual. b is no less than 0."""
+    weights = 1 / seconds
+    design = np.column_stack([np.ones_like(bandwidth), 1 / bandwidth]) * weights[:, None]
+    (fixed, slope), *_ = np.linalg.lstsq(design, seconds * weights, rcond=None)
+    if slope < 0:
+        fixed, slope = float(np.mean(seconds)), 0.0
+    residual = np.abs((fixed + slope / bandwidth) / seconds - 1).max()
+    return float(fixed), float(slope), float(residual)
+
+
+def data_speedup(sweep: Sweep, arm: str) -> pd.DataFrame:
+    """How much faster a step of `arm` is than the exact exchange's, a row per bandwidth and delay."""
+    table, _ = at_first(sweep, *_HELD)
+    columns = [*_HELD, "speedup", "speedup_half", "resolved", "link", "valid"]
+    return table[table["arm"] == arm].drop_duplicates(list(_HELD))[columns].sort_values(list(_HELD))
+
+
+def data_loss_against_hours(sweep: Sweep, **at: Any) -> pd.DataFrame:
+    """Validation losses against composed hours: mean over seeds, lowest and highest, by arm, bandwidth and step."""
+    table, _ = at_first(sweep, *(at or _HELD))
+    for key, value in at.items():
+        table = table[table[key] == value]
+    curves = sweep.curves[sweep.curves["val_loss"].notna()]
+    joined = curves.merge(table[["cell", "seed", *_HELD]], on=["cell", "seed"])
+    groups = joined.groupby(["arm", *_HELD, "step"], sort=False)
+    found = groups.agg(
+        val_loss=("val_loss", "mean"),
+        val_loss_low=("val_loss", "min"),
+        val_loss_high=("val_loss", "max"),
+        seeds=("seed", "nunique"),
+        time_seconds=("time_seconds", "first"),
+        time_low=("time_low", "first"),
+        time_high=("time_high", "first"),
+        time_kind=("time_kind", "first"),
+    ).reset_index()
+    return found.assign(hours=found["time_seconds"] / 3600)
+
+
+# -- figures
+
+
+def _caption(sweep: Sweep, note: str, held: str = "") -> str:
+    table = sweep.table[sweep.table["state"] == "done"]
+    seeds = table["seed"].nunique()
+    facts = []
+    if len(table):
+        first = table.iloc[0]
+        facts = [
+            f"{first['nodes']:.0f} of {first['nodes_of_target']:.0f} nodes of {first['target']}",
+            f"accounting {first['accounting']}",
+            f"preset {first['preset']}",
+        ]
+    states = ", ".join(f"{count} {state}" for state, count in sweep.record["states"].items())
+    facts += [f"{seeds} seeds (n = {seeds})", f"cells: {states}"]
+    return f"{' · '.join(facts)}. {held + '. ' if held else ''}{note}"
+
+
+def _bandwidths(axes: Axes, values: pd.Series) -> None:
+    axes.set_xscale("log")
+    ticks = sorted(set(values))
+    axes.set_xticks(ticks, [rate(tick).removesuffix("bit/s") + "bit/s" for tick in ticks])
+    axes.minorticks_off()
+    if len(ticks) > 1:
+        ratio = ticks[-1] / ticks[0]
+        axes.set_xlim(ticks[0] / ratio**0.06, ticks[-1] * ratio**0.28)
+    axes.set_xlabel("bandwidth of a link, logarithmic")
+
+
+def figure_throughput(sweep: Sweep) -> Figure:
+    """Tokens per second against bandwidth, and where one arm overtakes another."""
+    table = data_throughput(sweep)
+    _, held = at_first(sweep, "bandwidth_bps")
+    note = "Measured: steps on each link; dashed between them. Modelled: compute time (the target's); hollow: the link."
+    with styled():
+        figure, (axes,) = canvas("Tokens per second against bandwidth", _caption(sweep, note, held), height=5.0)
+        _bandwidths(axes, table["bandwidth_bps"])
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_ylabel("tokens per second, all nodes, logarithmic")
+        figure.subplots_adjust(left=0.105)
+        ends = []
+        for arm in sweep.arms:
+            part = table[table["arm"] == arm]
+            x, y = part["bandwidth_bps"].to_numpy(float), part["tokens_per_second"].to_numpy(float)
+            if not len(part):
+                continue
+            tone = colour(arm, sweep.arms)
+            axes.plot(x, y, color=tone, linestyle=KINDS["composed"], zorder=2)
+            for row in part.to_dict("records"):
+                hollow = row["link"] == "modelled"
+                face = "white" if hollow else tone
+                (dot,) = axes.plot(
+                    row["bandwidth_bps"], row["tokens_per_second"], marker(arm, sweep.arms), color=tone,
+                    markerfacecolor=face, markersize=6, zorder=3,
+                )  # fmt: skip
+                computes = f"computes {percent(row['compute_utilisation'])} of the time"
+                speed = f"{significant(row['tokens_per_second'])} tokens/s"
+                hover(dot, [f"{arm} at {rate(row['bandwidth_bps'])}: {speed}, {computes} ({row['link']} link)"])
+            ends.append((EndLabel(text=shown(arm), x=x[-1], y=y[-1], colour=tone), (x, y)))
+        for x, y, words in crossovers(table, sweep.record["exact"]):
+            axes.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
+            axes.annotate(words, (x, y), xytext=(6, -16), textcoords="offset points", fontsize=8.5, color=INK)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high)
+        place(axes, [label for label, _ in ends], [line for _, line in ends])
+        bottom(figure, _links_legend(table))
+    return figure
+
+
+def _links_legend(table: pd.DataFrame) -> list[Line2D]:
+    handles = [Line2D([], [], color=INK, marker="o", linestyle="", label="measured on the shaped link")]
+    if (table["link"] == "modelled").any():
+        handles.append(
+            Line2D([], [], color=INK, marker="o", markerfacecolor="white", linestyle="", label="modelled link")
+        )
+    return handles
+
+
+def crossovers(table: pd.DataFrame, exact: str) -> list[tuple[float, float, str]]:
+    """Where an arm's tokens per second pass the exact exchange's: between two bandwidths, straight in logarithms."""
+    found = []
+    wide = table.pivot_table(index="bandwidth_bps", columns="arm", values="tokens_per_second").sort_index()
+    if exact not in wide:
+        return found
+    for arm in wide.columns.drop(exact):
+        both = wide[[exact, arm]].dropna()
+        gap = np.log((both[arm] / both[exact]).to_numpy(float))
+        at = np.log(both.index.to_numpy(float))
+        for i in np.nonzero(np.sign(gap[1:]) * np.sign(gap[:-1]) < 0)[0]:
+            share = gap[i] / (gap[i] - gap[i + 1])
+            x = float(np.exp(at[i] + share * (at[i + 1] - at[i])))
+            y = float(np.exp(np.interp(np.log(x), at, np.log(both[exact].to_numpy(float)))))
+            found.append((x, y, f"{exact} overtakes {arm}\nat about {rate(x, digits=2)}"))
+    return found
+
+
+def figure_bandwidth_needed(sweep: Sweep) -> Figure:
+    """The bandwidth that each arm needs to compute for 50 to 99 % of its time, at the first delay."""
+    table = data_bandwidth_needed(sweep)
+    delays = sorted(set(table["one_way_delay_seconds"]))
+    table = table[(table["one_way_delay_seconds"] == (delays[0] if delays else 0.0)) & (table["bandwidth_bps"] > 0)]
+    note = (
+        "Projected: a step is a + b/B seconds, fitted to the measured bandwidths (largest residual "
+        f"{percent(float(table['largest_residual'].max()) if len(table) else None)}). Compute modelled. An arm without "
+        "a point needs none, or latency alone takes more."
+    )
+    with styled():
+        figure, (axes,) = canvas("Bandwidth needed for a share of compute", _caption(sweep, note), height=4.6)
+        ends = []
+        for arm in sweep.arms:
+            part = table[table["arm"] == arm].dropna(subset="bandwidth_bps")
+            if not len(part):
+                continue
+            x, y = 100 * part["utilisation"].to_numpy(float), part["bandwidth_bps"].to_numpy(float)
+            tone = colour(arm, sweep.arms)
+            look: dict[str, Any] = {"color": tone, "linestyle": KINDS["modelled"], "marker": marker(arm, sweep.arms)}
+            (line,) = axes.plot(x, y, **look, markersize=6)
+            hover(
+                line,
+                [f"{arm}: {rate(b)} for {share:g} % of compute (projected)" for share, b in zip(x, y, strict=True)],
+            )
+            ends.append((EndLabel(text=shown(arm), x=x[-1], y=y[-1], colour=tone), (x, y)))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: rate(value))
+        axes.set_xticks([100 * share for share in UTILISATIONS], [f"{100 * share:g} %" for share in UTILISATIONS])
+        axes.set_xlim(46, 112)
+        axes.set_xlabel("share of a step that computes")
+        axes.set_ylabel("bandwidth needed, logarithmic")
+        figure.subplots_adjust(left=0.13)
+        place(axes, [label for label, _ in ends], [line for _, line in ends])
+        bottom(figure, [Line2D([], [], color=INK, linestyle=KINDS["modelled"], label="projected")])
+    return figure
+
+
+def figure_speedup(sweep: Sweep, arm: str) -> Figure:
+    """Heat map over bandwidth and delay: the exact exchange's step time over this arm's."""
+    table = data_speedup(sweep, arm)
+    _, held = at_first(sweep, *_HELD)
+    exact = sweep.record["exact"]
+    note = (
+        f"Seconds per step of {exact} over those of {arm}, synchronisation included; ± 95 % interval. ≈: unresolved, "
+        "the interval holds 1. (m): the link is modelled. Above 1, exchanging less pays."
+    )
+    asked = sweep.table[list(_HELD)].dropna()
+    rates, delays = sorted(set(asked["bandwidth_bps"])), sorted(set(asked["one_way_delay_seconds"]))
+    with styled():
+        title = f"Speed-up of {shown(arm)} over {shown(exact)}"
+        figure, (axes,) = canvas(title, _caption(sweep, note, held), height=1.6 + 0.55 * max(1, len(delays)))
+        figure.subplots_adjust(left=0.105)
+        grid = np.full((len(delays), len(rates)), np.nan)
+        axes.set_facecolor("#EDEDED")
+        for row in table.to_dict("records"):
+            place_ = delays.index(row["one_way_delay_seconds"]), rates.index(row["bandwidth_bps"])
+            grid[place_] = row["speedup"]
+            _cell(axes, place_, row)
+        reach = max(0.1, float(np.nanmax(np.abs(np.log2(grid)))) if np.isfinite(grid).any() else 1.0)
+        axes.imshow(np.log2(grid), cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", zorder=0.5)
+        for spot in np.argwhere(np.isnan(grid)):
+            axes.text(spot[1], spot[0], "no result", ha="center", va="center", fontsize=9, color=GREY)
+        axes.set_xticks(range(len(rates)), [rate(each) for each in rates])
+        axes.set_yticks(range(len(delays)), [f"{trimmed(1000 * each)} ms" if each else "0 ms" for each in delays])
+        axes.set_xlabel("bandwidth of a link")
+        axes.set_ylabel("one-way delay")
+        axes.grid(visible=False)
+    return figure
+
+
+def _cell(axes: Axes, spot: tuple[int, int], row: dict[Hashable, Any]) -> None:
+    if not np.isfinite(row["speedup"]):
+        text = "–"
+    elif not row["resolved"]:
+        text = f"≈ 1\n± {significant(row['speedup_half'], 1)}"
+    else:
+        text = f"{significant(row['speedup'])}×\n± {significant(row['speedup_half'], 1)}"
+    text += "" if row["valid"] else "\ninvalid"
+    text += " (m)" if row["link"] == "modelled" else ""
+    axes.text(
+        spot[1], spot[0], text, ha="center", va="center", fontsize=9, color=INK, zorder=3,
+        bbox={"facecolor": "white", "alpha": 0.72, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def figure_loss_against_hours(sweep: Sweep, bandwidth_bps: float | None = None) -> Figure:
+    """The paper's figure 2: loss against hours of every arm at one point, with the band of its seeds."""
+    table = sweep.table[sweep.table["state"] == "done"]
+    rates = sorted(set(table["bandwidth_bps"]))
+    chosen = bandwidth_bps if bandwidth_bps is not None else (rates[len(rates) // 2] if rates else 0.0)
+    shown_at = data_loss_against_hours(sweep, bandwidth_bps=chosen)
+    _, held = at_first(sweep, "bandwidth_bps")
+    note = "Measured: loss of the small model; bands: lowest and highest seed. Composed: time. Modelled: compute time."
+    with styled():
+        title = f"Loss against time at {rate(chosen)}"
+        figure, (axes,) = canvas(title, _caption(sweep, note, held), height=5.4)
+        ends = []
+        for arm in sweep.arms:
+            part = shown_at[(shown_at["arm"] == arm) & (shown_at["hours"] > 0)].sort_values("step")
+            ends += _loss_line(axes, part, sweep.arms, arm, shown(arm))
+        _hours(axes, shown_at)
+        place(axes, [label for label, _ in ends], [line for _, line in ends])
+        bottom(figure, _time_legend(shown_at))
+    return figure
+
+
+def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
+    """The paper's figure 14: loss against hours for each bandwidth, a panel an arm."""
+    table = data_loss_against_hours(sweep)
+    _, held = at_first(sweep, "bandwidth_bps")
+    first = table[(table["one_way_delay_seconds"] == table["one_way_delay_seconds"].min()) & (table["hours"] > 0)]
+    arms = [arm for arm in sweep.arms if arm in set(first["arm"])]
+    note = "Measured: loss of the small model, the same on any link. Composed: time. Modelled: compute time."
+    with styled():
+        figure, panels = canvas(
+            "Loss against time by bandwidth",
+            _caption(sweep, note, held),
+            height=4.6,
+            columns=max(1, len(arms)),
+            wspace=0.06,
+        )
+        low, high = float(first["val_loss_low"].min()), float(first["val_loss_high"].max())
+        for number, (axes, arm) in enumerate(zip(panels, arms, strict=False)):
+            ends = []
+            rates = sorted(set(first["bandwidth_bps"]))
+            for place_, each in enumerate(rates):
+                part = first[(first["arm"] == arm) & (first["bandwidth_bps"] == each)]
+                strength = 0.35 + 0.65 * (place_ + 1) / len(rates)
+                ends += _loss_line(axes, part.sort_values("step"), sweep.arms, arm, rate(each), alpha=strength)
+            _hours(axes, first)
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+            axes.set_title(shown(arm), fontsize=10.5)
+            axes.set_xlabel("hours after the warm start")
+            if number:
+                axes.set_ylabel("")
+                axes.tick_params(axis="y", labelleft=False)
+            place(axes, [label for label, _ in ends], [line for _, line in ends])
+        figure.subplots_adjust(top=figure.subplotpars.top - 0.045)
+        bottom(figure, _time_legend(first))
+    return figure
+
+
+def _loss_line(
+    axes: Axes, part: pd.DataFrame, arms: list[str], arm: str, name: str, *, alpha: float = 1.0
+) -> list[tuple[EndLabel, tuple[np.ndarray, np.ndarray]]]:
+    if part.empty:
+        return []
+    tone, kind = colour(arm, arms), str(part["time_kind"].iloc[0])
+    x, y = part["hours"].to_numpy(float), part["val_loss"].to_numpy(float)
+    look: dict[str, Any] = {"color": tone, "linestyle": KINDS[kind], "marker": marker(arm, arms)}
+    (line,) = axes.plot(x, y, **look, markersize=4.5, alpha=alpha)
+    hover(line, [_told(arm, row) for row in part.to_dict("records")])
+    axes.fill_between(x, part["val_loss_low"], part["val_loss_high"], color=tone, alpha=0.15 * alpha, linewidth=0)
+    return [(EndLabel(text=name, x=x[-1], y=y[-1], colour=tone), (x, y))]
+
+
+def _told(arm: str, row: dict[Hashable, Any]) -> str:
+    """What a marker is."""
+    seeds = (
+        f"mean of {row['seeds']} seeds, {significant(row['val_loss_low'], 4)} to {significant(row['val_loss_high'], 4)}"
+    )
+    return (
+        f"{arm} at {rate(row['bandwidth_bps'])}: {significant(row['val_loss'], 4)} nats after step {row['step']}, "
+        f"{duration(row['time_seconds'])} ({seeds})"
+    )
+
+
+def _hours(axes: Axes, table: pd.DataFrame) -> None:
+    hours = table["hours"][table["hours"] > 0]
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_xlabel("hours after the warm start")
+    if len(hours) and hours.max() > 8 * hours.min():
+        axes.set_xscale("log")
+        ratio = hours.max() / hours.min()
+        axes.set_xlim(hours.min() / ratio**0.05, hours.max() * ratio**0.3)
+        axes.xaxis.set_major_formatter(lambda value, _: trimmed(value, 2))
+        axes.xaxis.set_minor_formatter(lambda *_: "")
+        axes.set_xlabel("hours after the warm start, logarithmic")
+
+
+def _time_legend(table: pd.DataFrame) -> list[Line2D]:
+    words = {"composed": "time composed of measured steps", "modelled": "time over a modelled link"}
+    return [
+        Line2D([], [], color=INK, linestyle=KINDS[kind], label=words.get(kind, kind))
+        for kind in KINDS
+        if kind in set(table["time_kind"])
+    ]
+
+
+# -- all of them
+
+
+def sweep_figures(sweep: Sweep) -> dict[str, tuple[Callable[[], Figure], Callable[[], pd.DataFrame]]]:
+    """By name: what draws a figure, and the table that it shows. Those that need two bandwidths stay out without; of a
+    user's own command there are none."""
+    if sweep.of_commands:
+        return {}
+    found: dict[str, tuple[Callable[[], Figure], Callable[[], pd.DataFrame]]] = {
+        "loss_against_hours": (lambda: figure_loss_against_hours(sweep), lambda: data_loss_against_hours(sweep)),
+        "loss_against_bandwidth": (
+            lambda: figure_loss_against_bandwidth(sweep),
+            lambda: data_loss_against_hours(sweep),
+        ),
+        "throughput": (lambda: figure_throughput(sweep), lambda: data_throughput(sweep)),
+    }
+    done = sweep.table[sweep.table["state"] == "done"]
+    if done["bandwidth_bps"].nunique() > 1:
+        found["bandwidth_needed"] = (lambda: figure_bandwidth_needed(sweep), lambda: data_bandwidth_needed(sweep))
+    for arm in sweep.arms:
+        if arm != sweep.record["exact"] and (done["arm"] == arm).any():
+            found[f"speedup_{arm}"] = (
+                lambda arm=arm: figure_speedup(sweep, arm),
+                lambda arm=arm: data_speedup(sweep, arm),
+            )
+    return found
+
+
+def write_sweep_figures(sweep: Sweep, folder: Path) -> list[Path]:
+    """Write each as svg and png, and what it shows as csv; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, (draw, data) in sweep_figures(sweep).items():
+        figure = draw()
+        with styled():
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=200)
+        data().to_csv(folder / f"{name}.csv", index=False)
+        written += [folder / f"{name}.{ending}" for ending in ("svg", "png", "csv")]
+    return written

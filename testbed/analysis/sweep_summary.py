@@ -1,0 +1,126 @@
+"""The end of a sweep on a terminal: a table of its points, what it means in sentences, what failed."""
+
+import math
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
+from testbed.analysis.style import shown
+from testbed.analysis.sweeps import Sweep
+
+__all__ = ["print_sweep", "verdict"]
+
+_COLUMNS = ("step ± 95 %", "link", "× exact", "tokens/s", "computes", "val loss", "recovered", "state")
+
+
+def print_sweep(sweep: Sweep, console: Console) -> None:
+    """A row per point and arm; losses are means over seeds."""
+    if sweep.of_commands:
+        console.print(_commands(sweep))
+        _print_failed(sweep, console)
+        return
+    table = Table(title=shown(sweep.record["title"], 80), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for key in sweep.record["varied"]:
+        table.add_column(key, no_wrap=True)
+    table.add_column("arm", no_wrap=True)
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    before = None
+    for _, rows in sweep.table.groupby(["point", "arm"], sort=False):
+        first = rows.iloc[0].to_dict()
+        if before not in (None, first["point"]):
+            table.add_section()
+        before = first["point"]
+        texts = [str(first[key]) for key in sweep.record["varied"]]
+        table.add_row(*texts, Text(shown(first["arm"], 16)), *_cells(first, rows))
+    console.print(table)
+    for sentence in verdict(sweep):
+        console.print(Text(f"• {sentence}"))
+    _print_failed(sweep, console)
+
+
+def _print_failed(sweep: Sweep, console: Console) -> None:
+    for cell, why in sweep.record["failed"].items():
+        row = sweep.table[sweep.table["cell"] == cell].iloc[0]
+        whose = f"seed {row['seed']}" if sweep.of_commands else row["arm"]
+        console.print(Text(f"FAILED: {whose} at {row['point']}: {why.splitlines()[0]}"), style="red")
+
+
+def _commands(sweep: Sweep) -> Table:
+    """A row per cell: wall time, bytes, and what the command said."""
+    table = Table(title=shown(sweep.record["title"], 80), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    said = [name for name in sweep.table.columns if name.startswith("said_")]
+    names = [*sweep.record["varied"], "seed", "wall_seconds", "sent_bytes_mean", "exit_status", *said, "state"]
+    for name in names:
+        table.add_column(name.removeprefix("said_"), overflow="fold")
+    for row in sweep.table.to_dict("records"):
+        table.add_row(*(Text(significant(v, 5) if usable(v := row.get(name)) else str(v)) for name in names))
+    return table
+
+
+def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
+    if row["state"] != "done":
+        return [*[MISSING] * (len(_COLUMNS) - 1), row["state"].upper() if row["state"] == "failed" else row["state"]]
+    half = row["step_seconds_ci95"]
+    speedup = significant(row["speedup"]) if row["resolved"] or row["speedup"] == 1 else "≈ 1"
+    return [
+        f"{significant(row['step_seconds_mean'])}±{significant(half, 1) if not math.isnan(half) else '?'}",
+        row["link"],
+        speedup,
+        significant(row["tokens_per_second"]),
+        percent(row["compute_utilisation"]),
+        _spread(rows["val_loss"]),
+        trimmed(rows["recovered_fraction"].mean()) if rows["recovered_fraction"].notna().any() else MISSING,
+        "done" if row["valid"] else "INVALID",
+    ]
+
+
+def _spread(values: pd.Series) -> str:
+    """Mean, and half of what lies between the lowest and the highest seed."""
+    half = (values.max() - values.min()) / 2
+    return (
+        f"{significant(values.mean(), 4)}±{significant(half, 1)}" if len(values) > 1 else significant(values.mean(), 4)
+    )
+
+
+def verdict(sweep: Sweep) -> list[str]:
+    """What the table says, arm by arm: where it is faster than the exact exchange, and what it costs."""
+    done = sweep.table[sweep.table["state"] == "done"]
+    exact, control = sweep.record["exact"], sweep.record["control"]
+    found = []
+    for arm in sweep.arms:
+        rows = done[(done["arm"] == arm) & done["speedup"].notna()]
+        if arm == exact or rows.empty:
+            continue
+        points = rows.drop_duplicates("point")
+        sure = points[points["resolved"].astype(bool)]
+        faster, slower = sure[sure["speedup"] > 1], sure[sure["speedup"] < 1]
+        span = f" ({_span(faster['speedup'])} times)" if len(faster) else ""
+        text = f"{arm}: a step is faster than {exact}'s at {len(faster)} of {len(points)} points{span}"
+        text += f", slower at {len(slower)}" if len(slower) else ""
+        unresolved = len(points) - len(sure)
+        text += f", at {unresolved} the difference is below what was resolved" if unresolved else ""
+        if arm != control and rows["recovered_fraction"].notna().any():
+            low, high = rows["recovered_fraction"].min(), rows["recovered_fraction"].max()
+            text += (
+                f"; it recovers {_between(low, high)} of what exchange is worth (over {rows['seed'].nunique()} seeds)"
+            )
+        found.append(text + ".")
+    invalid = done.drop_duplicates("cell")
+    if count := int((~invalid["valid"].astype(bool)).sum()):
+        found.append(f"{count} of {len(invalid)} cells are invalid: their times are not to be used (column why).")
+    return found
+
+
+def _span(values: pd.Series) -> str:
+    return _between(float(values.min()), float(values.max()))
+
+
+def _between(low: float, high: float) -> str:
+    first, last = trimmed(low).replace("-", "−"), trimmed(high).replace("-", "−")
+    return first if first == last else f"{first} to {last}"

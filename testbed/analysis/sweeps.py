@@ -1,0 +1,290 @@
+"""A sweep on disk: from what was learned and what was timed to one tidy table, and back.
+
+results.parquet, .csv   a row per cell and seed
+curves.parquet          a row per cell, seed and step: loss against composed time
+sweep.json              what was asked, what is there, what failed
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed.analysis.load import COLUMNS, arm_table
+from testbed.errors import UsageError
+
+__all__ = ["SCHEMA_VERSION", "Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
+
+SCHEMA_VERSION = 1
+_NORMAL_95 = 1.96
+_OF_SUMMARY = (
+    "exchange",
+    "codec",
+    "sync",
+    "link",
+    "rate_bps",
+    "rate_measured_bps",
+    "goodput_measured_bps",
+    "step_seconds_mean",
+    "step_seconds_ci95",
+    "ci95_from",
+    "steps_timed",
+    "layers_timed",
+    "layers_of_target",
+    "compute_seconds_median",
+    "exchange_seconds_median",
+    "sync_seconds_each",
+    "sync_seconds_per_step",
+    "closed_form_step_seconds",
+    "kv_payload_bytes_per_step",
+    "wire_bytes_per_step",
+    "sync_wire_bytes_each",
+    "payload_by_channel",
+    "invalid_steps",
+    "suspect_steps",
+)
+"""Taken over into the table as they stand."""
+_OF_NETWORK = {
+    **{
+        name: name
+        for name in ("nodes", "nodes_of_target", "accounting", "bandwidth_bps", "preset", "target", "sync_every")
+    },
+    "one_way_delay_seconds": "delay_seconds",
+    "packet_loss": "loss",
+}
+"""Column of the table, key of a summary's network."""
+_OF_VALIDATION = ("val_loss", "val_loss_remote", "recall_accuracy_remote")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What was asked, and its tables."""
+
+    record: dict[str, Any]
+    """As in sweep.json."""
+    table: pd.DataFrame
+    """A row per cell and seed; columns carry their units."""
+    curves: pd.DataFrame
+    """A row per cell, seed and step."""
+
+    @property
+    def of_commands(self) -> bool:
+        """Whether a user's own command was run, and nothing was trained by us."""
+        return self.record["kind"] == "command"
+
+    @property
+    def arms(self) -> list[str]:
+        """Names, in the order of the file."""
+        return list(dict.fromkeys(self.table["arm"]))
+
+
+def load_sweep(path: Path | str) -> Sweep:
+    """The sweep in the folder `path`; raises `UsageError` with one sentence if it cannot be read."""
+    folder = Path(path)
+    for name in ("sweep.json", "results.parquet", "curves.parquet"):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder} holds no {name}: it is no finished sweep; type testbed sweep again to go on")
+    record = json.loads((folder / "sweep.json").read_text())
+    if (found := record.get("schema_version")) != SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder / 'sweep.json'} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only"
+        )
+    return Sweep(
+        record=record,
+        table=pd.read_parquet(folder / "results.parquet"),
+        curves=pd.read_parquet(folder / "curves.parquet"),
+    )
+
+
+def conclude(folder: Path, failed: dict[str, str]) -> Sweep:
+    """Everything that is made of the cells that are there, written; `failed` holds reasons by cell."""
+    config = json.loads((folder / "config.json").read_text())
+    table, curves = sweep_tables(folder, config, failed)
+    return _written(folder, config, failed, table, curves)
+
+
+def conclude_commands(folder: Path, failed: dict[str, str]) -> Sweep:
+    """The same of a user's own command: wall time, status, bytes, and what it said, in columns `said_…`."""
+    config = json.loads((folder / "config.json").read_text())
+    rows = [_command_row(entry, folder, failed) for entry in config["cells"]]
+    first = ["cell", "seed", "state", "point", *config["varied"], "exit_status", "wall_seconds", "why"]
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=list(dict.fromkeys([*first, *table.columns])))
+    return _written(folder, config, failed, table, pd.DataFrame(columns=["cell", "seed", *COLUMNS]))
+
+
+def _command_row(entry: dict[str, Any], folder: Path, failed: dict[str, str]) -> dict[str, Any]:
+    file = folder / "cells" / entry["cell"] / "summary.json"
+    state = "failed" if entry["cell"] in failed else "done" if file.is_file() else "missing"
+    row: dict[str, Any] = {"cell": entry["cell"], "seed": entry["seed"], "state": state, **entry["point"]}
+    row |= {"point": _words(entry["point"]), "why": failed.get(entry["cell"], "")}
+    if state != "done":
+        return row
+    summary = json.loads(file.read_text())
+    for kind in ("sent_bytes", "received_bytes"):
+        counts = summary[kind]
+        row[f"{kind}_mean"] = sum(counts.values()) / len(counts)
+        row |= {f"{kind}_{node}": count for node, count in counts.items()}
+    row |= {f"bytes_{pair['from']}_to_{pair['to']}": pair["bytes"] for pair in summary["pairs"]}
+    row |= {f"said_{key}": value for key, value in summary["said"].items()}
+    return row | {key: summary[key] for key in ("exit_status", "wall_seconds")}
+
+
+def _words(point: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in point.items())
+
+
+def _written(
+    folder: Path, config: dict[str, Any], failed: dict[str, str], table: pd.DataFrame, curves: pd.DataFrame
+) -> Sweep:
+    states = table.drop_duplicates("cell")["state"].value_counts().to_dict()
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": config["kind"],
+        "name": folder.name,
+        **{key: config["sweep"][key] for key in ("title", "question", "exact", "control")},
+        "varied": list(config["varied"]),
+        "cells": int(table["cell"].nunique()),
+        "states": {state: int(count) for state, count in states.items()},
+        "excluded": config["excluded"],
+        "failed": failed,
+    }
+    table.to_parquet(folder / "results.parquet", index=False)
+    table.to_csv(folder / "results.csv", index=False)
+    curves.to_parquet(folder / "curves.parquet", index=False)
+    partial = folder / "sweep.json.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder / "sweep.json")
+    return Sweep(record=record, table=table, curves=curves)
+
+
+def sweep_tables(folder: Path, config: dict[str, Any], failed: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of every cell and seed, and their curves."""
+    learned = {path.stem: json.loads(path.read_text()) for path in (folder / "learned").glob("*.json")}
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in (folder / "cells").glob("*/summary.json")}
+    rows, curves = [], []
+    for entry in config["cells"]:
+        summary = summaries.get(entry["cell"])
+        for seed, trainer in entry["learned"].items():
+            rows.append(_row(entry, int(seed), summary, learned.get(trainer), failed))
+        if summary is not None:
+            curves += _curves(entry, summary, learned)
+    table = _related(pd.DataFrame(rows, columns=_columns(config)), config)
+    empty = pd.DataFrame(columns=["cell", "seed", *COLUMNS])
+    return table, pd.concat(curves, ignore_index=True) if curves else empty
+
+
+def _columns(config: dict[str, Any]) -> list[str]:
+    """In their order; whatever failed, all are there."""
+    first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why"]
+    last = ["seconds_per_step", "hours", "tokens_per_second", "compute_utilisation", *_OF_VALIDATION, "steps"]
+    return list(dict.fromkeys([*first, *_OF_NETWORK, *_OF_SUMMARY, *last]))
+
+
+def _row(
+    entry: dict[str, Any],
+    seed: int,
+    summary: dict[str, Any] | None,
+    trainer: dict[str, Any] | None,
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    state = "failed" if entry["cell"] in failed else "missing" if summary is None or trainer is None else "done"
+    row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
+    row["point"] = _words(entry["point"])
+    row["why"] = failed.get(entry["cell"], "")
+    if summary is not None:
+        network = summary["network"]
+        row |= {column: network.get(key) for column, key in _OF_NETWORK.items()} | entry["point"]  # as it was typed
+        row |= {key: summary.get(key) for key in _OF_SUMMARY}
+        row["payload_by_channel"] = json.dumps(summary.get("payload_by_channel"))
+        row |= {"valid": summary["valid"], "why": row["why"] or "; ".join(summary["why"])}
+        row |= _rates(summary)
+    if trainer is not None:
+        last = trainer["validations"][-1]
+        row |= {key: last.get(key) for key in _OF_VALIDATION} | {"steps": len(trainer["losses"])}
+        if summary is not None:
+            row["hours"] = row["steps"] * row["seconds_per_step"] / 3600
+    return row
+
+
+def _rates(summary: dict[str, Any]) -> dict[str, float]:
+    """Of a step with its share of synchronisation."""
+    seconds = summary["step_seconds_mean"] + (summary["sync_seconds_per_step"] or 0.0)
+    return {
+        "seconds_per_step": seconds,
+        "tokens_per_second": summary["tokens_per_second"],
+        "compute_utilisation": summary["compute_seconds_median"] / seconds,
+    }
+
+
+def _curves(entry: dict[str, Any], summary: dict[str, Any], learned: dict[str, Any]) -> list[pd.DataFrame]:
+    """By seed; the clock is the same for all, for time does not depend on the seed."""
+    found, clock = [], None
+    for seed, name in entry["learned"].items():
+        if (trainer := learned.get(name)) is None:
+            continue
+        shown = summary | {"arm": entry["arm"]}
+        known = summary | {"learned": {"loss": trainer["losses"], "validations": trainer["validations"]}}
+        part = arm_table(summary["network"], shown, known) if clock is None else _on(clock, trainer)
+        clock = part if clock is None else clock
+        found.append(part.assign(cell=entry["cell"], seed=int(seed)))
+    return found
+
+
+def _on(clock: pd.DataFrame, trainer: dict[str, Any]) -> pd.DataFrame:
+    """Another seed's losses on a clock that is there."""
+    losses = pd.DataFrame({"step": range(1, len(trainer["losses"]) + 1), "loss": trainer["losses"]})
+    validations = pd.DataFrame(trainer["validations"])
+    kept = [name for name in clock.columns if name not in ("loss", *validations.columns) or name == "step"]
+    table = clock[kept].merge(losses, on="step", how="left")
+    return table.merge(
+        validations[["step", *(c for c in COLUMNS if c in validations and c != "step")]], on="step", how="left"
+    )[list(COLUMNS)]
+
+
+def _related(table: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
+    """What a row is against the exact exchange and the control of its point and seed."""
+    rows: list[dict[str, Any]] = table.to_dict("records")  # pyrefly: ignore
+    known = {(row["point"], row["arm"], row["seed"]): row for row in rows}
+    exact, control = config["sweep"]["exact"], config["sweep"]["control"]
+    related = [
+        _faster(row, known[row["point"], exact, row["seed"]])
+        | _recovered(row, known[row["point"], exact, row["seed"]], known[row["point"], control, row["seed"]])
+        for row in rows
+    ]
+    return table.join(pd.DataFrame(related, index=table.index))
+
+
+def _faster(row: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
+    """Speed-up in a step's time, with its 95 % interval.
+
+    Unresolved: the interval, and with it what the link's own rate is off by, holds 1.
+    """
+    if not row["state"] == exact["state"] == "done":
+        return {"speedup": math.nan, "speedup_half": math.nan, "resolved": None}
+    speedup = exact["seconds_per_step"] / row["seconds_per_step"]
+    half = speedup * math.hypot(_relative(row), _relative(exact), _link_off(row))
+    resolved = row["cell"] == exact["cell"] or abs(speedup - 1) > half
+    return {"speedup": speedup, "speedup_half": half, "resolved": resolved}
+
+
+def _recovered(row: dict[str, Any], exact: dict[str, Any], control: dict[str, Any]) -> dict[str, float]:
+    """The share of what exchange is worth; of what was learned alone, whatever became of the links."""
+    worst, best, mine = (each["val_loss_remote"] for each in (control, exact, row))
+    known = all(loss is not None and not math.isnan(loss) for loss in (worst, best, mine)) and worst != best
+    return {"recovered_fraction": (worst - mine) / (worst - best) if known else math.nan}
+
+
+def _relative(row: dict[str, Any]) -> float:
+    half = row["step_seconds_ci95"]
+    return 0.0 if half is None or math.isnan(half) else half / row["step_seconds_mean"]
+
+
+def _link_off(row: dict[str, Any]) -> float:
+    """How far the measured rate is from the asked one, as a fraction."""
+    asked, measured = row["rate_bps"], row["rate_measured_bps"]
+    known = all(value is not None and not math.isnan(value) for value in (asked, measured))
+    return abs(measured / asked - 1) if known else 0.0

@@ -1,0 +1,164 @@
+"""A grid of a user's own command: every point runs it on all nodes, as `testbed exec` does.
+
+A point's row is wall time, bytes, exit status, and what the program said: of every JSON object that it printed on a
+line of its own, numbers, texts and truth values by key; a later line, and a later node, overrides.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.config import parse
+from testbed.errors import UsageError
+from testbed.runs.asked import Asked, network_for
+from testbed.runs.directory import write_json
+from testbed.runs.progress import counted, minutes
+from testbed.sweep.grid import Point, Sweep, described, points_of
+
+__all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
+
+_VERSION = 1
+_LINE = re.compile(r"^\S+: (\{.*\})\s*$")
+"""What a node prints, behind its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """The command at one point, with one seed."""
+
+    point: Point
+    varied: Point
+    seed: int
+    program: tuple[str, ...]
+    flags: tuple[str, ...]
+    """Of `testbed exec`."""
+
+    @property
+    def hash(self) -> str:
+        """Of all that is set; the name of the folder with its results."""
+        config = {"version": _VERSION, "program": self.program, "flags": self.flags}
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def errands_of(sweep: Sweep) -> list[Errand]:
+    """Every point and seed, in the order of the file; raises `UsageError` that names what is wrong."""
+    keys = [key for axis in sweep.axes() for key in axis]
+    found = []
+    for point in points_of(sweep)[0]:
+        links = {key: value for key, value in point.items() if not key.startswith("var.")}
+        schedule = links.pop("schedule", None)
+        network_for(parse(Asked, links, "a point of the grid"))
+        flags = [part for key, value in links.items() for part in (f"--{key.replace('_', '-')}", f"{value}")]
+        flags += ["--schedule", f"{schedule}"] if schedule is not None else []
+        for seed in sweep.seeds:
+            words = {key.removeprefix("var."): value for key, value in point.items() if key.startswith("var.")}
+            program = tuple(_filled(part, words | {"seed": seed}) for part in sweep.command)
+            found.append(
+                Errand(
+                    point=point,
+                    varied={key: point[key] for key in keys},
+                    seed=seed,
+                    program=program,
+                    flags=tuple(flags),
+                )
+            )
+    return found
+
+
+def _filled(text: str, words: dict[str, Any]) -> str:
+    """Braces replaced; doubled ones are meant."""
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        if unknown := names - words.keys():
+            known = ", ".join(sorted(words))
+            raise UsageError(f"command: {{{min(unknown)}}} stands for nothing; known are {known} (var.… keys)")
+        return text.format(**words)
+    except (ValueError, IndexError, AttributeError) as error:
+        raise UsageError(f"command: {text!r}: {error}; a brace that is meant is doubled") from None
+
+
+def _run(errand: Errand, folder: Path) -> str | None:
+    """Run it and write `summary.json`; why it failed, if it did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, record = folder / "output.log", folder / "record.json"
+    command = [sys.executable, "-m", "testbed", "exec", *errand.flags, "--share", "--record", str(record), "--"]
+    with log.open("w") as output:
+        done = subprocess.run(
+            [*command, *errand.program], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    if not record.is_file():
+        return _last_words(log) or f"it ended with status {done.returncode} before its links were proven"
+    moved = json.loads(record.read_text())
+    status = max(moved["exit_status"].values(), default=0)
+    write_json(
+        folder / "summary.json",
+        {
+            "cell": errand.hash,
+            "point": errand.varied,
+            "seed": errand.seed,
+            "command": errand.program,
+            "wall_seconds": moved["wall_seconds"],
+            "exit_status": status,
+            "sent_bytes": moved["sent_bytes"],
+            "received_bytes": moved["received_bytes"],
+            "pairs": moved["pairs"],
+            "said": dict(_said(log)),
+        },
+    )
+    return None
+
+
+def dry_run_errands(errands: list[Errand], folder: Path) -> str:
+    """Every cell, and whether it is there."""
+    lines = []
+    for errand in errands:
+        there = (folder / "cells" / errand.hash / "summary.json").is_file()
+        flags, program = shlex.join(errand.flags), shlex.join(errand.program)
+        lines.append(f"{'there  ' if there else 'missing'}  {errand.hash}  testbed exec {flags} -- {program}")
+    return "\n".join([*lines, f"{counted(len(lines), 'cell')} into {folder}"])
+
+
+def run_errands(errands: list[Errand], folder: Path, report: Callable[[str], None]) -> dict[str, str]:
+    """Run what is missing, one after the other; reasons by cell of what failed."""
+    failed: dict[str, str] = {}
+    missing = [each for each in errands if not (folder / "cells" / each.hash / "summary.json").is_file()]
+    report(f"{counted(len(errands), 'cell')}: {len(errands) - len(missing)} there, {len(missing)} to run")
+    started = time.monotonic()
+    for number, errand in enumerate(missing, 1):
+        place = folder / "cells" / errand.hash
+        shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not end
+        why = _run(errand, place)
+        where = f"{described(errand.varied)}, seed {errand.seed}"
+        left = (time.monotonic() - started) / number * (len(missing) - number)
+        if why is None:
+            report(f"{where}: done ({number}/{len(missing)} cells, about {minutes(left)} left)")
+        else:
+            failed[errand.hash] = why
+            (place / "FAILED").write_text(why + "\n")
+            report(f"{where} FAILED: {why}; see {place / 'output.log'}")
+    return failed
+
+
+def _said(log: Path) -> Iterator[tuple[str, Any]]:
+    for line in log.read_text(errors="replace").splitlines():
+        if match := _LINE.match(line):
+            try:
+                data = json.loads(match[1])
+            except ValueError:
+                continue
+            yield from ((key, value) for key, value in data.items() if isinstance(value, str | int | float | bool))
+
+
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("testbed: ")]
+    return lines[-1].removeprefix("testbed: ") if lines else ""

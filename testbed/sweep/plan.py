@@ -1,0 +1,94 @@
+"""A sweep, resolved: what has to be learned and timed here, what belongs together, and about how long it takes."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from testbed.runs.directory import read_json
+from testbed.runs.experiment import Cell
+from testbed.sweep.cells import Timed
+from testbed.sweep.grid import Excluded, Sweep
+
+__all__ = ["Plan", "by", "estimate", "nodes_of", "point_of", "seconds"]
+
+T = TypeVar("T")
+_START_SECONDS = 40.0
+"""Of a set of nodes: processes, data, warm start. For the estimate only."""
+_PROOF_SECONDS = 12.0
+"""Of a point's links. For the estimate only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep, resolved."""
+
+    sweep: Sweep
+    cells: list[Timed]
+    excluded: list[Excluded]
+    folder: Path
+    shard: tuple[int, int] = (0, 1)
+    """Which part of how many is done here."""
+
+    @property
+    def trainers(self) -> dict[str, Cell]:
+        """What has to be learned here, by hash: what is timed here needs its first seed's, others are shared out."""
+        found = {cell.learned[0].hash: cell.learned[0] for cell in self.timed.values()}
+        others = {each.hash: each for cell in self.cells for each in cell.learned[1:]}
+        return found | self._own(others)
+
+    @property
+    def timed(self) -> dict[str, Timed]:
+        """What has to be timed here, by hash; the cluster's link is the same at every point."""
+        found: dict[str, Timed] = {}
+        for point in self._own(by(self.cells, point_of)).values():
+            for cell in point:
+                found.setdefault(cell.hash, cell)
+        return found
+
+    def _own(self, things: dict[str, T]) -> dict[str, T]:
+        which, of = self.shard
+        return {key: thing for number, (key, thing) in enumerate(things.items()) if number % of == which}
+
+    def learned_file(self, trainer: Cell) -> Path:
+        return self.folder / "learned" / f"{trainer.hash}.json"
+
+    def is_timed(self, cell: str) -> bool:
+        """Whether a cell is done, and valid: one whose measurement broke is timed again."""
+        file = self.summary_file(cell)
+        return file.is_file() and read_json(file)["valid"]
+
+    def summary_file(self, cell: str) -> Path:
+        return self.folder / "cells" / cell / "summary.json"
+
+
+def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Timed]]:
+    found: dict[str, list[Timed]] = {}
+    for cell in cells:
+        found.setdefault(key(cell), []).append(cell)
+    return found
+
+
+def nodes_of(cell: Timed) -> str:
+    """Cells with the same one can be timed on the same nodes: all but the links is alike."""
+    config = cell.config
+    network = {key: value for key, value in config["network"].items() if key != "links"}
+    return json.dumps([network, config["preset"], config["seed"], config["backend"]], sort_keys=True)
+
+
+def point_of(cell: Timed) -> str:
+    return json.dumps([cell.point, cell.config["preset"]], sort_keys=True)
+
+
+def estimate(cells: list[Timed]) -> float:
+    """Seconds that timing takes: the proof of links by experience, steps by closed form."""
+    points, nodes = len(by(cells, point_of)), len(by(cells, nodes_of))
+    return sum(map(seconds, cells)) + points * _PROOF_SECONDS + nodes * _START_SECONDS
+
+
+def seconds(cell: Timed) -> float:
+    """Of one cell's timed steps and averagings."""
+    from testbed.runs.comparison import timed_seconds  # and with it torch
+
+    return timed_seconds(cell.settings, cell.arm)

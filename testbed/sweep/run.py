@@ -1,0 +1,209 @@
+"""`testbed sweep FILE.toml`: learn every trainer once, time every arm on every network once, compose.
+
+    runs/<name>/config.json             the file, resolved, and which cell is what
+    runs/<name>/learned/<hash>.json     a trainer: losses, validations (as `testbed learn` writes them)
+    runs/<name>/cells/<hash>/           a cell: summary.json, link/, metrics/, trace/, ledger.json; or FAILED
+    runs/<name>/results.{parquet,csv}   a row per cell and seed;  curves.parquet: per step;  figures/
+
+Killed at any time, the same command goes on with what is missing: a cell is done once its summary.json is there.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from testbed.commandline import flag
+from testbed.config.tree import read_toml
+from testbed.errors import UsageError
+from testbed.runs.directory import environment, write_json
+from testbed.runs.experiment import Cell
+from testbed.runs.learn import alone, named_folder, rehearse_all
+from testbed.runs.learning import Learning, groups_of, order_of
+from testbed.runs.progress import counted, minutes
+from testbed.sweep.cells import cells_of
+from testbed.sweep.commands import dry_run_errands, errands_of, run_errands
+from testbed.sweep.grid import Sweep, described, points_of
+from testbed.sweep.hosts import Hosts
+from testbed.sweep.plan import Plan, estimate
+from testbed.sweep.times import time_missing
+
+__all__ = ["SweepCommand", "dry_run", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """Every arm on every network of a grid: trainers learned once, cells timed once, loss against time composed.
+
+    For example: testbed sweep experiments/bandwidth_latency.toml. Killed at any time, it goes on with what is missing.
+    """
+
+    file: Annotated[tyro.conf.Positional[str], flag("FILE")]
+    """The grid, a .toml file (docs/sweeps.md)."""
+    name: Annotated[str | None, flag("NAME")] = None
+    """The folder in runs/; the file's name unless given. Cells that are there are not run again."""
+    shard: Annotated[str | None, flag("I/N")] = None
+    """Only the I-th of N parts, for N machines; their folders in runs/ are merged by copying, then type it without."""
+    launcher: Literal["local", "ray"] = "local"
+    """On this machine, or on the hosts of a Ray, one cell at a time on each (docs/sweeps.md)."""
+    ray_address: Annotated[str | None, flag("HOST:PORT")] = None
+    """Of a Ray that runs; unless given, one is started here, on loopback alone."""
+    share: bool = False
+    """Run although another run uses this machine."""
+    dry_run: bool = False
+    """Print every cell, whether it is there, and about how long the rest takes; do nothing."""
+    json: bool = False
+    """Print sweep.json at the end."""
+
+
+def _asked(asked: SweepCommand) -> tuple[Sweep, Path]:
+    """The file, and the folder in runs/."""
+    path = Path(asked.file)
+    sweep = read_toml(Sweep, path)
+    folder = named_folder(asked.name if asked.name is not None else path.stem)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "learned").is_dir():
+        raise UsageError(f"{folder} is another command's; choose another with --name")
+    return sweep, folder
+
+
+def _plan(asked: SweepCommand, sweep: Sweep, folder: Path) -> Plan:
+    """What was asked for, checked as far as can be without torch."""
+    cells = cells_of(sweep, folder, shlex.join(["testbed", *sys.argv[1:]]))
+    return Plan(sweep=sweep, cells=cells, excluded=points_of(sweep)[1], folder=folder, shard=_shard(asked.shard))
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """ "2/3" is the second of three parts: (1, 3)."""
+    if text is None:
+        return 0, 1
+    match = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UsageError(f"--shard {text}: type a part and how many there are, such as 1/3, 2/3 or 3/3")
+    return int(match[1]) - 1, int(match[2])
+
+
+def dry_run(asked: SweepCommand) -> str:
+    """Every cell in the order in which they are timed, and what is left out."""
+    asked_for, folder = _asked(asked)
+    if asked_for.command:
+        return dry_run_errands(errands_of(asked_for), folder)
+    plan = _plan(asked, asked_for, folder)
+    timed = plan.timed
+    lines = [
+        f"{'there  ' if plan.is_timed(cell.hash) else 'missing'}  {cell.hash}  {cell.arm.name} at "
+        f"{described(cell.varied)}"
+        for cell in plan.cells
+        if cell.hash in timed
+    ]
+    lines += [f"left out         {described(each.point)}: {each.reason}" for each in plan.excluded]
+    missing = [cell for cell in plan.timed.values() if not plan.is_timed(cell.hash)]
+    learning = [each for each in plan.trainers.values() if not plan.learned_file(each).is_file()]
+    return "\n".join(
+        [
+            *lines,
+            f"{counted(len(plan.cells), 'cell')} into {plan.folder}: {counted(len(learning), 'trainer')} to learn, "
+            f"{counted(len(missing), 'cell')} to time, about {minutes(estimate(missing))} for these",
+        ]
+    )
+
+
+def sweep(asked: SweepCommand, report: Callable[[str], None], *, live: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Do what is missing, then write the tables; the folder, and the record with `failed` reasons by cell."""
+    asked_for, folder = _asked(asked)
+    if asked_for.command:
+        return folder, _sweep_command(asked_for, folder, report)
+    from testbed.analysis.sweeps import conclude
+
+    plan = _plan(asked, asked_for, folder)
+    report("building every trainer once")
+    rehearse_all(list(plan.trainers.values()))
+    with _folder(folder, _config(plan)), _hosts(asked) as hosts:
+        failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
+        return folder, conclude(folder, failed).record
+
+
+@contextmanager
+def _hosts(asked: SweepCommand) -> Iterator[Hosts | None]:
+    """Where orders are served, if not here."""
+    if asked.launcher == "local":
+        if asked.ray_address is not None:
+            raise UsageError("--ray-address is for --launcher ray: type both, or neither")
+        yield None
+        return
+    with Hosts(asked.ray_address) as hosts:
+        yield hosts
+
+
+def _sweep_command(asked: Sweep, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    from testbed.analysis.sweeps import conclude_commands
+
+    errands = errands_of(asked)
+    cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands]
+    with _folder(folder, _about(asked) | {"cells": cells}):
+        return conclude_commands(folder, run_errands(errands, folder, report)).record
+
+
+@contextmanager
+def _folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """The sweep's own, with what is known before it begins."""
+    with alone(folder):
+        (folder / "learned").mkdir(exist_ok=True)
+        write_json(folder / "config.json", config)
+        write_json(folder / "environment.json", environment())
+        (folder / "command.txt").write_text(shlex.join(["testbed", *sys.argv[1:]]) + "\n")
+        yield
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    cells = [
+        {
+            "cell": cell.hash,
+            "arm": cell.arm.name,
+            "point": cell.varied,
+            "learned": {each.seed: each.hash for each in cell.learned},
+        }
+        for cell in plan.cells
+    ]
+    return _about(plan.sweep) | {"cells": cells}
+
+
+def _about(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "kind": "command" if sweep.command else "sweep",
+        "sweep": asdict(sweep),
+        "varied": [key for axis in sweep.axes() for key in axis],
+        "excluded": [asdict(each) for each in points_of(sweep)[1]],
+    }
+
+
+def _learn(plan: Plan, report: Callable[[str], None], hosts: Hosts | None, live: bool) -> dict[str, str]:
+    """Learn what is missing; reasons by trainer of what failed."""
+    trainers = plan.trainers
+    missing = [trainer for trainer in trainers.values() if not plan.learned_file(trainer).is_file()]
+    if not missing:
+        report(f"{counted(len(trainers), 'trainer')}: all there")
+        return {}
+    if hosts is not None:
+        return _learn_on(hosts, plan, missing, report)
+    learning = Learning(plan.folder / "learned", plan.folder / "logs", missing, len(trainers), report, live)
+    return learning.run(os.cpu_count() or 1)
+
+
+def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Callable[[str], None]) -> dict[str, str]:
+    report(f"{counted(len(plan.trainers), 'trainer')}: {len(missing)} to learn, on the hosts of Ray")
+    failed: dict[str, str] = {}
+    for order, messages in hosts.serve(
+        "testbed.runs.learners", [order_of(group, Path("learned")) for group in groups_of(missing)], plan.folder
+    ):
+        why = next((message["why"] for message in messages if "failed" in message), "its process ended early")
+        lost = [name for name in order["arms"] if not (plan.folder / "learned" / f"{name}.json").is_file()]
+        failed |= dict.fromkeys(lost, why)
+        report(f"  learned {len(order['arms']) - len(lost)} of {len(order['arms'])} with seed {order['seed']}")
+    return failed

@@ -1,0 +1,156 @@
+"""The cells of a sweep that are missing, timed here or on other hosts; reasons of what failed."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from testbed.runs.directory import environment, read_json
+from testbed.runs.learning import start_child
+from testbed.runs.progress import counted, minutes
+from testbed.sweep.cells import Timed
+from testbed.sweep.grid import described
+from testbed.sweep.hosts import Hosts
+from testbed.sweep.plan import Plan, by, estimate, nodes_of, point_of, seconds
+from testbed.sweep.timing import as_order
+
+__all__ = ["time_missing"]
+
+_ATTEMPTS = 2
+
+
+def time_missing(
+    plan: Plan, report: Callable[[str], None], hosts: Hosts | None, unlearned: dict[str, str]
+) -> dict[str, str]:
+    """Time what is missing, one set of nodes after the other; reasons by cell of what failed."""
+    failed = {
+        cell.hash: f"its trainer was not learned with seed {each.seed}: {unlearned[each.hash]}"
+        for cell in plan.cells
+        for each in cell.learned
+        if each.hash in unlearned
+    }
+    reasons: dict[str, str] = {}
+    for attempt in range(_ATTEMPTS):
+        missing = {name: cell for name, cell in plan.timed.items() if not plan.is_timed(name) and name not in failed}
+        if attempt and not missing:
+            break
+        if attempt:
+            report(f"{counted(len(missing), 'cell')} failed or invalid: once more, for machines have bad minutes")
+        timing = _Timing(plan, report, missing)
+        timing.announce()
+        timing.run_all(hosts)
+        reasons = timing.failed
+    return failed | reasons
+
+
+class _Timing:
+    """Cells under way and done, and how long the rest will take."""
+
+    def __init__(self, plan: Plan, report: Callable[[str], None], missing: dict[str, Timed]) -> None:
+        self.plan, self.report, self.missing = plan, report, missing
+        self.failed: dict[str, str] = {}
+        self.total, self.done = len(plan.timed), len(plan.timed) - len(missing)
+        self.started = time.monotonic()
+        self.expected = estimate(list(missing.values()))
+        self.closed_form = sum(map(seconds, missing.values()))
+        self.behind = 0.0
+
+    def announce(self) -> None:
+        """How many there are, and about how long they take."""
+        there = f"{counted(self.total, 'cell')}: {self.done} there, {len(self.missing)} to time"
+        self.report(f"{there}, about {minutes(self.expected)}" if self.missing else f"{there}")
+
+    def run_all(self, hosts: Hosts | None) -> None:
+        """Here, one set of nodes after the other, or on other hosts."""
+        if hosts is not None:
+            self.run_on(hosts)
+            return
+        for left in by(list(self.missing.values()), nodes_of).values():
+            while left:
+                left = self.run(left)
+
+    def run_on(self, hosts: Hosts) -> None:
+        """All that is missing, an order a point."""
+        points = [
+            each for group in by(self.missing.values(), nodes_of).values() for each in by(group, point_of).values()
+        ]
+        orders = [self._order(cells, folder="") for cells in points]
+        for order, messages in hosts.serve("testbed.sweep.timing", orders, self.plan.folder):
+            left = {name: self.missing[name] for group in order["groups"] for name in group["arms"]}
+            why = "its process ended early"
+            for message in messages:
+                if message.get("failed", "") is None:  # nobody said which
+                    why = message["why"]
+                else:
+                    self._heard(message, left, Path("the host's"))
+            if left:
+                self._drop(list(left.values()), why, Path("the host's"))
+
+    def run(self, cells: list[Timed]) -> list[Timed]:
+        """One process for cells of the same nodes; those that are left if it fails, without the ones to blame."""
+        plan, left = self.plan, {cell.hash: cell for cell in cells}
+        for cell in cells:
+            shutil.rmtree(plan.folder / "cells" / cell.hash, ignore_errors=True)  # of an attempt that did not end
+        log = plan.folder / "logs" / "timing.log"
+        process = start_child("testbed.sweep.timing", log)
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with process.stdin, process.stdout:
+                process.stdin.write(json.dumps(self._order(cells, folder=str(plan.folder))) + "\n")
+                process.stdin.flush()
+                for line in process.stdout:
+                    self._heard(json.loads(line), left, log)
+        finally:
+            process.kill()
+        status = process.wait()
+        if len(left) == len(cells):  # nothing was done, and nobody said why
+            self._drop([left.pop(cells[0].hash)], f"its process ended with status {status}", log)
+        return list(left.values())
+
+    def _heard(self, message: dict[str, Any], left: dict[str, Timed], log: Path) -> None:
+        if "say" in message:
+            self.report(message["say"])
+        elif "done" in message:
+            self._count(left.pop(message["done"]), message)
+        elif "failed" in message:
+            self._drop([left.pop(name) for name in message["failed"]], message["why"], log)
+
+    def _order(self, cells: list[Timed], *, folder: str) -> dict[str, Any]:
+        learned = {}
+        for cell in cells:
+            known = read_json(self.plan.learned_file(cell.learned[0]))
+            learned[cell.hash] = {
+                "nodes": cell.learners,
+                "rank_losses": known["rank_losses"],
+                "validation": known["validations"][-1],
+            }
+        return {
+            "folder": folder,
+            "command": cells[0].settings.command,
+            "environment": environment(),
+            "groups": [as_order(together) for together in by(cells, point_of).values()],
+            "learned": learned,
+        }
+
+    def _drop(self, cells: list[Timed], why: str, log: Path) -> None:
+        for cell in cells:
+            folder = self.plan.folder / "cells" / cell.hash
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "FAILED").write_text(why + "\n")
+            self.failed[cell.hash] = why
+        arms = ", ".join(cell.arm.name for cell in cells)
+        self.report(f"{arms} at {described(cells[0].varied)} FAILED: {why.splitlines()[0]}; see {log}")
+
+    def _count(self, cell: Timed, message: dict[str, Any]) -> None:
+        self.done += 1
+        self.behind += seconds(cell) * self.expected / self.closed_form
+        passed = time.monotonic() - self.started
+        left = passed * (self.expected - self.behind) / self.behind if self.behind else 0.0
+        note = "" if message["valid"] else ", INVALID"
+        self.report(
+            f"{cell.arm.name} at {described(cell.varied)}: {message['step_seconds']:.2f} s a step{note} "
+            f"({self.done}/{self.total} cells{f', about {minutes(left)} left' if left > 1 else ''})"
+        )

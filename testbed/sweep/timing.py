@@ -1,0 +1,186 @@
+"""Cells of one network after the other, timed on nodes that stay: `python -m testbed.sweep.timing`.
+
+The order comes as a JSON line on standard input, what happens leaves as JSON lines on standard output; when standard
+input ends, so does this process. Ranks, data and warm start are made once; between two points only the links change,
+and each point's are proven anew. A link that cannot be had fails the cells of its point; anything else ends this
+process, too, and whoever ordered the rest goes on in another.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emulation.errors import EmulationError, LinkError
+from emulation.network import Network
+from emulation.world import run_in_world
+from testbed.config import Arm, Preset, parse
+from testbed.errors import RunFailed, TestbedError
+from testbed.runs.settings import Settings
+from testbed.sweep.cells import Timed
+from testbed.targets import Target
+
+if TYPE_CHECKING:
+    from testbed.runs.comparison import Comparison, Learned
+
+__all__ = ["as_order"]
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+def as_order(cells: list[Timed]) -> dict[str, Any]:
+    """Cells of one point as part of an order; the inverse is `_settings`."""
+    first = cells[0].settings
+    network = json.loads(json.dumps(asdict(first.network)))  # whole, whatever decides the first cell's time
+    whole = cells[0].config | {"network": network, "preset_name": first.preset_name}
+    return {
+        "point": cells[0].point,
+        "settings": {key: value for key, value in whole.items() if key not in ("arm", "version")},
+        "arms": {cell.hash: cell.config["arm"] | {"name": cell.arm.name} for cell in cells},
+    }
+
+
+def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
+    given = group["settings"]
+    arms = {cell: parse(Arm, arm, "arm") for cell, arm in group["arms"].items()}
+    return Settings(
+        folder=folder,
+        command=command,
+        network=parse(Network, given["network"], "network"),
+        schedule=None,
+        backend=given["backend"],
+        preset_name=given["preset_name"],
+        preset=parse(Preset, given["preset"], "preset"),
+        target=parse(Target, given["target"], "target"),
+        live_seconds=None,
+        arms=tuple(arms.values()),
+        seed=given["seed"],
+        share=True,
+        seconds_per_arm=given["seconds_per_arm"],
+        thrifty=True,
+        folders={arm.name: folder / "cells" / cell for cell, arm in arms.items()},
+    )
+
+
+class _Session:
+    """The nodes, and what has been done on them."""
+
+    def __init__(self, order: dict[str, Any], reply: Reply) -> None:
+        self.order, self.reply = order, reply
+        self.folder = Path(order["folder"])
+        self.before: Comparison | None = None
+        self.cells: dict[str, str] = {}
+        """Of the point under way, by arm."""
+        self.losses: dict[str, list[list[list[float]]]] = {}
+        """Of the first steps, by arm."""
+
+    def run(self) -> int:
+        """Every group; 0, or 1 if one failed."""
+        from testbed.runs.emulate import make_backend
+
+        groups = self.order["groups"]
+        blame = list(groups[0]["arms"])
+        try:
+            with ExitStack() as stack:
+                backend = stack.enter_context(make_backend(self._settings(groups[0])))
+                for group in groups:
+                    blame = list(group["arms"])
+                    try:
+                        self._take(group, backend, stack, blame)
+                    except LinkError as error:  # of this point; the nodes are well
+                        self.reply({"failed": blame, "why": f"{error}"})
+        except (EmulationError, TestbedError) as error:
+            self.reply({"failed": self._under_way() or blame, "why": f"{error}"})
+            return 1
+        return 0
+
+    def _under_way(self) -> list[str]:
+        """The cell of the arm that was the last to begin; the others of its point may be well."""
+        names = self.before.results if self.before else {}
+        return [self.cells[list(names)[-1]]] if names else []
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        return _settings(group, self.folder, self.order["command"])
+
+    def _take(self, group: dict[str, Any], backend: Any, stack: ExitStack, blame: list[str]) -> None:
+        """One point. `blame` loses every cell that is done."""
+        from testbed.runs.comparison import Comparison
+        from testbed.runs.ranks import Ranks
+
+        comparison = Comparison(self._settings(group), backend, lambda text: self.reply({"say": text}))
+        if self.before is None:
+            self.reply({"say": comparison.links.explore()})
+            comparison.prepare(stack.enter_context(Ranks(backend, self.folder / "logs")))
+        else:
+            comparison.links.explore(self.before.links)
+            comparison.go_on_from(self.before)
+        self.before = comparison
+        names = self.cells = {arm["name"]: cell for cell, arm in group["arms"].items()}
+        learned = {arm.name: self._learned(arm, names[arm.name], comparison) for arm in comparison.settings.arms}
+        comparison.take_all(learned)
+        for name, cell in names.items():
+            summary = self._write(comparison, name, cell, group)
+            blame.remove(cell)
+            self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "valid": summary["valid"]})
+
+    def _learned(self, arm: Arm, cell: str, comparison: "Comparison") -> "Learned":
+        """What the arm's timed steps are held against: the same nodes' steps off the link, once for all points."""
+        from testbed.runs.comparison import Learned
+
+        known, key = self.order["learned"][cell], json.dumps(self._arm_config(arm), sort_keys=True)
+        if key not in self.losses:
+            self.losses[key] = comparison.first_losses(arm)
+        if known["nodes"] == comparison.settings.nodes and known["rank_losses"] != self.losses[key]:
+            raise RunFailed(
+                f"{arm.name}: the first steps on these nodes are not those that were learned, to the last bit"
+            )
+        return Learned(losses=self.losses[key], loss=[], validations=[known["validation"]])
+
+    @staticmethod
+    def _arm_config(arm: Arm) -> dict[str, Any]:
+        return {key: value for key, value in asdict(arm).items() if key != "name"}
+
+    def _write(self, comparison: "Comparison", name: str, cell: str, group: dict[str, Any]) -> dict[str, Any]:
+        from testbed.runs.arm_record import arm_record
+        from testbed.runs.emulate import comparison_record, write_arm
+
+        result = comparison.results[name]
+        facts = comparison_record(comparison, [], 0.0)
+        about = {
+            "cell": cell,
+            "point": group["point"],
+            "network": {key: value for key, value in facts.items() if key not in ("arms", "run_seconds", "void")},
+        }
+        return write_arm(comparison, result, arm_record(comparison, result) | about, self.order["environment"])
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Serve one order."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints goes to the log
+    order = json.loads(sys.stdin.readline())
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+
+    def serve() -> int:
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        return _Session(order, reply).run()
+
+    if order["groups"][0]["settings"]["backend"] == "host":
+        return serve()
+    return run_in_world(serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What stands in a sweep's file: its points, what is left out, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.config import parse
+from testbed.errors import UsageError
+from testbed.sweep.grid import Sweep, points_of
+
+ARMS = {"title": "t", "arms": ["decentralised", "control"], "seeds": [0]}
+
+
+def sweep(**tables):
+    return parse(Sweep, {**ARMS, **tables}, "grid.toml")
+
+
+def test_every_value_meets_every_other():
+    """In the order of the file, the last key fastest; settings are of every point."""
+    points, excluded = points_of(
+        sweep(settings={"preset": "quick"}, grid={"bw": ["30mbit", "1gbit"], "delay": ["0ms", "5ms"]})
+    )
+    assert points == [
+        {"preset": "quick", "bw": bw, "delay": delay} for bw in ("30mbit", "1gbit") for delay in ("0ms", "5ms")
+    ]
+    assert excluded == []
+
+
+def test_lists_that_go_together_are_one_axis():
+    """And dotted keys may be written as tables or quoted."""
+    points, _ = points_of(
+        sweep(
+            grid={"bw": ["1gbit"]},
+            together=[{"nodes": [2, 4], "preset": {"batch": [2, 4]}, "arm.overlap": [True, False]}],
+        )
+    )
+    assert points == [
+        {"bw": "1gbit", "nodes": 2, "preset.batch": 2, "arm.overlap": True},
+        {"bw": "1gbit", "nodes": 4, "preset.batch": 4, "arm.overlap": False},
+    ]
+
+
+def test_what_is_left_out_keeps_its_reason():
+    """One value, or a list of them; all keys of an exclusion must hold."""
+    points, excluded = points_of(
+        sweep(
+            grid={"bw": ["30mbit", "1gbit"], "delay": ["0ms", "5ms", "20ms"]},
+            exclude=[{"bw": "30mbit", "delay": ["5ms", "20ms"], "reason": "minutes a step"}],
+        )
+    )
+    assert [(each.point["delay"], each.reason) for each in excluded] == [
+        ("5ms", "minutes a step"),
+        ("20ms", "minutes a step"),
+    ]
+    assert len(points) == 4
+
+
+def test_values_that_are_lists_are_values():
+    """Of ranks, say."""
+    tables = {"grid": {"preset.subspace_ranks": [[3, 6], [12, 24]]}}
+    assert [point["preset.subspace_ranks"] for point in points_of(sweep(**tables))[0]] == [[3, 6], [12, 24]]
+    one = sweep(**tables, exclude=[{"preset": {"subspace_ranks": [3, 6]}, "reason": "known"}])
+    assert [point["preset.subspace_ranks"] for point in points_of(one)[0]] == [[12, 24]]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_grid_has_as_many_points_as_its_lengths_say(lengths):
+    """The product, all of them different."""
+    keys = ("loss_burst", "mtu", "nodes", "steps")
+    grid = {key: list(range(1, length + 1)) for key, length in zip(keys, lengths, strict=False)}
+    points, _ = points_of(sweep(grid=grid))
+    product = 1
+    for length in lengths:
+        product *= length
+    assert len(points) == product == len({tuple(point.items()) for point in points})
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"grid": {"bandwith": ["1gbit"]}}, "unknown key 'bandwith'"),
+        ({"grid": {"dealy": ["1ms"]}}, "did you mean 'delay'?"),
+        ({"grid": {"preset.sync_evry": [1]}}, "did you mean 'preset.sync_every'?"),
+        ({"settings": {"lay": 1}}, "unknown key 'lay'"),
+        ({"gird": {"bw": ["1gbit"]}}, "unknown key 'gird'; did you mean 'grid'?"),
+        ({"grid": {"bw": []}}, "'bw' is an empty list"),
+        ({"grid": {"bw": "1gbit"}}, "a grid needs a list of values"),
+        ({"grid": {"bw": ["1gbit", "1gbit"]}}, "one of them stands there twice"),
+        ({"grid": {"bw": ["1gbit"]}, "together": [{"bw": ["1gbit"]}]}, "'bw' is varied twice"),
+        ({"together": [{"bw": ["1gbit"], "delay": ["0ms", "5ms"]}]}, "its lists have [1, 2] values"),
+        ({"grid": {"mtu": list(range(1000, 2000)), "nodes": list(range(10_000))}}, "10,000,000 points"),
+        ({"grid": {"bw": ["1gbit"]}, "exclude": [{"bw": "1gbit"}]}, "say why"),
+        ({"grid": {"bw": ["1gbit"]}, "exclude": [{"bw": "1gbit", "reason": "x"}]}, "nothing is left to run"),
+        ({"grid": {"bw": ["1gbit"]}, "exclude": [{"delay": "0ms", "reason": "x"}]}, "'delay' is not varied"),
+        ({"grid": {"bw": ["1gbit"]}, "exclude": [{"bw": "2gbit", "reason": "x"}]}, "is none of its values"),
+        ({"grid": {"bw": ["1gbit"]}, "exclude": [{"reason": "x"}]}, "excludes everything"),
+        ({"arms": []}, "arms is empty"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, "stands there twice"),
+        ({"seeds": [-1]}, "whole numbers from 0"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence(tables, said):
+    """With what was given, and the nearest key there is."""
+    with pytest.raises(UsageError) as error:
+        points_of(sweep(**tables))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,275 @@
+"""`testbed sweep` as a user types it: a real grid on real links, killed, resumed, with a link that cannot be had."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.runs.tiny import PRESET, TARGET, command, environment, marked, run_testbed
+from tests.worlds import needs_world
+
+pytestmark = [pytest.mark.world, needs_world]
+POINTS = ("40mbit", "80mbit")
+ARMS = ("decentralised", "subspace", "control")
+SAME = ["arm", "seed", "bw", "state", "val_loss", "steps", "kv_payload_bytes_per_step"]
+"""Of every run of the same sweep, whatever its times."""
+TALK = """
+import json, os, socket, sys
+size, seed, rank = int(sys.argv[1]), int(sys.argv[2]), int(os.environ["RANK"])
+addresses, port = os.environ["NODE_ADDRS"].split(","), int(os.environ["MASTER_PORT"])
+if rank == 0:
+    with socket.create_server((addresses[0], port)) as server:
+        connection, _ = server.accept()
+        connection.sendall(bytes(size))
+else:
+    import time
+    while True:
+        try:
+            connection = socket.create_connection((addresses[0], port))
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    got = 0
+    while got < size:
+        got += len(connection.recv(1 << 16))
+    print(json.dumps({"size": got}))
+    print("no { json }")
+sys.exit(3 if seed == 2 else 0)
+"""
+"""A program that sends, says what has arrived, and ends with status 3 with the second seed."""
+
+
+def grid(folder: Path, *, seeds=(0, 1), arms=ARMS, points=POINTS, more="", name="grid.toml") -> Path:
+    """A file with a tiny grid."""
+    file = folder / name
+    file.write_text(
+        f"""
+title = "A tiny grid"
+arms = {json.dumps(list(arms))}
+seeds = {list(seeds)}
+[settings]
+preset = {json.dumps(PRESET)}
+target = {json.dumps(TARGET)}
+nodes = 2
+budget = "2s"
+[grid]
+bw = {json.dumps(list(points))}
+{more}
+"""
+    )
+    return file
+
+
+def summaries(folder: Path) -> dict[str, int]:
+    """When each finished cell was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*/summary.json")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep, done; the folder it was typed in, and what it said."""
+    place = tmp_path_factory.mktemp("sweep")
+    grid(place)
+    return place, run_testbed(place, "sweep", "grid.toml")
+
+
+def test_every_cell_is_learned_once_timed_once_and_composed(swept):
+    """A row per cell and seed; seconds as bytes and compute ask for; the same clock for every seed."""
+    place, done = swept
+    assert done.returncode == 0, done.stderr
+    folder = place / "runs" / "grid"
+    table = pd.read_parquet(folder / "results.parquet")
+    assert len(table) == len(POINTS) * len(ARMS) * 2
+    assert set(table["state"]) == {"done"}
+    assert len(list((folder / "learned").iterdir())) == len(ARMS) * 2
+    assert len(summaries(folder)) == len(POINTS) * len(ARMS)
+    assert table["val_loss"].groupby([table["arm"], table["seed"]]).nunique().eq(1).all()
+    exact = table[table["arm"] == "decentralised"]
+    assert (exact["step_seconds_mean"] / exact["closed_form_step_seconds"]).between(0.9, 1.15).all()
+    curves = pd.read_parquet(folder / "curves.parquet")
+    assert curves.groupby(["cell", "step"])["time_seconds"].nunique().eq(1).all()
+    assert set(curves["time_kind"]) == {"composed"}
+    for cell in summaries(folder):
+        evidence = json.loads((folder / "cells" / cell / "link" / "measured.json").read_text())
+        assert {"before", "after"} <= set(evidence)
+
+
+def test_what_is_there_is_not_run_again(swept):
+    """The same command shows the same table, and touches no cell."""
+    place, first = swept
+    folder = place / "runs" / "grid"
+    before, table = summaries(folder), pd.read_parquet(folder / "results.parquet")
+    again = run_testbed(place, "sweep", "grid.toml")
+    assert again.returncode == 0
+    assert summaries(folder) == before
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "results.parquet"), table)
+    table_of = [done.stdout[done.stdout.index("A tiny grid") :] for done in (first, again)]
+    assert table_of[0] == table_of[1]
+
+
+def test_a_changed_configuration_is_another_cell_and_a_renamed_arm_the_same(swept):
+    """As a dry run says it, which does nothing."""
+    place, _ = swept
+    file = grid(place, name="other.toml")
+    text = file.read_text().replace(
+        json.dumps(list(ARMS)), '["decentralised", "subspace", "control", {name = "nothing", like = "control"}]'
+    )
+    file.write_text(text.replace('"80mbit"', '"90mbit"'))
+    done = run_testbed(place, "sweep", "other.toml", "--name", "grid", "--dry-run")
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    state = {what: there for there, _, what in lines if there in ("there", "missing")}
+    assert state["control at bw 40mbit"] == state["nothing at bw 40mbit"] == "there", done.stdout
+    assert state["control at bw 90mbit"] == "missing"
+
+
+def test_killed_it_goes_on_and_loses_nothing_that_was_done(swept, tmp_path):
+    """kill -9 between two cells: finished ones are not redone, and what is learned is the same to the last digit."""
+    grid(tmp_path)
+    process = subprocess.Popen(
+        command("sweep", "grid.toml"), cwd=tmp_path, env=environment("sweep-kill"), stdout=subprocess.DEVNULL
+    )
+    folder = tmp_path / "runs" / "grid"
+    deadline = time.monotonic() + 120
+    while len(summaries(folder)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = summaries(folder)
+    assert 3 <= len(there) < len(POINTS) * len(ARMS)
+    gone = time.monotonic() + 10
+    while marked("sweep-kill") and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert marked("sweep-kill") == []
+    again = run_testbed(tmp_path, "sweep", "grid.toml")
+    assert again.returncode == 0, again.stderr
+    assert there.items() <= summaries(folder).items()
+    mine = pd.read_parquet(folder / "results.parquet")
+    whole = pd.read_parquet(swept[0] / "runs" / "grid" / "results.parquet")
+    pd.testing.assert_frame_equal(mine[SAME], whole[SAME])
+
+
+def test_a_link_that_cannot_be_had_fails_its_cells_only(tmp_path):
+    """They are named at the end with the reason; status 1; the others are done."""
+    grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("40mbit", "90gbit"), more='loss = ["1%"]')
+    done = run_testbed(tmp_path, "sweep", "grid.toml")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert "beyond this machine" in done.stdout
+    record = json.loads((tmp_path / "runs" / "grid" / "sweep.json").read_text())
+    assert record["states"] == {"done": 2, "failed": 2}
+    table = pd.read_parquet(tmp_path / "runs" / "grid" / "results.parquet")
+    assert set(table[table["state"] == "failed"]["bw"]) == {"90gbit"}
+    assert table[table["state"] == "failed"]["why"].str.contains("beyond this machine").all()
+
+
+def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path):
+    """Negative control of the comparison with what was learned: one bit of one loss is another trainer's."""
+    grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("80mbit",))
+    folder = tmp_path / "runs" / "grid"
+    order = command("sweep", "grid.toml")
+    said, changed = "", False
+    with subprocess.Popen(order, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if not changed and len(list((folder / "learned").glob("*.json"))) == 2:
+                changed = True
+                for file in (folder / "learned").glob("*.json"):
+                    data = json.loads(file.read_text())
+                    data["rank_losses"][0][0][0] *= 1 + 2**-52
+                    file.write_text(json.dumps(data))
+    assert changed
+    assert process.returncode == 1
+    assert "to the last bit" in said
+    assert "FAILED" in said
+
+
+def test_parts_make_the_whole(tmp_path):
+    """--shard 1/2 and 2/2 have every cell once between them, the arms of a point together."""
+    grid(tmp_path, points=("40mbit", "80mbit", "90mbit"))
+    lines = {}
+    for part in ("1/2", "2/2"):
+        done = run_testbed(tmp_path, "sweep", "grid.toml", "--shard", part, "--dry-run")
+        lines[part] = {line.split(maxsplit=2)[2] for line in done.stdout.splitlines() if line.startswith("missing")}
+    assert lines["1/2"] == {f"{arm} at bw {bw}" for arm in ARMS for bw in ("40mbit", "90mbit")}
+    assert lines["2/2"] == {f"{arm} at bw 80mbit" for arm in ARMS}
+    for wrong in ("3/2", "0/2", "1", "a/b"):
+        done = run_testbed(tmp_path, "sweep", "grid.toml", "--shard", wrong, "--dry-run")
+        assert (done.returncode, "such as 1/3" in done.stderr) == (2, True)
+
+
+def test_a_command_of_the_users_is_swept(tmp_path):
+    """Wall time, bytes per node and pair, status and what it said are columns; a status that is not 0 is a result."""
+    (tmp_path / "talk.py").write_text(TALK)
+    (tmp_path / "mine.toml").write_text(
+        f"""
+title = "Mine"
+command = [{json.dumps(sys.executable)}, "talk.py", "{{size}}", "{{seed}}"]
+seeds = [1, 2]
+[settings]
+nodes = 2
+[grid]
+bw = ["40mbit"]
+var.size = [100000, 400000]
+"""
+    )
+    done = run_testbed(tmp_path, "sweep", "mine.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_parquet(tmp_path / "runs" / "mine" / "results.parquet")
+    assert table[["var.size", "seed", "said_size"]].to_numpy().tolist() == [
+        [100000, 1, 100000],
+        [100000, 2, 100000],
+        [400000, 1, 400000],
+        [400000, 2, 400000],
+    ]
+    assert set(table["exit_status"]) == {0, 3}
+    sent = table.set_index(["var.size", "seed"])["bytes_n0_to_n1"]
+    assert (sent[400000] - sent[100000]).between(300_000, 330_000).all()
+    report = run_testbed(tmp_path, "report", "mine")
+    assert report.returncode == 0
+    assert "said_size" in (tmp_path / "runs" / "mine" / "report.html").read_text()
+    again = run_testbed(tmp_path, "sweep", "mine.toml")
+    assert "4 there, 0 to run" in again.stdout
+    wrong = (tmp_path / "mine.toml").read_text().replace("{seed}", "{sed}")
+    (tmp_path / "wrong.toml").write_text(wrong)
+    refused = run_testbed(tmp_path, "sweep", "wrong.toml")
+    assert (refused.returncode, "{sed} stands for nothing" in refused.stderr) == (2, True)
+
+
+def test_bad_input_leaves_nothing(tmp_path):
+    """One sentence, status 2, no folder."""
+    file = grid(tmp_path, more="dealy = ['1ms']")
+    for change, said in (
+        ({}, "did you mean 'delay'?"),
+        ({"dealy = ['1ms']": "delay = ['1parsec']"}, "at preset"),
+        ({"dealy = ['1ms']": "", '"control"]': '"contrl"]'}, "did you mean 'control'?"),
+        ({"dealy = ['1ms']": "", ', "control"]': "]"}, "'control' is none of the arms"),
+        ({"dealy = ['1ms']": "", "nodes = 2": "nodes = 3"}, "type NODES=2"),
+        ({"dealy = ['1ms']": "preset.batch = [0]"}, "batch = 0"),
+        (
+            {
+                "dealy = ['1ms']": "",
+                "nodes = 2": "nodes = 2\naccounting = 'nic'",
+                "[settings]": "timed_nodes = 2\n[settings]",
+            },
+            "timed_nodes",
+        ),
+    ):
+        text = file.read_text()
+        for old, new in change.items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "bad.toml").write_text(text)
+        done = run_testbed(tmp_path, "sweep", "bad.toml")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert said in done.stderr
+    done = run_testbed(tmp_path, "sweep", "nothing.toml")
+    assert (done.returncode, "nothing.toml" in done.stderr) == (2, True)
+    assert not (tmp_path / "runs").exists()
+    assert sorted(os.listdir(tmp_path)) == ["bad.toml", "grid.toml"]

@@ -1,0 +1,78 @@
+"""Every notebook runs, from its first cell to its last, on runs that are made here and now."""
+
+from pathlib import Path
+
+import jupytext
+import nbclient
+import pytest
+
+from tests.runs.tiny import PRESET, TARGET, run_testbed
+from tests.worlds import needs_world
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A comparison, a sweep and a quality run, each tiny; the variables by which notebooks find them."""
+    place = tmp_path_factory.mktemp("notebooks")
+    (place / "grid.toml").write_text(
+        f"""
+title = "A tiny grid"
+arms = ["decentralised", "subspace", "control"]
+seeds = [0, 1]
+[settings]
+preset = "{PRESET}"
+target = "{TARGET}"
+nodes = 2
+budget = "2s"
+[grid]
+bw = ["40mbit", "80mbit"]
+"""
+    )
+    (place / "codecs.toml").write_text(
+        f"""
+title = "Tiny codecs"
+presets = ["{PRESET}"]
+seeds = [0, 1]
+nodes = 2
+arms = ["decentralised", "control", "best"]
+"""
+    )
+    orders = {
+        "TESTBED_COMPARISON": (
+            *("emulate", "--bw", "80mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
+            *("--name", "first", "--budget", "2s"),
+        ),
+        "TESTBED_SWEEP": ("sweep", "grid.toml", "--name", "grid"),
+        "TESTBED_QUALITY": ("learn", "codecs.toml", "--name", "codecs"),
+    }
+    found = {}
+    for variable, order in orders.items():
+        done = run_testbed(place, *order)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[variable] = str(place / "runs" / order[order.index("--name") + 1])
+    return found
+
+
+@pytest.mark.world
+@needs_world
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_shows_figures(name, made, monkeypatch, tmp_path):
+    """Every cell ends; at least one picture is there, or a table where there is nothing to draw."""
+    for variable, folder in made.items():
+        monkeypatch.setenv(variable, folder)
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = jupytext.read(NOTEBOOKS / f"{name}.py")
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in kinds
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_there_are_notebooks():
+    """So that the tests above have something to run."""
+    assert len(NAMES) == 4
