@@ -67,7 +67,13 @@ class Timed:
         """Its trainer, by seed; the first is that whose losses are held against those of the timed nodes."""
         settings = self.settings
         return [
-            Cell(preset_name=settings.preset_name, preset=settings.preset, arm=self.arm, seed=seed, nodes=self.learners)
+            Cell(
+                preset_name=Path(settings.preset_name).stem,
+                preset=settings.preset,
+                arm=self.arm,
+                seed=seed,
+                nodes=self.learners,
+            )
             for seed in self.seeds
         ]
 
