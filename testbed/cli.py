@@ -113,7 +113,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         console = _Console(stderr=command.json)
         if not console.is_terminal:
             console.width = _PIPE_COLUMNS
-        with Progress(console) as progress:
+        with Progress(console, settings.folder) as progress:
             record = emulate(settings, progress.report)
         return _conclude(settings.folder, record, console, as_json=command.json)
 
@@ -233,7 +233,7 @@ def _learn(command: Learn, _: list[str]) -> int:
 def _sweep(command: SweepCommand, _: list[str]) -> int:
     from testbed.runs.directory import machine_lock
     from testbed.runs.progress import Progress
-    from testbed.sweep.run import dry_run, sweep
+    from testbed.sweep.run import dry_run, folder_of, sweep
 
     if command.dry_run:
         print(dry_run(command))
@@ -242,7 +242,7 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
     console = _Console(stderr=command.json)
     if not console.is_terminal:
         console.width = _SWEEP_COLUMNS
-    with machine_lock(share=command.share), Progress(console) as progress:
+    with machine_lock(share=command.share), Progress(console, folder_of(command)) as progress:
         folder, record = sweep(command, progress.report, live=console.is_terminal)
     from testbed.analysis.sweep_figures import write_sweep_figures
     from testbed.analysis.sweep_summary import print_sweep
@@ -292,6 +292,11 @@ def _presets(command: Presets, _: list[str]) -> int:
 
 
 def _runs(command: Runs, _: list[str]) -> int:
+    if command.watch is not None:
+        from testbed.runs.directory import run_folder
+        from testbed.runs.progress import watch
+
+        return watch(run_folder(command.watch), Console())
     from testbed.runs.tables import list_runs, runs_table
 
     runs = list_runs(kind=command.kind, state=command.state, name=command.name)

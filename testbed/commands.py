@@ -159,6 +159,8 @@ class Runs:
     """Only those in this state."""
     name: Annotated[str | None, flag("PATTERN")] = None
     """Only those with such a name; * stands for anything."""
+    watch: Annotated[str | None, flag("RUN|DIR")] = None
+    """Show what this run says while it runs, until it ends; its folder may be on a disk of another machine."""
     json: bool = False
     """Print them as JSON."""
 

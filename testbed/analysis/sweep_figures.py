@@ -17,6 +17,17 @@ from matplotlib.lines import Line2D
 from testbed.analysis.formats import duration, percent, rate, significant, trimmed
 from testbed.analysis.labels import EndLabel, place
 from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
+from testbed.analysis.sweep_bars import (
+    data_breakdown,
+    data_bytes,
+    data_links,
+    data_pareto,
+    figure_breakdown,
+    figure_bytes,
+    figure_links,
+    figure_pareto,
+)
+from testbed.analysis.sweep_tables import HELD, at_first, sweep_caption
 from testbed.analysis.sweeps import Sweep
 
 __all__ = [
@@ -33,27 +44,9 @@ __all__ = [
 ]
 
 UTILISATIONS = (0.5, 0.75, 0.9, 0.95, 0.99)
-_HELD = ("bandwidth_bps", "one_way_delay_seconds")
 
 
 # -- tables
-
-
-def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
-    """Rows that are done and lie, in all that is varied but `free`, at the first value; and which that is, in words."""
-    table = sweep.table[sweep.table["state"] == "done"]
-    held = [key for key in sweep.record["varied"] if _column(key) not in free]
-    words = []
-    for key in held:
-        values = list(dict.fromkeys(sweep.table[key].astype(str)))
-        table = table[table[key].astype(str) == values[0]]
-        if len(values) > 1:
-            words.append(f"{key} {values[0]}, the first of {len(values)}")
-    return table, "; ".join(words)
-
-
-def _column(key: str) -> str:
-    return {"bw": "bandwidth_bps", "delay": "one_way_delay_seconds"}.get(key, key)
 
 
 def data_throughput(sweep: Sweep) -> pd.DataFrame:
@@ -70,7 +63,7 @@ def data_bandwidth_needed(sweep: Sweep) -> pd.DataFrame:
     A step takes a + b/B seconds at bandwidth B: compute and latency, and the bytes. Both follow from the measured
     points by least squares on 1/B, weighted by 1/t² (relative errors are alike). NaN where latency alone takes more.
     """
-    table, _ = at_first(sweep, *_HELD)
+    table, _ = at_first(sweep, *HELD)
     rows = []
     for (arm, delay), part in table.groupby(["arm", "one_way_delay_seconds"], sort=False):
         part = part.drop_duplicates("bandwidth_bps")
@@ -112,19 +105,19 @@ def _fit(bandwidth: np.ndarray, seconds: np.ndarray) -> tuple[float, float, floa
 
 def data_speedup(sweep: Sweep, arm: str) -> pd.DataFrame:
     """How much faster a step of `arm` is than the exact exchange's, a row per bandwidth and delay."""
-    table, _ = at_first(sweep, *_HELD)
-    columns = [*_HELD, "speedup", "speedup_half", "resolved", "link", "valid"]
-    return table[table["arm"] == arm].drop_duplicates(list(_HELD))[columns].sort_values(list(_HELD))
+    table, _ = at_first(sweep, *HELD)
+    columns = [*HELD, "speedup", "speedup_half", "resolved", "link", "valid"]
+    return table[table["arm"] == arm].drop_duplicates(list(HELD))[columns].sort_values(list(HELD))
 
 
 def data_loss_against_hours(sweep: Sweep, **at: Any) -> pd.DataFrame:
     """Validation losses against composed hours: mean over seeds, lowest and highest, by arm, bandwidth and step."""
-    table, _ = at_first(sweep, *(at or _HELD))
+    table, _ = at_first(sweep, *(at or HELD))
     for key, value in at.items():
         table = table[table[key] == value]
     curves = sweep.curves[sweep.curves["val_loss"].notna()]
-    joined = curves.merge(table[["cell", "seed", *_HELD]], on=["cell", "seed"])
-    groups = joined.groupby(["arm", *_HELD, "step"], sort=False)
+    joined = curves.merge(table[["cell", "seed", *HELD]], on=["cell", "seed"])
+    groups = joined.groupby(["arm", *HELD, "step"], sort=False)
     found = groups.agg(
         val_loss=("val_loss", "mean"),
         val_loss_low=("val_loss", "min"),
@@ -139,22 +132,6 @@ def data_loss_against_hours(sweep: Sweep, **at: Any) -> pd.DataFrame:
 
 
 # -- figures
-
-
-def _caption(sweep: Sweep, note: str, held: str = "") -> str:
-    table = sweep.table[sweep.table["state"] == "done"]
-    seeds = table["seed"].nunique()
-    facts = []
-    if len(table):
-        first = table.iloc[0]
-        facts = [
-            f"{first['nodes']:.0f} of {first['nodes_of_target']:.0f} nodes of {first['target']}",
-            f"accounting {first['accounting']}",
-            f"preset {first['preset']}",
-        ]
-    states = ", ".join(f"{count} {state}" for state, count in sweep.record["states"].items())
-    facts += [f"{seeds} seeds (n = {seeds})", f"cells: {states}"]
-    return f"{' · '.join(facts)}. {held + '. ' if held else ''}{note}"
 
 
 def _bandwidths(axes: Axes, values: pd.Series) -> None:
@@ -174,7 +151,7 @@ def figure_throughput(sweep: Sweep) -> Figure:
     _, held = at_first(sweep, "bandwidth_bps")
     note = "Measured: steps on each link; dashed between them. Modelled: compute time (the target's); hollow: the link."
     with styled():
-        figure, (axes,) = canvas("Tokens per second against bandwidth", _caption(sweep, note, held), height=5.0)
+        figure, (axes,) = canvas("Tokens per second against bandwidth", sweep_caption(sweep, note, held), height=5.0)
         _bandwidths(axes, table["bandwidth_bps"])
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -247,7 +224,7 @@ def figure_bandwidth_needed(sweep: Sweep) -> Figure:
         "a point needs none, or latency alone takes more."
     )
     with styled():
-        figure, (axes,) = canvas("Bandwidth needed for a share of compute", _caption(sweep, note), height=4.6)
+        figure, (axes,) = canvas("Bandwidth needed for a share of compute", sweep_caption(sweep, note), height=4.6)
         ends = []
         for arm in sweep.arms:
             part = table[table["arm"] == arm].dropna(subset="bandwidth_bps")
@@ -277,17 +254,17 @@ def figure_bandwidth_needed(sweep: Sweep) -> Figure:
 def figure_speedup(sweep: Sweep, arm: str) -> Figure:
     """Heat map over bandwidth and delay: the exact exchange's step time over this arm's."""
     table = data_speedup(sweep, arm)
-    _, held = at_first(sweep, *_HELD)
+    _, held = at_first(sweep, *HELD)
     exact = sweep.record["exact"]
     note = (
         f"Seconds per step of {exact} over those of {arm}, synchronisation included; ± 95 % interval. ≈: unresolved, "
         "the interval holds 1. (m): the link is modelled. Above 1, exchanging less pays."
     )
-    asked = sweep.table[list(_HELD)].dropna()
+    asked = sweep.table[list(HELD)].dropna()
     rates, delays = sorted(set(asked["bandwidth_bps"])), sorted(set(asked["one_way_delay_seconds"]))
     with styled():
         title = f"Speed-up of {shown(arm)} over {shown(exact)}"
-        figure, (axes,) = canvas(title, _caption(sweep, note, held), height=1.6 + 0.55 * max(1, len(delays)))
+        figure, (axes,) = canvas(title, sweep_caption(sweep, note, held), height=1.6 + 0.55 * max(1, len(delays)))
         figure.subplots_adjust(left=0.105)
         grid = np.full((len(delays), len(rates)), np.nan)
         axes.set_facecolor("#EDEDED")
@@ -332,7 +309,7 @@ def figure_loss_against_hours(sweep: Sweep, bandwidth_bps: float | None = None) 
     note = "Measured: loss of the small model; bands: lowest and highest seed. Composed: time. Modelled: compute time."
     with styled():
         title = f"Loss against time at {rate(chosen)}"
-        figure, (axes,) = canvas(title, _caption(sweep, note, held), height=5.4)
+        figure, (axes,) = canvas(title, sweep_caption(sweep, note, held), height=5.4)
         ends = []
         for arm in sweep.arms:
             part = shown_at[(shown_at["arm"] == arm) & (shown_at["hours"] > 0)].sort_values("step")
@@ -353,7 +330,7 @@ def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
     with styled():
         figure, panels = canvas(
             "Loss against time by bandwidth",
-            _caption(sweep, note, held),
+            sweep_caption(sweep, note, held),
             height=4.6,
             columns=max(1, len(arms)),
             wspace=0.06,
@@ -441,6 +418,10 @@ def sweep_figures(sweep: Sweep) -> dict[str, tuple[Callable[[], Figure], Callabl
             lambda: data_loss_against_hours(sweep),
         ),
         "throughput": (lambda: figure_throughput(sweep), lambda: data_throughput(sweep)),
+        "step_time": (lambda: figure_breakdown(sweep), lambda: data_breakdown(sweep)),
+        "bytes_per_step": (lambda: figure_bytes(sweep), lambda: data_bytes(sweep)),
+        "quality_against_bytes": (lambda: figure_pareto(sweep), lambda: data_pareto(sweep)),
+        "links": (lambda: figure_links(sweep), lambda: data_links(sweep)),
     }
     done = sweep.table[sweep.table["state"] == "done"]
     if done["bandwidth_bps"].nunique() > 1:

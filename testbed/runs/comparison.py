@@ -6,7 +6,6 @@ learned ones to the last bit; loss against hours follows by resampling the measu
 comparisons train each arm for real on its link and compose nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from testbed.config import Arm
 from testbed.errors import RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.links import Links
+from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
@@ -33,8 +33,6 @@ _SYNC_EVENTS = 2
 _SYNC_EVENT_SECONDS = 4.0
 _SECONDS_PER_STEP_AND_NODE = 0.02
 """Of the `quick` model on two cores; for the estimate only."""
-
-Report = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
@@ -132,7 +130,8 @@ class Comparison:
             if not arms:
                 continue
             if kind == "bw":
-                self.report(self.links.shape_and_verify("before"))
+                proof = self.links.shape_and_verify("before")
+                self.report(proof, link=proof.rpartition(": ")[2].partition(",")[0])
                 self.ranks.order("reconnect")
             for arm in arms:
                 self._take(arm, learned.get(arm.name))
@@ -225,7 +224,10 @@ class Comparison:
             result.steps.append(step)
             spent += step.step_seconds / scale
             note = "" if step.valid else "  INVALID: " + step.why[0]
-            self.report(f"  {name}: timed step {index + 1}: {step.step_seconds:.2f} s{note}")
+            self.report(
+                f"  {name}: timed step {index + 1}: {step.step_seconds:.2f} s{note}",
+                **_facts(result, step, self.settings.preset.steps),
+            )
             if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
                 self._time_average(result)
         self._time_sync(result)
@@ -312,7 +314,10 @@ class Comparison:
             step.time_seconds = clock
             self._validate_if_due(result)
             if len(result.steps) % 10 == 0 or settings.mode == "live":
-                self.report(f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}")
+                self.report(
+                    f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}",
+                    **_facts(result, step, settings.preset.steps),
+                )
             if settings.live_seconds and clock >= settings.live_seconds:
                 break
 
@@ -347,6 +352,18 @@ class Comparison:
             for result in self.results.values():
                 if result.link == "shaped":
                     result.problems.append(f"the link was not what was asked after the timed steps: {error}")
+
+
+def _facts(result: ArmResult, step: Step, steps: int) -> dict[str, Any]:
+    """Of a step, for who looks on."""
+    return {
+        "arm": result.arm.name,
+        "step": len(result.steps),
+        "of": steps,
+        "loss": step.loss,
+        "step_seconds": step.step_seconds,
+        "wire_mb": None if step.wire_tx_bytes is None else step.wire_tx_bytes / 1e6,
+    }
 
 
 def _layers_to_time(settings: Settings, whole: Plan, step_seconds: float) -> int:

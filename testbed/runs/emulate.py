@@ -13,8 +13,9 @@ from testbed.analysis.relations import relate, void_reason
 from testbed.config import Arm
 from testbed.pace import plan_for
 from testbed.runs.arm_record import arm_record
-from testbed.runs.comparison import ArmResult, Comparison, Report
+from testbed.runs.comparison import ArmResult, Comparison
 from testbed.runs.directory import environment, write_json
+from testbed.runs.progress import Report
 from testbed.runs.settings import Settings
 
 __all__ = ["emulate", "make_backend", "write_arm"]

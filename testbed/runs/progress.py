@@ -1,15 +1,30 @@
-"""What a run says while it runs: a live line on a terminal, plain lines in a pipe."""
+"""What a run says while it runs: a live line on a terminal, plain lines in a pipe, `state.json` for who watches it."""
 
+import json
+import os
 import time
-from typing import Self
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
-__all__ = ["Progress", "counted", "minutes"]
+__all__ = ["Progress", "Report", "counted", "facts_line", "minutes", "watch"]
 
+STATE = "state.json"
 _PLAIN_EVERY_SECONDS = 5.0
+_STATE_EVERY_SECONDS = 0.5
+_SILENT_SECONDS = 60.0
+
+
+class Report(Protocol):
+    """Say something. Text that starts with blanks is progress within a stage; other text starts one. Facts: link, arm,
+    step, of, loss, step_seconds, wire_mb; each stays until it is said anew."""
+
+    def __call__(self, text: str, **facts: Any) -> None: ...
 
 
 def counted(number: int, thing: str) -> str:
@@ -22,34 +37,119 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-class Progress:
-    """`report(text)`: text that starts with blanks is progress within a stage; other text starts one."""
+def facts_line(facts: dict[str, Any]) -> str:
+    """What is known of the step under way: link, arm, step, loss, seconds, bytes on the wire, time left."""
+    step = f"step {facts['step']}/{facts['of']}" if "step" in facts else None
+    numbers = (
+        ("loss", "loss {:.3f}"),
+        ("step_seconds", "{:.2f} s a step"),
+        ("wire_mb", "{:.4g} MB on the wire a step"),
+    )
+    parts = [facts.get("link"), facts.get("arm"), step]
+    parts += [text.format(facts[key]) for key, text in numbers if facts.get(key) is not None]
+    if facts.get("left_seconds") is not None:
+        parts.append(f"about {minutes(facts['left_seconds'])} left")
+    return " · ".join(part for part in parts if part)
 
-    def __init__(self, console: Console) -> None:
+
+class Progress:
+    """`with Progress(console) as progress: progress.report("learning")`."""
+
+    def __init__(self, console: Console, folder: Path | None = None) -> None:
         self.console = console
+        self.folder = folder
+        """Where `state.json` goes, once it is there."""
+        self.facts: dict[str, Any] = {}
         self._started = time.monotonic()
-        self._last_plain = 0.0
+        self._last_plain = self._last_state = 0.0
         self._status: Status | None = None
+        self._stage = "starting"
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._status = self.console.status("starting")
+            self._status = self.console.status(self._stage)
             self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._status:
             self._status.stop()
+        self._write_state(ended=True)
 
-    def report(self, text: str) -> None:
+    def report(self, text: str, **facts: Any) -> None:
         """Show one line, with the minutes passed."""
+        self.facts |= facts
+        self._stage = text.strip()
         passed = time.monotonic() - self._started
         line = f"[dim]{int(passed // 60):2d}:{passed % 60:04.1f}[/dim]  {escape(text)}"
         counting = text.startswith(" ") and "/" in text and text.rstrip()[-1].isdigit()
         if not counting:
             self.console.print(line, highlight=False, soft_wrap=True)
-        elif self._status:
-            self._status.update(line)
-        elif time.monotonic() - self._last_plain > _PLAIN_EVERY_SECONDS:
+        elif not self._status and time.monotonic() - self._last_plain > _PLAIN_EVERY_SECONDS:
             self._last_plain = time.monotonic()
             self.console.print(line, highlight=False, soft_wrap=True)
+        if self._status:
+            known = facts_line(self.facts)
+            self._status.update(Group(Text.from_markup(line), Text(known, style="bold")) if known else line)
+        if time.monotonic() - self._last_state > _STATE_EVERY_SECONDS:
+            self._write_state()
+
+    def _write_state(self, *, ended: bool = False) -> None:
+        if self.folder is None or not self.folder.is_dir():
+            return
+        self._last_state = time.monotonic()
+        state = {
+            "schema_version": 1,
+            "pid": os.getpid(),
+            "at": time.time(),
+            "seconds": round(self._last_state - self._started, 1),
+            "stage": self._stage,
+            "facts": self.facts,
+            "ended": ended,
+        }
+        partial = self.folder / f"{STATE}.partial"
+        with suppress(OSError):  # a full disk is told by what matters more
+            partial.write_text(json.dumps(state) + "\n")
+            partial.replace(self.folder / STATE)
+
+
+def watch(folder: Path, console: Console) -> int:
+    """Show what a run elsewhere says, until it ends: 0, or 1 if it falls silent."""
+    shown = ""
+    with console.status("waiting") if console.is_terminal else nullcontext() as status:
+        while True:
+            state = _read_state(folder)
+            line = "nothing is heard of it yet"
+            if state is not None:
+                passed, known = state["seconds"], facts_line(state["facts"])
+                line = f"{int(passed // 60):2d}:{passed % 60:04.1f}  {state['stage']}" + (
+                    f"  [{known}]" if known else ""
+                )
+                if state["ended"]:
+                    console.print(Text(f"{line}\nit has ended"))
+                    return 0
+                if time.time() - state["at"] > _SILENT_SECONDS and not _lives(state["pid"]):
+                    console.print(Text(f"{line}\nit has gone without a word: type its command again to go on"))
+                    return 1
+            if line != shown:
+                shown = line
+                if status:
+                    status.update(Text(line))
+                else:
+                    console.print(Text(line))
+            time.sleep(_STATE_EVERY_SECONDS)
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    file = folder / STATE
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from testbed.runs.directory import environment, write_json
 from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
-from testbed.runs.progress import counted, minutes
+from testbed.runs.progress import Report, counted, minutes
 from testbed.sweep.cells import cells_of
 from testbed.sweep.commands import dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of
@@ -35,7 +35,7 @@ from testbed.sweep.hosts import Hosts
 from testbed.sweep.plan import Plan, estimate
 from testbed.sweep.times import time_missing
 
-__all__ = ["SweepCommand", "dry_run", "sweep"]
+__all__ = ["SweepCommand", "dry_run", "folder_of", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,16 @@ class SweepCommand:
     """Print sweep.json at the end."""
 
 
+def folder_of(asked: SweepCommand) -> Path:
+    """Where everything is written."""
+    return named_folder(asked.name if asked.name is not None else Path(asked.file).stem)
+
+
 def _asked(asked: SweepCommand) -> tuple[Sweep, Path]:
     """The file, and the folder in runs/."""
     path = Path(asked.file)
     sweep = read_toml(Sweep, path)
-    folder = named_folder(asked.name if asked.name is not None else path.stem)
+    folder = folder_of(asked)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "learned").is_dir():
         raise UsageError(f"{folder} is another command's; choose another with --name")
     return sweep, folder
@@ -114,7 +119,7 @@ def dry_run(asked: SweepCommand) -> str:
     )
 
 
-def sweep(asked: SweepCommand, report: Callable[[str], None], *, live: bool = False) -> tuple[Path, dict[str, Any]]:
+def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[Path, dict[str, Any]]:
     """Do what is missing, then write the tables; the folder, and the record with `failed` reasons by cell."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
@@ -141,7 +146,7 @@ def _hosts(asked: SweepCommand) -> Iterator[Hosts | None]:
         yield hosts
 
 
-def _sweep_command(asked: Sweep, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def _sweep_command(asked: Sweep, folder: Path, report: Report) -> dict[str, Any]:
     from testbed.analysis.sweeps import conclude_commands
 
     errands = errands_of(asked)
@@ -183,7 +188,7 @@ def _about(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _learn(plan: Plan, report: Callable[[str], None], hosts: Hosts | None, live: bool) -> dict[str, str]:
+def _learn(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, str]:
     """Learn what is missing; reasons by trainer of what failed."""
     trainers = plan.trainers
     missing = [trainer for trainer in trainers.values() if not plan.learned_file(trainer).is_file()]
@@ -196,7 +201,7 @@ def _learn(plan: Plan, report: Callable[[str], None], hosts: Hosts | None, live:
     return learning.run(os.cpu_count() or 1)
 
 
-def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Callable[[str], None]) -> dict[str, str]:
+def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Report) -> dict[str, str]:
     report(f"{counted(len(plan.trainers), 'trainer')}: {len(missing)} to learn, on the hosts of Ray")
     failed: dict[str, str] = {}
     for order, messages in hosts.serve(

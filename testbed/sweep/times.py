@@ -3,13 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from testbed.runs.directory import environment, read_json
 from testbed.runs.learning import start_child
-from testbed.runs.progress import counted, minutes
+from testbed.runs.progress import Report, counted, minutes
 from testbed.sweep.cells import Timed
 from testbed.sweep.grid import described
 from testbed.sweep.hosts import Hosts
@@ -21,9 +20,7 @@ __all__ = ["time_missing"]
 _ATTEMPTS = 2
 
 
-def time_missing(
-    plan: Plan, report: Callable[[str], None], hosts: Hosts | None, unlearned: dict[str, str]
-) -> dict[str, str]:
+def time_missing(plan: Plan, report: Report, hosts: Hosts | None, unlearned: dict[str, str]) -> dict[str, str]:
     """Time what is missing, one set of nodes after the other; reasons by cell of what failed."""
     failed = {
         cell.hash: f"its trainer was not learned with seed {each.seed}: {unlearned[each.hash]}"
@@ -48,7 +45,7 @@ def time_missing(
 class _Timing:
     """Cells under way and done, and how long the rest will take."""
 
-    def __init__(self, plan: Plan, report: Callable[[str], None], missing: dict[str, Timed]) -> None:
+    def __init__(self, plan: Plan, report: Report, missing: dict[str, Timed]) -> None:
         self.plan, self.report, self.missing = plan, report, missing
         self.failed: dict[str, str] = {}
         self.total, self.done = len(plan.timed), len(plan.timed) - len(missing)
@@ -112,7 +109,7 @@ class _Timing:
 
     def _heard(self, message: dict[str, Any], left: dict[str, Timed], log: Path) -> None:
         if "say" in message:
-            self.report(message["say"])
+            self.report(message["say"], **message.get("facts", {}))
         elif "done" in message:
             self._count(left.pop(message["done"]), message)
         elif "failed" in message:
@@ -152,5 +149,6 @@ class _Timing:
         note = "" if message["valid"] else ", INVALID"
         self.report(
             f"{cell.arm.name} at {described(cell.varied)}: {message['step_seconds']:.2f} s a step{note} "
-            f"({self.done}/{self.total} cells{f', about {minutes(left)} left' if left > 1 else ''})"
+            f"({self.done}/{self.total} cells{f', about {minutes(left)} left' if left > 1 else ''})",
+            left_seconds=left,
         )

@@ -112,7 +112,7 @@ class _Session:
         from testbed.runs.comparison import Comparison
         from testbed.runs.ranks import Ranks
 
-        comparison = Comparison(self._settings(group), backend, lambda text: self.reply({"say": text}))
+        comparison = Comparison(self._settings(group), backend, self._say)
         if self.before is None:
             self.reply({"say": comparison.links.explore()})
             comparison.prepare(stack.enter_context(Ranks(backend, self.folder / "logs")))
@@ -127,6 +127,9 @@ class _Session:
             summary = self._write(comparison, name, cell, group)
             blame.remove(cell)
             self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "valid": summary["valid"]})
+
+    def _say(self, text: str, **facts: Any) -> None:
+        self.reply({"say": text, "facts": facts})
 
     def _learned(self, arm: Arm, cell: str, comparison: "Comparison") -> "Learned":
         """What the arm's timed steps are held against: the same nodes' steps off the link, once for all points."""

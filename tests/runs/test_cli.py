@@ -130,7 +130,10 @@ def test_a_schedule_can_be_looked_at(tmp_path):
     assert [event["what"] for event in config["schedule"]] == ["all links: bw 1mbit", "all links: bw 2mbit"]
 
 
-@pytest.mark.parametrize("command_name", ["emulate", "verify", "exec", "train", "doctor", "runs", "clean"])
+_COMMANDS = ("emulate", "verify", "exec", "train", "learn", "sweep", "report", "presets", "doctor", "runs", "clean")
+
+
+@pytest.mark.parametrize("command_name", _COMMANDS)
 def test_help_explains_every_flag(tmp_path, command_name):
     """No flag without a sentence, no `None`."""
     done = run_testbed(tmp_path, command_name, "--help")
