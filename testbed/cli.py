@@ -292,11 +292,17 @@ def _presets(command: Presets, _: list[str]) -> int:
 
 
 def _runs(command: Runs, _: list[str]) -> int:
+    from testbed.runs.directory import run_folder
+
     if command.watch is not None:
-        from testbed.runs.directory import run_folder
         from testbed.runs.progress import watch
 
         return watch(run_folder(command.watch), Console())
+    if command.tensorboard is not None:
+        from testbed.runs.track import export
+
+        print(export(run_folder(command.tensorboard), lambda text: print(f"testbed: {text}", file=sys.stderr)))
+        return 0
     from testbed.runs.tables import list_runs, runs_table
 
     runs = list_runs(kind=command.kind, state=command.state, name=command.name)

@@ -153,12 +153,14 @@ class Runs:
     For example: testbed runs --kind sweep; testbed runs --state failed; testbed runs --name '2026-11-*'.
     """
 
-    kind: Literal["emulate", "learn", "sweep"] | None = None
+    kind: Annotated[Literal["emulate", "learn", "sweep"] | None, flag("emulate|learn|sweep")] = None
     """Only those that this command made."""
-    state: Literal["done", "failed", "invalid", "unfinished"] | None = None
-    """Only those in this state."""
+    state: Annotated[Literal["done", "failed", "invalid", "unfinished"] | None, flag("done|failed|…")] = None
+    """Only those in this state: done, failed, invalid, unfinished."""
     name: Annotated[str | None, flag("PATTERN")] = None
     """Only those with such a name; * stands for anything."""
+    tensorboard: Annotated[str | None, flag("RUN|DIR")] = None
+    """Write this run's losses as TensorBoard events into its folder (needs the extra track)."""
     watch: Annotated[str | None, flag("RUN|DIR")] = None
     """Show what this run says while it runs, until it ends; its folder may be on a disk of another machine."""
     json: bool = False

@@ -47,15 +47,8 @@ _OF_SUMMARY = (
     "suspect_steps",
 )
 """Taken over into the table as they stand."""
-_OF_NETWORK = {
-    **{
-        name: name
-        for name in ("nodes", "nodes_of_target", "accounting", "bandwidth_bps", "preset", "target", "sync_every")
-    },
-    "one_way_delay_seconds": "delay_seconds",
-    "packet_loss": "loss",
-}
-"""Column of the table, key of a summary's network."""
+_OF_NETWORK = ("nodes", "nodes_of_target", "accounting", "preset", "target", "sync_every")
+_OF_POINT = ("bandwidth_bps", "one_way_delay_seconds", "packet_loss")
 _OF_VALIDATION = ("val_loss", "val_loss_remote", "recall_accuracy_remote")
 
 
@@ -181,7 +174,7 @@ def _columns(config: dict[str, Any]) -> list[str]:
     """In their order; whatever failed, all are there."""
     first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why"]
     last = ["seconds_per_step", "hours", "tokens_per_second", "compute_utilisation", *_OF_VALIDATION, "steps"]
-    return list(dict.fromkeys([*first, *_OF_NETWORK, *_OF_SUMMARY, *last]))
+    return list(dict.fromkeys([*first, *_OF_POINT, *_OF_NETWORK, *_OF_SUMMARY, *last]))
 
 
 def _row(
@@ -193,11 +186,12 @@ def _row(
 ) -> dict[str, Any]:
     state = "failed" if entry["cell"] in failed else "missing" if summary is None or trainer is None else "done"
     row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
+    row |= {key: entry["network"][key] for key in _OF_POINT}
     row["point"] = _words(entry["point"])
     row["why"] = failed.get(entry["cell"], "")
     if summary is not None:
         network = summary["network"]
-        row |= {column: network.get(key) for column, key in _OF_NETWORK.items()} | entry["point"]  # as it was typed
+        row |= {key: network.get(key) for key in _OF_NETWORK} | entry["point"]  # as it was typed
         row |= {key: summary.get(key) for key in _OF_SUMMARY}
         row["payload_by_channel"] = json.dumps(summary.get("payload_by_channel"))
         row |= {"valid": summary["valid"], "why": row["why"] or "; ".join(summary["why"])}

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["MetricsFile", "cut_metrics", "system_sample"]
+__all__ = ["MetricsFile", "cut_metrics", "read_metrics", "system_sample"]
 
 
 class MetricsFile:
@@ -39,6 +39,21 @@ def cut_metrics(folder: Path, rank: int, step: int) -> None:
                 if json.loads(text)["step"] <= step:
                     kept.write(text.rstrip("\n") + "\n")
     draft.replace(path)
+
+
+def read_metrics(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of a metrics file, and a sentence for each that could not be read (a writer was killed)."""
+    lines, problems = [], []
+    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        else:
+            problems.append(f"{file}, line {number} is cut or broken, and left out: {text[:40]!r}")
+    return lines, problems
 
 
 def _path(folder: Path, rank: int) -> Path:

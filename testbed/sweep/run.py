@@ -172,6 +172,11 @@ def _config(plan: Plan) -> dict[str, Any]:
             "cell": cell.hash,
             "arm": cell.arm.name,
             "point": cell.varied,
+            "network": {
+                "bandwidth_bps": cell.settings.rate_bps,
+                "one_way_delay_seconds": cell.settings.network.longest_round_trip_us / 2e6,
+                "packet_loss": max(link.loss for link in cell.settings.network.links),
+            },
             "learned": {each.seed: each.hash for each in cell.learned},
         }
         for cell in plan.cells

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from testbed.runs.directory import environment, read_json
+from testbed.runs.directory import read_json
 from testbed.runs.learning import start_child
 from testbed.runs.progress import Report, counted, minutes
 from testbed.sweep.cells import Timed
@@ -113,7 +113,7 @@ class _Timing:
         elif "done" in message:
             self._count(left.pop(message["done"]), message)
         elif "failed" in message:
-            self._drop([left.pop(name) for name in message["failed"]], message["why"], log)
+            self._drop([left.pop(name) for name in message["failed"] if name in left], message["why"], log)
 
     def _order(self, cells: list[Timed], *, folder: str) -> dict[str, Any]:
         learned = {}
@@ -127,12 +127,13 @@ class _Timing:
         return {
             "folder": folder,
             "command": cells[0].settings.command,
-            "environment": environment(),
             "groups": [as_order(together) for together in by(cells, point_of).values()],
             "learned": learned,
         }
 
     def _drop(self, cells: list[Timed], why: str, log: Path) -> None:
+        if not cells:
+            return
         for cell in cells:
             folder = self.plan.folder / "cells" / cell.hash
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from emulation.network import Network
 from emulation.world import run_in_world
 from testbed.config import Arm, Preset, parse
 from testbed.errors import RunFailed, TestbedError
+from testbed.runs.directory import environment
 from testbed.runs.settings import Settings
 from testbed.sweep.cells import Timed
 from testbed.targets import Target
@@ -73,7 +74,10 @@ class _Session:
     def __init__(self, order: dict[str, Any], reply: Reply) -> None:
         self.order, self.reply = order, reply
         self.folder = Path(order["folder"])
+        self.environment = environment()
         self.before: Comparison | None = None
+        self.now: Comparison | None = None
+        """Of the point before, and of the one under way."""
         self.cells: dict[str, str] = {}
         """Of the point under way, by arm."""
         self.losses: dict[str, list[list[list[float]]]] = {}
@@ -101,7 +105,7 @@ class _Session:
 
     def _under_way(self) -> list[str]:
         """The cell of the arm that was the last to begin; the others of its point may be well."""
-        names = self.before.results if self.before else {}
+        names = self.now.results if self.now else {}
         return [self.cells[list(names)[-1]]] if names else []
 
     def _settings(self, group: dict[str, Any]) -> Settings:
@@ -113,6 +117,8 @@ class _Session:
         from testbed.runs.ranks import Ranks
 
         comparison = Comparison(self._settings(group), backend, self._say)
+        self.now = comparison
+        names = self.cells = {arm["name"]: cell for cell, arm in group["arms"].items()}
         if self.before is None:
             self.reply({"say": comparison.links.explore()})
             comparison.prepare(stack.enter_context(Ranks(backend, self.folder / "logs")))
@@ -120,7 +126,6 @@ class _Session:
             comparison.links.explore(self.before.links)
             comparison.go_on_from(self.before)
         self.before = comparison
-        names = self.cells = {arm["name"]: cell for cell, arm in group["arms"].items()}
         learned = {arm.name: self._learned(arm, names[arm.name], comparison) for arm in comparison.settings.arms}
         comparison.take_all(learned)
         for name, cell in names.items():
@@ -159,7 +164,7 @@ class _Session:
             "point": group["point"],
             "network": {key: value for key, value in facts.items() if key not in ("arms", "run_seconds", "void")},
         }
-        return write_arm(comparison, result, arm_record(comparison, result) | about, self.order["environment"])
+        return write_arm(comparison, result, arm_record(comparison, result) | about, self.environment)
 
 
 def _end_with_parent() -> None:

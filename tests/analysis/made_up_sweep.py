@@ -40,7 +40,9 @@ def made_up_sweep(
     for rate, delay, arm in product(rates, delays, arms):
         name = f"{arm}-{rate:g}-{delay:g}"
         point = {"bw": f"{rate / 1e6:g}mbit", "delay": f"{1000 * delay:g}ms"}
-        cells.append({"cell": name, "arm": arm, "point": point, "learned": {seed: f"{arm}-{seed}" for seed in seeds}})
+        network = {"bandwidth_bps": rate, "one_way_delay_seconds": delay, "packet_loss": 0.0}
+        learned = {seed: f"{arm}-{seed}" for seed in seeds}
+        cells.append({"cell": name, "arm": arm, "point": point, "network": network, "learned": learned})
         if (arm, rate) in failed:
             continue
         (folder / "cells" / name).mkdir(parents=True)

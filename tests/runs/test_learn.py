@@ -76,7 +76,7 @@ def test_nothing_is_learned_twice(learned, monkeypatch):
     """Another start makes the same table and starts no process."""
     monkeypatch.chdir(learned)
     before = {name: (learned / "runs/tiny" / name).read_bytes() for name in RESULTS}
-    monkeypatch.setattr("testbed.runs.learn._Learning", lambda *_: pytest.fail("something is learned"))
+    monkeypatch.setattr("testbed.runs.learn.Learning", lambda *_: pytest.fail("something is learned"))
     quietly(str(learned / "tiny.toml"))
     assert {name: (learned / "runs/tiny" / name).read_bytes() for name in RESULTS} == before
 
@@ -246,5 +246,5 @@ def test_one_at_a_time(learned, monkeypatch):
     import testbed.runs.learn as module
 
     monkeypatch.chdir(learned)
-    with module._alone(learned / "runs/tiny"), pytest.raises(UsageError, match="at work"):
+    with module.alone(learned / "runs/tiny"), pytest.raises(UsageError, match="at work"):
         quietly(str(learned / "tiny.toml"))
