@@ -206,7 +206,7 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
         about=f"{record['cells']} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
         question=record["question"],
         verdict=[(sentence, False) for sentence in verdict(sweep)]
-        + [(f"{len(record['failed'])} cells failed; the reasons stand below.", True)] * bool(record["failed"]),
+        + [(f"{_cells(len(record['failed']))} failed; the reasons stand below.", True)] * bool(record["failed"]),
         sections=[
             Section(
                 title="Were the links what was asked?",
@@ -245,7 +245,7 @@ def _of_commands(sweep: Sweep, folder: Path) -> Page:
         title=record["title"],
         about=f"{record['cells']} cells ({states}) of a command",
         question=record["question"],
-        verdict=[*verdict, *[(f"{len(record['failed'])} cells failed (column why).", True)] * bool(record["failed"])],
+        verdict=[*verdict, *[(f"{_cells(len(record['failed']))} failed (column why).", True)] * bool(record["failed"])],
         sections=[
             Section(title="Cells", text="Measured: wall time and bytes. said_…: by the command.", tables=[_data(table)])
         ],
@@ -321,6 +321,10 @@ def _table(columns: dict[str, Callable[[dict[str, Any]], str]], rows: Sequence[d
 def _with(mean: float | None, half: float | None) -> str:
     text = significant(mean)
     return f"{text} ± {significant(half, 1)}" if half is not None and math.isfinite(half) else text
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _mega(count: float | None) -> str:

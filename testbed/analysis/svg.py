@@ -26,8 +26,9 @@ _COLOURS = {
     "#ededed": "var(--band)",
     "#f3f3f3": "var(--band)",
     "#ddeedd": "var(--good)",
+    "#0072b2": "var(--blue)",
 }
-"""Greys of the style, by what they are for; hues stay."""
+"""Greys of the style, by what they are for; of the hues, the one that is too dark on black."""
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> str:

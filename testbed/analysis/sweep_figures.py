@@ -43,6 +43,8 @@ __all__ = [
     "figure_throughput",
 ]
 
+_MOST_LINES, _MOST_COLUMNS = 6, 12
+"""Of a family of curves, and of a heat map whose cells hold numbers; the tables hold all."""
 UTILISATIONS = (0.5, 0.75, 0.9, 0.95, 0.99)
 
 
@@ -271,9 +273,13 @@ def figure_speedup(sweep: Sweep, arm: str) -> Figure:
         for row in table.to_dict("records"):
             place_ = delays.index(row["one_way_delay_seconds"]), rates.index(row["bandwidth_bps"])
             grid[place_] = row["speedup"]
-            _cell(axes, place_, row)
+            if len(rates) <= _MOST_COLUMNS:
+                _cell(axes, place_, row)
         reach = max(0.1, float(np.nanmax(np.abs(np.log2(grid)))) if np.isfinite(grid).any() else 1.0)
-        axes.imshow(np.log2(grid), cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", zorder=0.5)
+        image = axes.imshow(np.log2(grid), cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto", zorder=0.5)
+        if len(rates) > _MOST_COLUMNS:
+            figure.colorbar(image, ax=axes, label="log₂ of the speed-up")
+            axes.tick_params(axis="x", labelrotation=90)
         for spot in np.argwhere(np.isnan(grid)):
             axes.text(spot[1], spot[0], "no result", ha="center", va="center", fontsize=9, color=GREY)
         axes.set_xticks(range(len(rates)), [rate(each) for each in rates])
@@ -282,6 +288,13 @@ def figure_speedup(sweep: Sweep, arm: str) -> Figure:
         axes.set_ylabel("one-way delay")
         axes.grid(visible=False)
     return figure
+
+
+def _some(values: list[float], most: int) -> list[float]:
+    """At most so many, the ends among them, evenly chosen."""
+    if len(values) <= most:
+        return values
+    return [values[round(place_ * (len(values) - 1) / (most - 1))] for place_ in range(most)]
 
 
 def _cell(axes: Axes, spot: tuple[int, int], row: dict[Hashable, Any]) -> None:
@@ -326,6 +339,9 @@ def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
     _, held = at_first(sweep, "bandwidth_bps")
     first = table[(table["one_way_delay_seconds"] == table["one_way_delay_seconds"].min()) & (table["hours"] > 0)]
     arms = [arm for arm in sweep.arms if arm in set(first["arm"])]
+    every = sorted(set(first["bandwidth_bps"]))
+    rates = _some(every, _MOST_LINES)
+    held += f"{'; ' if held else ''}{len(rates)} of {len(every)} bandwidths" if len(rates) < len(every) else ""
     note = "Measured: loss of the small model, the same on any link. Composed: time. Modelled: compute time."
     with styled():
         figure, panels = canvas(
@@ -338,7 +354,6 @@ def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
         low, high = float(first["val_loss_low"].min()), float(first["val_loss_high"].max())
         for number, (axes, arm) in enumerate(zip(panels, arms, strict=False)):
             ends = []
-            rates = sorted(set(first["bandwidth_bps"]))
             for place_, each in enumerate(rates):
                 part = first[(first["arm"] == arm) & (first["bandwidth_bps"] == each)]
                 strength = 0.35 + 0.65 * (place_ + 1) / len(rates)
