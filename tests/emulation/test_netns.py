@@ -161,23 +161,18 @@ def transfer(backend, size):
 @pytest.mark.parametrize(("accounting", "rate"), [("nic", "100mbit"), ("pair", "300mbit"), ("nic", None)])
 def test_every_segments_header_is_counted(world, accounting, rate):
     size = 6_000_000
-    sent, received, interface, microseconds = world(f"""{TRANSFER}
+    sent, received, interface = world(f"""{TRANSFER}
 with NetnsBackend(net(2, {rate!r}, "{accounting}")) as backend:
     nodes = backend.network.nodes
     with WireCounter(backend.counter(nodes[0])) as a, WireCounter(backend.counter(nodes[1])) as b:
         transfer(backend, {size})
         sent, received = a.read().tx_bytes, b.read().rx_bytes
-        began = time.perf_counter()
-        for _ in range(200):
-            a.read()
-        cost = (time.perf_counter() - began) / 200
     links = json.loads(sh("ip -n n0 -j -s link show eth0"))
-    return [sent, received, links[0]["stats64"]["tx"]["bytes"], cost * 1e6]
+    return [sent, received, links[0]["stats64"]["tx"]["bytes"]]
 """)
     wire = size * 1514 / 1448
     assert sent == pytest.approx(wire, rel=0.005)
     assert received == pytest.approx(sent, rel=0.002)
-    assert microseconds < 200
     if rate is None:
         assert interface < 1.01 * size  # the negative control: an interface's counter misses the headers
 
