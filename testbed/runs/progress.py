@@ -1,7 +1,7 @@
 """What a run says while it runs: a live line on a terminal, plain lines in a pipe, `state.json` for who watches it."""
 
 import json
-import os
+import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = ["Progress", "Report", "counted", "facts_line", "minutes", "watch"]
 STATE = "state.json"
 _PLAIN_EVERY_SECONDS = 5.0
 _STATE_EVERY_SECONDS = 0.5
-_SILENT_SECONDS = 60.0
+_BEAT_SECONDS, _SILENT_SECONDS = 5.0, 60.0
 
 
 class Report(Protocol):
@@ -64,17 +64,27 @@ class Progress:
         self._last_plain = self._last_state = 0.0
         self._status: Status | None = None
         self._stage = "starting"
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._beat = threading.Thread(target=self._live, name="state", daemon=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._status = self.console.status(self._stage)
             self._status.start()
+        self._beat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._status:
             self._status.stop()
+        self._over.set()
+        self._beat.join()
         self._write_state(ended=True)
+
+    def _live(self) -> None:
+        """Say now and then that this process lives: a step may take minutes, and its pid means nothing elsewhere."""
+        while not self._over.wait(_BEAT_SECONDS):
+            self._write_state()
 
     def report(self, text: str, **facts: Any) -> None:
         """Show one line, with the minutes passed."""
@@ -100,7 +110,6 @@ class Progress:
         self._last_state = time.monotonic()
         state = {
             "schema_version": 1,
-            "pid": os.getpid(),
             "at": time.time(),
             "seconds": round(self._last_state - self._started, 1),
             "stage": self._stage,
@@ -108,7 +117,7 @@ class Progress:
             "ended": ended,
         }
         partial = self.folder / f"{STATE}.partial"
-        with suppress(OSError):  # a full disk is told by what matters more
+        with self._lock, suppress(OSError):  # a full disk is told by what matters more
             partial.write_text(json.dumps(state) + "\n")
             partial.replace(self.folder / STATE)
 
@@ -128,7 +137,7 @@ def watch(folder: Path, console: Console) -> int:
                 if state["ended"]:
                     console.print(Text(f"{line}\nit has ended"))
                     return 0
-                if time.time() - state["at"] > _SILENT_SECONDS and not _lives(state["pid"]):
+                if time.time() - state["at"] > _SILENT_SECONDS:
                     console.print(Text(f"{line}\nit has gone without a word: type its command again to go on"))
                     return 1
             if line != shown:
@@ -143,13 +152,3 @@ def watch(folder: Path, console: Console) -> int:
 def _read_state(folder: Path) -> dict[str, Any] | None:
     file = folder / STATE
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
