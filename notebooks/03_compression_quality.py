@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # # What does compression cost in quality?
-# `testbed learn experiments/quality/codecs.toml` has learned every codec on tasks that need an exchange. Another run:
+# `testbed learn experiments/codecs.toml` has learned every codec on tasks that need an exchange. Another run:
 # set `TESTBED_QUALITY` to its folder before the notebook is opened.
 
 # %%

@@ -10,7 +10,7 @@ from testbed.config.arms import arm_named
 from testbed.errors import UsageError
 from testbed.runs.experiment import cells_of, load_experiment
 
-LEARNED = sorted(path for folder in ("quality", "ablations") for path in (EXPERIMENTS / folder).glob("*.toml"))
+LEARNED = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "presets = " in path.read_text()]
 
 
 def arm(sync: str, **weights: Any) -> Arm:

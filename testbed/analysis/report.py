@@ -216,6 +216,18 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
             ),
             Section(title="Figures", figures=_shown(sweep_figures(sweep))),
             Section(title="Cells", tables=[_table(varied | _CELL_COLUMNS, rows)]),
+            *(
+                [
+                    Section(
+                        title="Composed, held against trained",
+                        text="Cells that were also trained step by step on their links, by as many nodes as learn; "
+                        "every step's loss was that which was learned off the link.",
+                        tables=[_table(_CHECK_COLUMNS, record["checks"])],
+                    )
+                ]
+                if record.get("checks")
+                else []
+            ),
             Section(
                 title="Validity",
                 text="" if failed else "No cell failed, and none is invalid.",
@@ -264,6 +276,21 @@ _LINK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "one-way delay": lambda row: (
         f"{trimmed(1000 * row['one_way_delay_seconds'])} ms" if row["one_way_delay_seconds"] else "0 ms"
     ),
+}
+
+
+_CHECK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "cell": lambda row: row["point"],
+    "arm": lambda row: row["arm"],
+    "seed": lambda row: str(row["seed"]),
+    "nodes": lambda row: str(row.get("nodes", MISSING)),
+    "link": lambda row: row.get("link", MISSING),
+    "steps": lambda row: str(row["steps"]),
+    "seconds, trained": lambda row: significant(row.get("trained_seconds"), 5),
+    "seconds, composed": lambda row: significant(row.get("composed_seconds"), 5),
+    "difference": lambda row: percent(row["difference"], signed=True) if "difference" in row else MISSING,
+    "state": lambda row: row["state"],
+    "why": lambda row: row["why"] or MISSING,
 }
 
 

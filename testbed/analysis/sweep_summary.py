@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from testbed.analysis.checks import check_sentence
 from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
 from testbed.analysis.style import shown
 from testbed.analysis.sweeps import Sweep
 
 __all__ = ["print_sweep", "verdict"]
 
+_MOST_CHECKS = 12
 _COLUMNS = ("step ± 95 %", "link", "× exact", "tokens/s", "computes", "val loss", "recovered", "state")
 
 
@@ -45,7 +47,10 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
 
 
 def _print_failed(sweep: Sweep, console: Console) -> None:
+    checks = {check["cell"] for check in sweep.record.get("checks", [])}
     for cell, why in sweep.record["failed"].items():
+        if cell in checks:  # said above
+            continue
         row = sweep.table[sweep.table["cell"] == cell].iloc[0]
         whose = f"seed {row['seed']}" if sweep.of_commands else row["arm"]
         console.print(Text(f"FAILED: {whose} at {row['point']}: {why.splitlines()[0]}"), style="red")
@@ -114,7 +119,7 @@ def verdict(sweep: Sweep) -> list[str]:
     invalid = done.drop_duplicates("cell")
     if count := int((~invalid["valid"].astype(bool)).sum()):
         found.append(f"{count} of {len(invalid)} cells are invalid: their times are not to be used (column why).")
-    return found
+    return found + [check_sentence(check) for check in sweep.record.get("checks", [])[:_MOST_CHECKS]]
 
 
 def _span(values: pd.Series) -> str:

@@ -7,12 +7,14 @@ sweep.json              what was asked, what is there, what failed
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from testbed.analysis.checks import check_rows, trained_curves
 from testbed.analysis.load import COLUMNS, arm_table
 from testbed.errors import UsageError
 
@@ -96,7 +98,9 @@ def conclude(folder: Path, failed: dict[str, str]) -> Sweep:
     """Everything that is made of the cells that are there, written; `failed` holds reasons by cell."""
     config = json.loads((folder / "config.json").read_text())
     table, curves = sweep_tables(folder, config, failed)
-    return _written(folder, config, failed, table, curves)
+    checks = check_rows(folder, config, failed, table, curves)
+    curves = trained_curves(folder, checks, table, curves)
+    return _written(folder, config, failed, table, curves, checks)
 
 
 def conclude_commands(folder: Path, failed: dict[str, str]) -> Sweep:
@@ -131,7 +135,12 @@ def _words(point: dict[str, Any]) -> str:
 
 
 def _written(
-    folder: Path, config: dict[str, Any], failed: dict[str, str], table: pd.DataFrame, curves: pd.DataFrame
+    folder: Path,
+    config: dict[str, Any],
+    failed: dict[str, str],
+    table: pd.DataFrame,
+    curves: pd.DataFrame,
+    checks: Sequence[dict[str, Any]] = (),
 ) -> Sweep:
     states = table.drop_duplicates("cell")["state"].value_counts().to_dict()
     record = {
@@ -144,6 +153,7 @@ def _written(
         "states": {state: int(count) for state, count in states.items()},
         "excluded": config["excluded"],
         "failed": failed,
+        "checks": list(checks),
     }
     table.to_parquet(folder / "results.parquet", index=False)
     table.to_csv(folder / "results.csv", index=False)

@@ -18,7 +18,7 @@ from testbed.config import Arm
 from testbed.errors import RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.links import Links
-from testbed.runs.progress import Report
+from testbed.runs.progress import Report, counted
 from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
@@ -294,7 +294,8 @@ class Comparison:
     def _train(self, result: ArmResult) -> None:
         """Train for real on the link: for the given time if live, else all steps."""
         settings, name = self.settings, result.arm.name
-        self.report(f"train {name}: " + (f"{settings.live_seconds:.0f} s" if settings.live_seconds else "all steps"))
+        steps = counted(settings.live_steps or settings.preset.steps, "step")
+        self.report(f"train {name}: " + (f"{settings.live_seconds:.0f} s" if settings.live_seconds else steps))
         self._begin(result.arm, result.plan, settings.mode)
         with self.links.playing(result, self.report) as watch:
             self.ranks.watch = watch
@@ -304,8 +305,8 @@ class Comparison:
 
     def _train_steps(self, result: ArmResult) -> None:
         settings, name = self.settings, result.arm.name
-        clock = 0.0
-        while len(result.steps) < settings.preset.steps:
+        clock, most = 0.0, settings.live_steps or settings.preset.steps
+        while len(result.steps) < most:
             step = combine_steps(self.ranks.order("step"), 1.0)
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
@@ -316,7 +317,7 @@ class Comparison:
             if len(result.steps) % 10 == 0 or settings.mode == "live":
                 self.report(
                     f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}",
-                    **_facts(result, step, settings.preset.steps),
+                    **_facts(result, step, most),
                 )
             if settings.live_seconds and clock >= settings.live_seconds:
                 break
@@ -377,7 +378,8 @@ def _layers_to_time(settings: Settings, whole: Plan, step_seconds: float) -> int
 
 
 def timed_seconds(settings: Settings, arm: Arm) -> float:
-    """About how long an arm's timed steps and averagings take, before anything is measured: closed form."""
+    """About how long an arm's timed steps (or its live ones) and averagings take, before anything is measured: closed
+    form."""
     target = settings.target
     assert target is not None
     whole = plan_for(arm, target, timed_layers=target.layers)
@@ -388,6 +390,9 @@ def timed_seconds(settings: Settings, arm: Arm) -> float:
     step = whole.compute_seconds + whole.exchange_seconds(goodput)
     if whole.message_bytes:
         step += whole.layers * settings.network.longest_round_trip_us / 1e6
+    if settings.live_steps is not None:
+        syncs = settings.live_steps // settings.preset.sync_every if arm.sync == "average" else settings.live_steps
+        return settings.live_steps * step + syncs * whole.sync_seconds(goodput)
     timed = step * _layers_to_time(settings, whole, step) / whole.layers
     steps = max(1, min(_LEAST_STEPS, int(settings.seconds_per_arm / timed)))
     return steps * timed + _SYNC_EVENTS * min(_SYNC_EVENT_SECONDS, whole.sync_seconds(goodput))

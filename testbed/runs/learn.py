@@ -37,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class Learn:
     """Learn every preset, arm and seed of an experiment, off the network, and compare what they know at the end.
 
-    For example: testbed learn experiments/quality/codecs.toml. Killed at any time, it goes on with what is missing.
+    For example: testbed learn experiments/codecs.toml. Killed at any time, it goes on with what is missing.
     """
 
     file: Annotated[tyro.conf.Positional[str], flag("FILE")]

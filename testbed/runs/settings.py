@@ -79,6 +79,8 @@ class Settings:
     synchronisation takes."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Of arms whose folder is none of `folder`'s own."""
+    live_steps: int | None = None
+    """Train every arm paced for so many steps, instead of learning, timing and composing."""
 
     def folder_of(self, arm: Arm) -> Path:
         """Where everything of an arm is written."""
@@ -89,7 +91,7 @@ class Settings:
         """Learn, time and compose; or train paced for a given time; or train as this machine does."""
         if self.target is None:
             return "unpaced"
-        return "live" if self.live_seconds is not None else "composed"
+        return "composed" if self.live_seconds is None and self.live_steps is None else "live"
 
     @property
     def nodes(self) -> int:

@@ -6,6 +6,7 @@ configuration is another cell; a renamed arm is the same.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from testbed.config import Arm, Preset, parse
 from testbed.errors import UsageError
 from testbed.runs.experiment import Cell, arms_of, merged
 from testbed.runs.settings import Request, Settings, preset_of, settle, target_of
-from testbed.sweep.grid import Point, Sweep, described, points_of
+from testbed.sweep.grid import Point, Sweep, described, flat, points_of
 from testbed.targets import Target
 
-__all__ = ["TIMED_VERSION", "Timed", "cells_of"]
+__all__ = ["LINKS", "TIMED_VERSION", "Timed", "cells_of", "checks_of"]
 
 TIMED_VERSION = 1
 """Part of every hash of a timed cell. Counted up by hand when code changes so that all have to be timed again."""
+LINKS = ("link", "node_links", "pair_links")
+"""Of a network, what may change between two points on the same nodes."""
+_EASY_BPS = 4 * 10**9
+"""What even a small machine carries between all its nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One arm on one network."""
+    """One arm on one network: timed, or trained step by step."""
 
     point: Point
     """What was varied, and with it the settings of every point."""
@@ -33,9 +38,9 @@ class Timed:
     """What was varied alone."""
     arm: Arm
     settings: Settings
-    """Of all arms of this point that share the preset."""
-    learners: int
-    """Nodes that learn; `settings` has those that are timed."""
+    """Of all arms of this point that share the preset, on the nodes that are timed."""
+    whole: Settings
+    """The same, on the nodes that learn."""
     seeds: tuple[int, ...]
 
     @property
@@ -44,7 +49,7 @@ class Timed:
         settings = self.settings
         network = asdict(settings.network)
         if self.arm.link == "fast":
-            network = {**network, "links": None}
+            network |= dict.fromkeys(LINKS)
         config = {
             "version": TIMED_VERSION,
             "network": network,
@@ -55,7 +60,16 @@ class Timed:
             "arm": {key: value for key, value in asdict(self.arm).items() if key != "name"},
             "seed": settings.seed,
         }
+        if settings.live_steps is not None:
+            config["live_steps"] = settings.live_steps
         return json.loads(json.dumps(config))
+
+    @property
+    def words(self) -> str:
+        """What and where, for messages."""
+        steps, seed = self.settings.live_steps, self.settings.seed
+        live = "" if steps is None else f", {steps} steps with seed {seed}"
+        return f"{self.arm.name} at {described(self.varied)}{live}"
 
     @property
     def hash(self) -> str:
@@ -72,7 +86,7 @@ class Timed:
                 preset=settings.preset,
                 arm=self.arm,
                 seed=seed,
-                nodes=self.learners,
+                nodes=self.whole.nodes,
             )
             for seed in self.seeds
         ]
@@ -84,8 +98,8 @@ def cells_of(sweep: Sweep, folder: Path, command: str) -> list[Timed]:
     keys = [key for axis in sweep.axes() for key in axis]
     for point in points_of(sweep)[0]:
         varied = {key: point[key] for key in keys}
-        for settings, learners in _settings(sweep, point, folder, command):
-            about = {"point": point, "varied": varied, "settings": settings, "learners": learners}
+        for settings, whole in _settings(sweep, point, folder, command):
+            about = {"point": point, "varied": varied, "settings": settings, "whole": whole}
             cells += [Timed(arm=arm, seeds=sweep.seeds, **about) for arm in settings.arms]
     for name in (sweep.exact, sweep.control):
         if name not in {cell.arm.name for cell in cells}:
@@ -93,8 +107,43 @@ def cells_of(sweep: Sweep, folder: Path, command: str) -> list[Timed]:
     return cells
 
 
-def _settings(sweep: Sweep, point: Point, folder: Path, command: str) -> list[tuple[Settings, int]]:
-    """Of a point, arms that share a preset together: on the nodes that are timed, and how many learn."""
+def checks_of(sweep: Sweep, cells: list[Timed], *, full: bool) -> list[Timed]:
+    """Cells that are also trained step by step on their links, by as many nodes as learn, to be held against what was
+    composed: those that the file names; or one, that of a compressed arm on the link that asks least of this machine;
+    or, with `full`, all, with every seed and to the end."""
+    if full:
+        return [_trained(cell, seed, cell.settings.preset.steps) for cell in cells for seed in cell.seeds]
+    if sweep.check:
+        return [_trained(*_named(each, cells), each.get("steps")) for each in sweep.check]
+    between = [cell for cell in cells if cell.arm.name not in (sweep.exact, sweep.control)] or cells
+
+    def asks(cell: Timed) -> tuple[bool, bool, float]:
+        total = cell.whole.network.total_bps
+        return total > _EASY_BPS, cell.whole.network.impaired, -total
+
+    return [_trained(chosen := min(between, key=asks), chosen.seeds[0], None)]
+
+
+def _named(check: Mapping[str, Any], cells: list[Timed]) -> tuple[Timed, int]:
+    """The cell that a [[check]] means, and the seed."""
+    wanted = {key: value for key, value in flat(check).items() if key not in ("arm", "steps", "seed")}
+    for cell in cells:
+        if cell.arm.name == check["arm"] and all(cell.varied[key] == value for key, value in wanted.items()):
+            return cell, check.get("seed", cell.seeds[0])
+    raise UsageError(f"check: no cell is {described(dict(check))}; testbed sweep --dry-run names them all")
+
+
+def _trained(cell: Timed, seed: int, steps: int | None) -> Timed:
+    """Unless said, one interval between synchronisations, the last of which counts."""
+    preset = cell.settings.preset
+    steps = min(preset.sync_every, preset.steps) if steps is None else steps
+    if steps > preset.steps:
+        raise UsageError(f"check: {steps} steps of {cell.arm.name} were asked for, and its preset has {preset.steps}")
+    return replace(cell, settings=replace(cell.whole, seed=seed, live_steps=steps), seeds=(seed,))
+
+
+def _settings(sweep: Sweep, point: Point, folder: Path, command: str) -> list[tuple[Settings, Settings]]:
+    """Of a point, arms that share a preset together: on the nodes that are timed, and on those that learn."""
     asked = parse(Request, {key: value for key, value in point.items() if "." not in key}, "a point of the grid")
     preset = parse(Preset, merged(asdict(preset_of(asked)), _changes(point, "preset")), "preset")
     target = target_of(asked)
@@ -116,7 +165,7 @@ def _settings(sweep: Sweep, point: Point, folder: Path, command: str) -> list[tu
                     raise UsageError("timed_nodes is for accounting pair: a node's access link serves all its peers")
                 fewer = replace(asked, nodes=sweep.timed_nodes)
                 timed = settle(fewer, presets[key], target, tuple(arms), folder=folder, command=command)
-            found.append((replace(timed, thrifty=True, seed=sweep.seeds[0]), whole.nodes))
+            found.append((replace(timed, thrifty=True, seed=sweep.seeds[0]), whole))
         return found
     except UsageError as error:
         raise UsageError(f"at {described(point)}: {error}") from None

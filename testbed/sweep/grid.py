@@ -23,6 +23,11 @@
     delay = ["20ms", "50ms"]
     reason = "minutes a step, and it is lost at 5 ms already"
 
+    [[check]]                                         # cells that are also trained step by step on their links
+    arm = "subspace"
+    bw = "300mbit"
+    delay = "0ms"
+
 A key is a flag of `testbed emulate` (with "_" for "-") or a dotted one.
 
 Instead of arms there may be a command of the user's, run on every node of every point as `testbed exec` runs it:
@@ -46,7 +51,7 @@ from testbed.errors import UsageError
 from testbed.runs.asked import Asked
 from testbed.targets import Target
 
-__all__ = ["MOST_POINTS", "Excluded", "Point", "Sweep", "described", "points_of"]
+__all__ = ["MOST_POINTS", "Excluded", "Point", "Sweep", "described", "flat", "points_of"]
 
 MOST_POINTS = 10_000
 """Of a grid, before exclusion."""
@@ -104,6 +109,9 @@ class Sweep:
     """Lists of one length by key, gone through in step; each table is one axis more of the grid."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Values by key (one, or a list of them), and a `reason`."""
+    check: tuple[dict[str, Any], ...] = ()
+    """Cells that are also trained step by step on their links, so that what was composed can be held against them: an
+    `arm`, values of what is varied, of which the first cell that fits is taken, and if wanted `steps` and `seed`."""
     timed_nodes: int | None = None
     """Nodes that are built to time a step, where fewer than learn will do: with accounting pair every pair has a link
     of its own and all wait for the same, so that two stand for any number; None: as many as learn."""
@@ -124,7 +132,7 @@ class Sweep:
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise UsageError(f"seeds = {list(self.seeds)}: they are whole numbers from 0 to {2**32 - 1}")
         keys = [key for axis in self.axes() for key in axis]
-        for key in (*_flat(self.settings), *keys):
+        for key in (*flat(self.settings), *keys):
             _check_key(key, _OF_COMMAND if self.command else _OF_ARMS)
         for key in keys:
             if keys.count(key) > 1:
@@ -132,15 +140,17 @@ class Sweep:
         varied = {key: values for axis in self.axes() for key, values in axis.items()}
         for number, each in enumerate(self.exclude):
             _check_exclusion(each, varied, f"exclude[{number}]")
+        for number, each in enumerate(self.check):
+            _check_check(each, varied, self, f"check[{number}]")
         count = math.prod(len(next(iter(axis.values()))) for axis in self.axes())
         if count > MOST_POINTS:
             raise UsageError(f"this grid has {count:,} points, and {MOST_POINTS:,} are the most: take values out")
 
     def axes(self) -> list[dict[str, list[Any]]]:
         """Each axis as lists of one length by key."""
-        found = [{key: _values(key, values)} for key, values in _flat(self.grid).items()]
+        found = [{key: _values(key, values)} for key, values in flat(self.grid).items()]
         for number, table in enumerate(self.together):
-            axis = {key: _values(key, values) for key, values in _flat(table).items()}
+            axis = {key: _values(key, values) for key, values in flat(table).items()}
             if len(lengths := {len(values) for values in axis.values()}) > 1:
                 raise UsageError(f"together[{number}]: its lists have {sorted(lengths)} values; they need as many each")
             if axis:
@@ -150,7 +160,7 @@ class Sweep:
 
 def points_of(sweep: Sweep) -> tuple[list[Point], list[Excluded]]:
     """Every point in the order of the file, the last key varying fastest; and those that are left out, with reasons."""
-    common = _flat(sweep.settings)
+    common = flat(sweep.settings)
     points, excluded = [], []
     for values in _combinations(sweep.axes()):
         reason = next((each["reason"] for each in sweep.exclude if _matches(each, values)), None)
@@ -175,7 +185,7 @@ def _combinations(axes: list[dict[str, list[Any]]]) -> Iterator[Point]:
 
 
 def _matches(exclusion: Mapping[str, Any], point: Point) -> bool:
-    wanted = {key: value for key, value in _flat(exclusion).items() if key != "reason"}
+    wanted = {key: value for key, value in flat(exclusion).items() if key != "reason"}
     return all(point[key] in _alternatives(point[key], value) for key, value in wanted.items())
 
 
@@ -187,11 +197,11 @@ def _alternatives(kind: Any, value: Any) -> list[Any]:
     )
 
 
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Dotted keys, whether they were written with dots, in tables, or quoted."""
     found: dict[str, Any] = {}
     for key, value in table.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return found
 
 
@@ -220,10 +230,28 @@ def _check_key(key: str, keys: _Keys) -> None:
     raise UsageError(f"unknown key '{key}': a grid varies {keys.words}{hint}")
 
 
+def _check_check(check: Mapping[str, Any], varied: Mapping[str, list[Any]], sweep: Sweep, where: str) -> None:
+    if sweep.command:
+        raise UsageError(f"{where}: a command is run as it is; checks are for arms")
+    wanted = {key: value for key, value in flat(check).items() if key not in ("arm", "steps", "seed")}
+    if "arm" not in check:
+        raise UsageError(f'{where}: name an arm, and values of what is varied: arm = "{sweep.control}"')
+    for key, value in wanted.items():
+        if key not in varied:
+            raise UsageError(f"{where}: '{key}' is not varied; this grid varies {', '.join(varied) or 'nothing'}")
+        if value not in varied[key]:
+            raise UsageError(f"{where}: {key} = {value!r} is none of its values, {varied[key]}")
+    steps, seed = check.get("steps", 1), check.get("seed", sweep.seeds[0])
+    if not isinstance(steps, int) or steps < 1:
+        raise UsageError(f"{where}: steps = {steps!r}: a whole number from 1 on")
+    if seed not in sweep.seeds:
+        raise UsageError(f"{where}: seed = {seed!r} is none of {list(sweep.seeds)}")
+
+
 def _check_exclusion(exclusion: Mapping[str, Any], varied: Mapping[str, list[Any]], where: str) -> None:
     if not isinstance(exclusion.get("reason"), str) or not exclusion["reason"].strip():
         raise UsageError(f'{where}: say why: reason = "…"')
-    given = {key: value for key, value in _flat(exclusion).items() if key != "reason"}
+    given = {key: value for key, value in flat(exclusion).items() if key != "reason"}
     if not given:
         raise UsageError(f"{where} names no key, and so excludes everything")
     for key, value in given.items():

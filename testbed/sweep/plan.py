@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from testbed.runs.directory import read_json
 from testbed.runs.experiment import Cell
-from testbed.sweep.cells import Timed
+from testbed.sweep.cells import LINKS, Timed
 from testbed.sweep.grid import Excluded, Sweep
 
 __all__ = ["Plan", "by", "estimate", "nodes_of", "point_of", "seconds"]
@@ -28,6 +28,8 @@ class Plan:
     cells: list[Timed]
     excluded: list[Excluded]
     folder: Path
+    checks: list[Timed] = field(default_factory=list)
+    """Cells that are trained step by step as well."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many is done here."""
 
@@ -40,12 +42,12 @@ class Plan:
 
     @property
     def timed(self) -> dict[str, Timed]:
-        """What has to be timed here, by hash; the cluster's link is the same at every point."""
+        """What has to be timed here, by hash, checks last; the cluster's link is the same at every point."""
         found: dict[str, Timed] = {}
         for point in self._own(by(self.cells, point_of)).values():
             for cell in point:
                 found.setdefault(cell.hash, cell)
-        return found
+        return found | self._own({check.hash: check for check in self.checks})
 
     def _own(self, things: dict[str, T]) -> dict[str, T]:
         which, of = self.shard
@@ -73,12 +75,13 @@ def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Ti
 def nodes_of(cell: Timed) -> str:
     """Cells with the same one can be timed on the same nodes: all but the links is alike."""
     config = cell.config
-    network = {key: value for key, value in config["network"].items() if key != "links"}
+    network = {key: value for key, value in config["network"].items() if key not in LINKS}
     return json.dumps([network, config["preset"], config["seed"], config["backend"]], sort_keys=True)
 
 
 def point_of(cell: Timed) -> str:
-    return json.dumps([cell.point, cell.config["preset"]], sort_keys=True)
+    """Cells with the same one are timed together; what is trained step by step is not timed."""
+    return json.dumps([cell.point, cell.config["preset"], cell.settings.live_steps], sort_keys=True)
 
 
 def estimate(cells: list[Timed]) -> float:

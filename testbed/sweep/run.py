@@ -28,7 +28,7 @@ from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
 from testbed.runs.progress import Report, counted, minutes
-from testbed.sweep.cells import cells_of
+from testbed.sweep.cells import Timed, cells_of, checks_of
 from testbed.sweep.commands import dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of
 from testbed.sweep.hosts import Hosts
@@ -55,6 +55,8 @@ class SweepCommand:
     """On this machine, or on the hosts of a Ray, one cell at a time on each (docs/sweeps.md)."""
     ray_address: Annotated[str | None, flag("HOST:PORT")] = None
     """Of a Ray that runs; unless given, one is started here, on loopback alone."""
+    full: bool = False
+    """Train every cell on its link as well, with every seed and to the end, not only those that check (hours)."""
     share: bool = False
     """Run although another run uses this machine."""
     dry_run: bool = False
@@ -81,7 +83,14 @@ def _asked(asked: SweepCommand) -> tuple[Sweep, Path]:
 def _plan(asked: SweepCommand, sweep: Sweep, folder: Path) -> Plan:
     """What was asked for, checked as far as can be without torch."""
     cells = cells_of(sweep, folder, shlex.join(["testbed", *sys.argv[1:]]))
-    return Plan(sweep=sweep, cells=cells, excluded=points_of(sweep)[1], folder=folder, shard=_shard(asked.shard))
+    return Plan(
+        sweep=sweep,
+        cells=cells,
+        excluded=points_of(sweep)[1],
+        folder=folder,
+        checks=checks_of(sweep, cells, full=asked.full),
+        shard=_shard(asked.shard),
+    )
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -102,9 +111,8 @@ def dry_run(asked: SweepCommand) -> str:
     plan = _plan(asked, asked_for, folder)
     timed = plan.timed
     lines = [
-        f"{'there  ' if plan.is_timed(cell.hash) else 'missing'}  {cell.hash}  {cell.arm.name} at "
-        f"{described(cell.varied)}"
-        for cell in plan.cells
+        f"{'there  ' if plan.is_timed(cell.hash) else 'missing'}  {cell.hash}  {cell.words}"
+        for cell in (*plan.cells, *plan.checks)
         if cell.hash in timed
     ]
     lines += [f"left out         {described(each.point)}: {each.reason}" for each in plan.excluded]
@@ -114,7 +122,7 @@ def dry_run(asked: SweepCommand) -> str:
         [
             *lines,
             f"{counted(len(plan.cells), 'cell')} into {plan.folder}: {counted(len(learning), 'trainer')} to learn, "
-            f"{counted(len(missing), 'cell')} to time, about {minutes(estimate(missing))} for these",
+            f"{counted(len(missing), 'cell')} to time or train, about {minutes(estimate(missing))} for these",
         ]
     )
 
@@ -181,7 +189,16 @@ def _config(plan: Plan) -> dict[str, Any]:
         }
         for cell in plan.cells
     ]
-    return _about(plan.sweep) | {"cells": cells}
+    checks = [
+        {"cell": check.hash, "of": _twin(check, plan.cells), "seed": check.seeds[0], "steps": check.settings.live_steps}
+        for check in plan.checks
+    ]
+    return _about(plan.sweep) | {"cells": cells, "checks": checks}
+
+
+def _twin(check: Timed, cells: list[Timed]) -> str:
+    """The composed cell that a check is held against."""
+    return next(cell.hash for cell in cells if (cell.point, cell.arm) == (check.point, check.arm))
 
 
 def _about(sweep: Sweep) -> dict[str, Any]:

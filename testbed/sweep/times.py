@@ -10,7 +10,6 @@ from testbed.runs.directory import read_json
 from testbed.runs.learning import start_child
 from testbed.runs.progress import Report, counted, minutes
 from testbed.sweep.cells import Timed
-from testbed.sweep.grid import described
 from testbed.sweep.hosts import Hosts
 from testbed.sweep.plan import Plan, by, estimate, nodes_of, point_of, seconds
 from testbed.sweep.timing import as_order
@@ -24,7 +23,7 @@ def time_missing(plan: Plan, report: Report, hosts: Hosts | None, unlearned: dic
     """Time what is missing, one set of nodes after the other; reasons by cell of what failed."""
     failed = {
         cell.hash: f"its trainer was not learned with seed {each.seed}: {unlearned[each.hash]}"
-        for cell in plan.cells
+        for cell in (*plan.cells, *plan.checks)
         for each in cell.learned
         if each.hash in unlearned
     }
@@ -120,9 +119,8 @@ class _Timing:
         for cell in cells:
             known = read_json(self.plan.learned_file(cell.learned[0]))
             learned[cell.hash] = {
-                "nodes": cell.learners,
-                "rank_losses": known["rank_losses"],
-                "validation": known["validations"][-1],
+                "nodes": cell.whole.nodes,
+                **{key: known[key] for key in ("rank_losses", "losses", "validations")},
             }
         return {
             "folder": folder,
@@ -139,17 +137,17 @@ class _Timing:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "FAILED").write_text(why + "\n")
             self.failed[cell.hash] = why
-        arms = ", ".join(cell.arm.name for cell in cells)
-        self.report(f"{arms} at {described(cells[0].varied)} FAILED: {why.splitlines()[0]}; see {log}")
+        cells_lost = "; ".join(cell.words for cell in cells)
+        self.report(f"FAILED: {cells_lost}: {why.splitlines()[0]}; see {log}")
 
     def _count(self, cell: Timed, message: dict[str, Any]) -> None:
         self.done += 1
         self.behind += seconds(cell) * self.expected / self.closed_form
         passed = time.monotonic() - self.started
         left = passed * (self.expected - self.behind) / self.behind if self.behind else 0.0
-        note = "" if message["valid"] else ", INVALID"
+        note = f", INVALID: {message['invalid']}" if message["invalid"] else ""
         self.report(
-            f"{cell.arm.name} at {described(cell.varied)}: {message['step_seconds']:.2f} s a step{note} "
+            f"{cell.words}: {message['step_seconds']:.2f} s a step{note} "
             f"({self.done}/{self.total} cells{f', about {minutes(left)} left' if left > 1 else ''})",
             left_seconds=left,
         )

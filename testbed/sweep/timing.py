@@ -27,9 +27,9 @@ from testbed.sweep.cells import Timed
 from testbed.targets import Target
 
 if TYPE_CHECKING:
-    from testbed.runs.comparison import Comparison, Learned
+    from testbed.runs.comparison import ArmResult, Comparison, Learned
 
-__all__ = ["as_order"]
+__all__ = ["as_order", "check_learned"]
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -59,6 +59,7 @@ def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
         preset=parse(Preset, given["preset"], "preset"),
         target=parse(Target, given["target"], "target"),
         live_seconds=None,
+        live_steps=given.get("live_steps"),
         arms=tuple(arms.values()),
         seed=given["seed"],
         share=True,
@@ -126,12 +127,14 @@ class _Session:
             comparison.links.explore(self.before.links)
             comparison.go_on_from(self.before)
         self.before = comparison
-        learned = {arm.name: self._learned(arm, names[arm.name], comparison) for arm in comparison.settings.arms}
-        comparison.take_all(learned)
+        arms = comparison.settings.arms
+        live = comparison.settings.mode == "live"
+        comparison.take_all({} if live else {arm.name: self._learned(arm, names[arm.name], comparison) for arm in arms})
         for name, cell in names.items():
             summary = self._write(comparison, name, cell, group)
             blame.remove(cell)
-            self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "valid": summary["valid"]})
+            invalid = summary["why"][0] if summary["why"] else None
+            self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "invalid": invalid})
 
     def _say(self, text: str, **facts: Any) -> None:
         self.reply({"say": text, "facts": facts})
@@ -147,7 +150,7 @@ class _Session:
             raise RunFailed(
                 f"{arm.name}: the first steps on these nodes are not those that were learned, to the last bit"
             )
-        return Learned(losses=self.losses[key], loss=[], validations=[known["validation"]])
+        return Learned(losses=self.losses[key], loss=[], validations=known["validations"][-1:])
 
     @staticmethod
     def _arm_config(arm: Arm) -> dict[str, Any]:
@@ -158,6 +161,8 @@ class _Session:
         from testbed.runs.emulate import comparison_record, write_arm
 
         result = comparison.results[name]
+        if comparison.settings.mode == "live":
+            check_learned(result, self.order["learned"][cell])
         facts = comparison_record(comparison, [], 0.0)
         about = {
             "cell": cell,
@@ -165,6 +170,26 @@ class _Session:
             "network": {key: value for key, value in facts.items() if key not in ("arms", "run_seconds", "void")},
         }
         return write_arm(comparison, result, arm_record(comparison, result) | about, self.environment)
+
+
+def check_learned(result: "ArmResult", known: dict[str, Any]) -> None:
+    """Raise `RunFailed` unless every step's loss (to the digits that are kept) and what was validated are those that
+    were learned."""
+    losses = [round(step.loss, 6) for step in result.steps]
+    apart = next((index for index, loss in enumerate(losses) if loss != known["losses"][index]), None)
+    if apart is not None:
+        raise RunFailed(
+            f"{result.arm.name}, step {apart}: the loss on this link is {losses[apart]}, and "
+            f"{known['losses'][apart]} was learned: a network must change time and never arithmetic"
+        )
+    learned = {each["step"]: each["val_loss"] for each in known["validations"]}
+    for each in result.validations:
+        was = learned.get(each["step"], each["val_loss"])
+        if each["val_loss"] != was:
+            raise RunFailed(
+                f"{result.arm.name}, step {each['step']}: validated {each['val_loss']!r} on this link, and {was!r} off "
+                "it: a network must change time and never arithmetic"
+            )
 
 
 def _end_with_parent() -> None:

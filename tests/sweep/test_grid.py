@@ -1,11 +1,15 @@
 """What stands in a sweep's file: its points, what is left out, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.config import parse
+from testbed.config import EXPERIMENTS, parse
+from testbed.config.tree import read_toml
 from testbed.errors import UsageError
+from testbed.sweep.cells import cells_of, checks_of
 from testbed.sweep.grid import Sweep, points_of
 
 ARMS = {"title": "t", "arms": ["decentralised", "control"], "seeds": [0]}
@@ -106,3 +110,68 @@ def test_mistakes_are_one_sentence(tables, said):
         points_of(sweep(**tables))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+CHECKED = {"arms": ["decentralised", "subspace", "control"], "seeds": [0, 1], "grid": {"bw": ["30mbit", "1gbit"]}}
+
+
+def checks(*given, full=False, **tables):
+    asked = sweep(**{**CHECKED, "check": list(given), **tables})
+    found = checks_of(asked, cells_of(asked, Path("runs/x"), "testbed sweep"), full=full)
+    return [(each.words, each.settings.nodes) for each in found]
+
+
+def test_one_cell_is_checked_unless_the_file_says_which():
+    """A compressed arm's, on the fastest link that a small machine carries, on all nodes that learn."""
+    assert checks() == [("subspace at bw 30mbit, 50 steps with seed 0", 4)]
+    assert checks(timed_nodes=2) == checks()
+    named = checks({"arm": "control", "bw": "1gbit", "steps": 7, "seed": 1}, {"arm": "decentralised"})
+    assert [words for words, _ in named] == [
+        "control at bw 1gbit, 7 steps with seed 1",
+        "decentralised at bw 30mbit, 50 steps with seed 0",
+    ]
+
+
+def test_in_full_all_cells_are_trained_to_their_end():
+    """Every seed of every cell."""
+    found = [words for words, _ in checks(full=True)]
+    assert len(found) == 3 * 2 * 2
+    assert found[-1] == "control at bw 1gbit, 250 steps with seed 1"
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ({"bw": "1gbit"}, "name an arm"),
+        ({"arm": "contrl"}, "no cell is arm contrl"),
+        ({"arm": "control", "bw": "2gbit"}, "none of its values"),
+        ({"arm": "control", "delay": "0ms"}, "is not varied"),
+        ({"arm": "control", "steps": 0}, "a whole number from 1 on"),
+        ({"arm": "control", "steps": 1000}, "its preset has 250"),
+        ({"arm": "control", "seed": 5}, "none of"),
+    ],
+)
+def test_a_check_of_nothing_is_refused(check, said):
+    """With what it could be."""
+    with pytest.raises(UsageError, match=said):
+        checks(check)
+
+
+SWEEPS = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "[grid]" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_that_are_shipped_can_be_run(path):
+    """Every point of each is one that the testbed knows."""
+    asked = read_toml(Sweep, path)
+    assert checks_of(asked, cells_of(asked, Path("runs/x"), "testbed sweep"), full=False)
+
+
+def test_every_question_has_its_page_and_stands_in_the_list():
+    """A file, a page of its name, a line in the index; corpora that wait to be fetched share the page of their twin."""
+    index = (EXPERIMENTS / "README.md").read_text()
+    for path in EXPERIMENTS.glob("*.toml"):
+        stem = path.stem.removesuffix("_corpora")
+        assert f"({stem}.md)" in index
+        page = (EXPERIMENTS / f"{stem}.md").read_text()
+        assert all(word in page for word in ("**Question.**", "**What to expect, and why.**", "**Result.**")), stem

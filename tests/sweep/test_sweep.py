@@ -11,6 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from testbed.config import Arm
+from testbed.errors import RunFailed
+from testbed.runs.comparison import ArmResult
+from testbed.sweep.timing import check_learned
 from tests.runs.tiny import PRESET, TARGET, command, environment, marked, run_testbed
 from tests.worlds import needs_world
 
@@ -88,13 +92,17 @@ def test_every_cell_is_learned_once_timed_once_and_composed(swept):
     assert len(table) == len(POINTS) * len(ARMS) * 2
     assert set(table["state"]) == {"done"}
     assert len(list((folder / "learned").iterdir())) == len(ARMS) * 2
-    assert len(summaries(folder)) == len(POINTS) * len(ARMS)
+    assert len(summaries(folder)) == len(POINTS) * len(ARMS) + 1
     assert table["val_loss"].groupby([table["arm"], table["seed"]]).nunique().eq(1).all()
     exact = table[table["arm"] == "decentralised"]
     assert (exact["step_seconds_mean"] / exact["closed_form_step_seconds"]).between(0.9, 1.15).all()
     curves = pd.read_parquet(folder / "curves.parquet")
     assert curves.groupby(["cell", "step"])["time_seconds"].nunique().eq(1).all()
     assert set(curves["time_kind"]) == {"composed"}
+    (check,) = json.loads((folder / "sweep.json").read_text())["checks"]
+    assert (check["arm"], check["point"], check["state"], check["link"]) == ("subspace", "bw 80mbit", "done", "shaped")
+    assert abs(check["difference"]) < 0.15
+    assert "Checked by training it on 2 nodes: subspace at bw 80mbit" in done.stdout
     for cell in summaries(folder):
         evidence = json.loads((folder / "cells" / cell / "link" / "measured.json").read_text())
         assert {"before", "after"} <= set(evidence)
@@ -168,8 +176,23 @@ def test_a_link_that_cannot_be_had_fails_its_cells_only(tmp_path):
     assert table[table["state"] == "failed"]["why"].str.contains("beyond this machine").all()
 
 
-def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path):
-    """Negative control of the comparison with what was learned: one bit of one loss is another trainer's."""
+def one_bit(learned: dict) -> None:
+    learned["rank_losses"][0][0][0] *= 1 + 2**-52
+
+
+def a_millionth(learned: dict) -> None:
+    learned["losses"][1] = round(learned["losses"][1] + 1e-6, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "cells", "check"),
+    [
+        (one_bit, "to the last bit", {"failed": 2}, "done"),
+        (a_millionth, "on this link is", {"done": 2}, "failed"),
+    ],
+)
+def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path, change, words, cells, check):
+    """Negative control of the comparison with what was learned, of timed steps and of a check's every step."""
     grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("80mbit",))
     folder = tmp_path / "runs" / "grid"
     order = command("sweep", "grid.toml")
@@ -182,12 +205,38 @@ def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path):
                 changed = True
                 for file in (folder / "learned").glob("*.json"):
                     data = json.loads(file.read_text())
-                    data["rank_losses"][0][0][0] *= 1 + 2**-52
+                    change(data)
                     file.write_text(json.dumps(data))
     assert changed
     assert process.returncode == 1
-    assert "to the last bit" in said
+    assert words in said
     assert "FAILED" in said
+    record = json.loads((folder / "sweep.json").read_text())
+    assert record["states"] == cells
+    assert record["checks"][0]["state"] == check
+
+
+def test_a_validation_that_is_another_by_a_bit_is_noticed():
+    """Of what a check trained, at the steps at which both were validated; others are nobody's."""
+    arm, link = Arm(name="a", exchange="local", sync="average", link="bw"), "shaped"
+    result = ArmResult(arm=arm, link=link, plan=None, validations=[{"step": 4, "val_loss": 1.5}])
+    check_learned(result, {"losses": [], "validations": [{"step": 2, "val_loss": 9.0}, {"step": 4, "val_loss": 1.5}]})
+    with pytest.raises(RunFailed, match="validated 1.5 on this link"):
+        check_learned(result, {"losses": [], "validations": [{"step": 4, "val_loss": 1.5 * (1 + 2**-52)}]})
+
+
+def test_in_full_every_cell_is_trained_and_its_time_is_measured(tmp_path):
+    """To the end: curves are measured, and each is held against its composed twin."""
+    grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("80mbit",))
+    done = run_testbed(tmp_path, "sweep", "grid.toml", "--full")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "grid"
+    assert set(pd.read_parquet(folder / "curves.parquet")["time_kind"]) == {"measured"}
+    checks = json.loads((folder / "sweep.json").read_text())["checks"]
+    assert {(check["arm"], check["seed"], check["state"]) for check in checks} == {
+        (arm, 0, "done") for arm in ("decentralised", "control")
+    }
+    assert all(abs(check["difference"]) < 0.15 for check in checks)
 
 
 def test_parts_make_the_whole(tmp_path):
@@ -197,7 +246,8 @@ def test_parts_make_the_whole(tmp_path):
     for part in ("1/2", "2/2"):
         done = run_testbed(tmp_path, "sweep", "grid.toml", "--shard", part, "--dry-run")
         lines[part] = {line.split(maxsplit=2)[2] for line in done.stdout.splitlines() if line.startswith("missing")}
-    assert lines["1/2"] == {f"{arm} at bw {bw}" for arm in ARMS for bw in ("40mbit", "90mbit")}
+    check = "subspace at bw 90mbit, 2 steps with seed 0"
+    assert lines["1/2"] == {check} | {f"{arm} at bw {bw}" for arm in ARMS for bw in ("40mbit", "90mbit")}
     assert lines["2/2"] == {f"{arm} at bw 80mbit" for arm in ARMS}
     for wrong in ("3/2", "0/2", "1", "a/b"):
         done = run_testbed(tmp_path, "sweep", "grid.toml", "--shard", wrong, "--dry-run")

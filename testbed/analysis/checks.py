@@ -1,0 +1,75 @@
+"""What was composed, held against the same trained step by step on its link."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed.analysis.formats import percent, significant, trimmed
+from testbed.analysis.load import arm_table
+
+__all__ = ["check_rows", "check_sentence", "trained_curves"]
+
+
+def check_rows(
+    folder: Path, config: dict[str, Any], failed: dict[str, str], table: pd.DataFrame, curves: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """A row per check: seconds to the end of its last step, as trained and as composed. JSON-able."""
+    rows = []
+    for check in config.get("checks", []):
+        twin = table[table["cell"] == check["of"]].iloc[0]
+        row = {**check, "arm": twin["arm"], "point": twin["point"], "state": "missing", "why": ""}
+        summary = _summary(folder, check["cell"])
+        if check["cell"] in failed:
+            row |= {"state": "failed", "why": failed[check["cell"]]}
+        elif summary is not None:
+            known = curves[(curves["cell"] == check["of"]) & (curves["seed"] == check["seed"])]
+            composed = known.loc[known["step"] == check["steps"], "time_seconds"]
+            trained = summary["timed"]["steps"][-1]["time_seconds"]
+            row |= {
+                "state": "done" if summary["valid"] else "invalid",
+                "why": "; ".join(summary["why"]),
+                "link": summary["link"],
+                "nodes": summary["network"]["nodes"],
+                "trained_seconds": trained,
+                "composed_seconds": float(composed.iloc[0]) if len(composed) else math.nan,
+                "val_loss": summary["final_val_loss"],
+            }
+            row["difference"] = row["composed_seconds"] / trained - 1
+        rows.append(row)
+    return rows
+
+
+def check_sentence(row: dict[str, Any]) -> str:
+    """What a check showed."""
+    what = f"{row['arm']} at {row['point']}, {trimmed(row['steps'])} steps with seed {row['seed']}"
+    if row["state"] not in ("done", "invalid"):
+        return f"Check {row['state']}: {what}" + (f": {row['why'].splitlines()[0]}" if row["why"] else "") + "."
+    text = (
+        f"Checked by training it on {row['nodes']} nodes: {what}, took {significant(row['trained_seconds'], 4)} s, "
+        f"composed {significant(row['composed_seconds'], 4)} s ({percent(row['difference'], signed=True)}), with the "
+        "same losses"
+    )
+    text += " (the link was waited for, not carried)" if row["link"] == "modelled" else ""
+    return text + (f"; INVALID: {row['why']}." if row["state"] == "invalid" else ".")
+
+
+def trained_curves(folder: Path, rows: list[dict[str, Any]], table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves, those of cells that were trained to the end as they were trained."""
+    for row in rows:
+        twin = table[(table["cell"] == row["of"]) & (table["seed"] == row["seed"])].iloc[0]
+        if row["state"] != "done" or row["steps"] != twin["steps"]:
+            continue
+        summary = _summary(folder, row["cell"])
+        assert summary is not None
+        part = arm_table(summary["network"], summary, summary).assign(cell=row["of"], seed=row["seed"])
+        same = (curves["cell"] == row["of"]) & (curves["seed"] == row["seed"])
+        curves = pd.concat([curves[~same], part[curves.columns]], ignore_index=True)
+    return curves
+
+
+def _summary(folder: Path, cell: str) -> dict[str, Any] | None:
+    file = folder / "cells" / cell / "summary.json"
+    return json.loads(file.read_text()) if file.is_file() else None
