@@ -221,7 +221,7 @@ def test_a_validation_that_is_another_by_a_bit_is_noticed():
     arm, link = Arm(name="a", exchange="local", sync="average", link="bw"), "shaped"
     result = ArmResult(arm=arm, link=link, plan=None, validations=[{"step": 4, "val_loss": 1.5}])
     check_learned(result, {"losses": [], "validations": [{"step": 2, "val_loss": 9.0}, {"step": 4, "val_loss": 1.5}]})
-    with pytest.raises(RunFailed, match="validated 1.5 on this link"):
+    with pytest.raises(RunFailed, match=r"validated 1\.5 on this link"):
         check_learned(result, {"losses": [], "validations": [{"step": 4, "val_loss": 1.5 * (1 + 2**-52)}]})
 
 
