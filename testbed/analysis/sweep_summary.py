@@ -72,7 +72,8 @@ def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
     if row["state"] != "done":
         return [*[MISSING] * (len(_COLUMNS) - 1), row["state"].upper() if row["state"] == "failed" else row["state"]]
     half = row["step_seconds_ci95"]
-    speedup = significant(row["speedup"]) if row["resolved"] or row["speedup"] == 1 else "≈ 1"
+    resolved = row["resolved"] or row["speedup"] == 1 or math.isnan(row["speedup"])
+    speedup = significant(row["speedup"]) if resolved else "≈ 1"
     return [
         f"{significant(row['step_seconds_mean'])}±{significant(half, 1) if not math.isnan(half) else '?'}",
         row["link"],

@@ -10,27 +10,25 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emulation.errors import EmulationError
-from emulation.network import goodput_bps
 from emulation.nodes.base import Backend
-from emulation.units import parse_rate
 from testbed.analysis.compose import known_within
 from testbed.config import Arm
 from testbed.errors import RunFailed
 from testbed.pace import Plan, plan_for
+from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
 from testbed.runs.links import Links
 from testbed.runs.progress import Report, counted
 from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
 
-__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned", "timed_seconds"]
+__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
 
 _PRECISION = 0.02
-_LEAST_STEPS, _MOST_STEPS = 3, 12
+_MOST_STEPS = 12
 MOST_INVALID = 0.05
 """An arm with a larger share of invalid steps is invalid."""
-_SYNC_EVENTS = 2
-_SYNC_EVENT_SECONDS = 4.0
+_SYNC_ATTEMPTS = 6
 _SECONDS_PER_STEP_AND_NODE = 0.02
 """Of the `quick` model on two cores; for the estimate only."""
 
@@ -194,7 +192,7 @@ class Comparison:
             plan = self._plan(arm)
             assert plan is not None
             share = plan.timed_layers / plan.layers
-            timed += _LEAST_STEPS * self.links.closed_form_seconds(arm, plan) * share + 2 * _SYNC_EVENT_SECONDS
+            timed += LEAST_STEPS * self.links.closed_form_seconds(arm, plan) * share + 2 * SYNC_EVENT_SECONDS
         return f"about {learning + timed / 60 + 1:.0f} min: {learning:.0f} to learn, {timed / 60:.0f} of timed steps"
 
     # -- composed
@@ -242,7 +240,7 @@ class Comparison:
         if len(result.steps) >= min(_MOST_STEPS, possible):
             tainted = len(valid) < (1 - MOST_INVALID) * len(result.steps)
             return not tainted or out_of_time or len(result.steps) >= min(2 * _MOST_STEPS, possible)
-        if len(valid) < min(_LEAST_STEPS, possible) or len(valid) < (1 - MOST_INVALID) * len(result.steps):
+        if len(valid) < min(LEAST_STEPS, possible) or len(valid) < (1 - MOST_INVALID) * len(result.steps):
             return False
         return known_within(valid, _PRECISION) or out_of_time
 
@@ -263,14 +261,18 @@ class Comparison:
         plan = result.plan
         assert plan is not None
         like = (result.link, result.arm.link, plan.sync_message_bytes)
-        if self.settings.thrifty and not result.syncs and like in self._synced:
-            other = self._synced[like]
+        other = self._synced.get(like)
+        if self.settings.thrifty and not result.syncs and other is not None and not other.syncs[-1].problems:
             result.syncs, result.sync_fraction = list(other.syncs), other.sync_fraction
             self.report(f"  {result.arm.name}: synchronisation as measured of {other.arm.name}")
             return
-        self._synced.setdefault(like, result)
-        while len(result.syncs) < _SYNC_EVENTS:
+        self._synced[like] = result
+        while len(valid := [sync for sync in result.syncs if not sync.problems]) < SYNC_EVENTS:
+            if len(result.syncs) >= _SYNC_ATTEMPTS:
+                break
             self._time_average(result)
+        result.problems += [] if valid else result.syncs[-1].problems
+        result.syncs = valid or result.syncs
         seconds = f"synchronisation {result.syncs[-1].seconds:.2f} s each"
         self.report(f"  {result.arm.name}: {seconds} (timed at {result.sync_fraction:.0%} of its size)")
 
@@ -280,13 +282,14 @@ class Comparison:
         assert plan is not None
         full_seconds = plan.sync_seconds(self.links.pair_goodput_bps(result.arm))
         modelled = plan.modelled_goodput_bps is not None
-        result.sync_fraction = 1.0 if modelled else min(1.0, _SYNC_EVENT_SECONDS / full_seconds)
-        self._average(result, result.sync_fraction)
+        result.sync_fraction = 1.0 if modelled else min(1.0, SYNC_EVENT_SECONDS / full_seconds)
+        sync = self._average(result, result.sync_fraction)
+        if sync.problems:
+            self.report(f"  {result.arm.name}: synchronisation INVALID: {sync.problems[0]}")
 
     def _average(self, result: ArmResult, fraction: float) -> Sync:
         sync = combine_syncs(self.ranks.order("average", fraction=fraction), fraction)
         result.syncs.append(sync)
-        result.problems += sync.problems
         return sync
 
     # -- live and unpaced
@@ -311,7 +314,9 @@ class Comparison:
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
             if result.arm.sync == "average" and len(result.steps) % settings.preset.sync_every == 0:
-                clock += self._average(result, 1.0).seconds
+                sync = self._average(result, 1.0)
+                result.problems += sync.problems
+                clock += sync.seconds
             step.time_seconds = clock
             self._validate_if_due(result)
             if len(result.steps) % 10 == 0 or settings.mode == "live":
@@ -343,7 +348,7 @@ class Comparison:
         whole = plan_for(arm, target, timed_layers=target.layers, **self.links.modelled(arm))
         if self.settings.mode == "live":
             return whole
-        layers = _layers_to_time(self.settings, whole, self.links.closed_form_seconds(arm, whole))
+        layers = layers_to_time(self.settings, whole, self.links.closed_form_seconds(arm, whole))
         return plan_for(arm, target, timed_layers=layers, **self.links.modelled(arm))
 
     def _verify_after(self) -> None:
@@ -365,34 +370,3 @@ def _facts(result: ArmResult, step: Step, steps: int) -> dict[str, Any]:
         "step_seconds": step.step_seconds,
         "wire_mb": None if step.wire_tx_bytes is None else step.wire_tx_bytes / 1e6,
     }
-
-
-def _layers_to_time(settings: Settings, whole: Plan, step_seconds: float) -> int:
-    """As many of the target's layers as let the fewest steps end within the budget; at least the model's own."""
-    if whole.last_message_bytes is not None:
-        return whole.layers  # its layers are not alike
-    own = settings.preset.model.layers
-    fitting = [k for k in range(own, whole.layers + 1, own) if whole.layers % k == 0]
-    within = [k for k in fitting if _LEAST_STEPS * step_seconds * k / whole.layers <= settings.seconds_per_arm]
-    return max(within or fitting[:1])
-
-
-def timed_seconds(settings: Settings, arm: Arm) -> float:
-    """About how long an arm's timed steps (or its live ones) and averagings take, before anything is measured: closed
-    form."""
-    target = settings.target
-    assert target is not None
-    whole = plan_for(arm, target, timed_layers=target.layers)
-    rate = parse_rate(target.fast_rate) if arm.link == "fast" else settings.rate_bps
-    goodput = goodput_bps(rate, settings.network.mtu, settings.network.framing)
-    if settings.accounting == "nic":
-        goodput /= settings.nodes - 1
-    step = whole.compute_seconds + whole.exchange_seconds(goodput)
-    if whole.message_bytes:
-        step += whole.layers * settings.network.longest_round_trip_us / 1e6
-    if settings.live_steps is not None:
-        syncs = settings.live_steps // settings.preset.sync_every if arm.sync == "average" else settings.live_steps
-        return settings.live_steps * step + syncs * whole.sync_seconds(goodput)
-    timed = step * _layers_to_time(settings, whole, step) / whole.layers
-    steps = max(1, min(_LEAST_STEPS, int(settings.seconds_per_arm / timed)))
-    return steps * timed + _SYNC_EVENTS * min(_SYNC_EVENT_SECONDS, whole.sync_seconds(goodput))

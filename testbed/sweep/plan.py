@@ -92,6 +92,6 @@ def estimate(cells: list[Timed]) -> float:
 
 def seconds(cell: Timed) -> float:
     """Of one cell's timed steps and averagings."""
-    from testbed.runs.comparison import timed_seconds  # and with it torch
+    from testbed.runs.budget import timed_seconds  # and with it torch
 
     return timed_seconds(cell.settings, cell.arm)

@@ -168,6 +168,7 @@ def test_a_link_that_cannot_be_had_fails_its_cells_only(tmp_path):
     done = run_testbed(tmp_path, "sweep", "grid.toml")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
+    assert "logs of what failed: runs/grid/logs" in done.stdout
     assert "beyond this machine" in done.stdout
     record = json.loads((tmp_path / "runs" / "grid" / "sweep.json").read_text())
     assert record["states"] == {"done": 2, "failed": 2}
