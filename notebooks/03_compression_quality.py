@@ -10,8 +10,8 @@
 
 # %% [markdown]
 # # What does compression cost in quality?
-# `testbed learn experiments/codecs.toml` has learned every codec on tasks that need an exchange. Another run:
-# set `TESTBED_QUALITY` to its folder before the notebook is opened.
+# `testbed learn experiments/figure5_baselines.toml` has learned some codecs on a task that needs an exchange. Another
+# run: set `TESTBED_QUALITY` to its folder before the notebook is opened.
 
 # %%
 # %matplotlib inline
@@ -24,7 +24,7 @@ from IPython.display import Markdown
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.quality_pages import markdown
 
-record = json.loads((Path(os.environ.get("TESTBED_QUALITY", "../runs/codecs")) / "quality.json").read_text())
+record = json.loads((Path(os.environ.get("TESTBED_QUALITY", "../runs/figure5_baselines")) / "quality.json").read_text())
 
 # %% [markdown]
 # ## Recovered of what exchange is worth, against bytes

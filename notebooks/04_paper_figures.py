@@ -18,7 +18,7 @@
 import os
 
 from testbed.analysis.sweep_figures import (
-    data_loss_against_hours,
+    data_loss_against_bandwidth,
     figure_loss_against_bandwidth,
     figure_loss_against_hours,
 )
@@ -40,4 +40,4 @@ figure_loss_against_hours(sweep)
 figure_loss_against_bandwidth(sweep)
 
 # %%
-data_loss_against_hours(sweep).groupby(["arm", "bandwidth_bps"])[["hours", "val_loss"]].last()
+data_loss_against_bandwidth(sweep).groupby(["arm", "bandwidth_bps"])[["hours", "val_loss"]].last()

@@ -256,8 +256,8 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
     _say_where(folder, console)
     if command.json:
         print(json.dumps(record))
-    invalid = "valid" in done.table and (done.table["valid"] == False).any()  # noqa: E712 (unknown is none)
-    return 1 if record["failed"] or invalid else 0
+    states = {*done.table["state"], *(check["state"] for check in record["checks"])}
+    return 1 if states & {"failed", "invalid"} else 0
 
 
 def _data(command: DataCommand, _: list[str]) -> int:

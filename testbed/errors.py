@@ -3,11 +3,12 @@
 TestbedError
 ├── UsageError    a user's mistake: what was given, what is allowed, what to type (exit status 2)
 ├── RunFailed     a run that must not go on: a lost rank, a link not proven, a broken invariant (exit status 1)
+│   └── LossChanged   one arm's losses on a link are not those that were learned off it
 ├── PeerLost      seen by a rank: the other end of a connection has gone
 └── Unreachable   a remote set or tokenizer cannot be read now (testbed.data.extra; exit status 1)
 """
 
-__all__ = ["PeerLost", "RunFailed", "TestbedError", "UsageError"]
+__all__ = ["LossChanged", "PeerLost", "RunFailed", "TestbedError", "UsageError"]
 
 
 class TestbedError(Exception):
@@ -22,6 +23,10 @@ class UsageError(TestbedError, ValueError):
 
 class RunFailed(TestbedError):
     """A run that cannot be believed any more, with the reason."""
+
+
+class LossChanged(RunFailed):
+    """A network must change time and never arithmetic: one did, or what it is compared with is another trainer's."""
 
 
 class PeerLost(TestbedError):

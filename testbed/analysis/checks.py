@@ -1,7 +1,6 @@
 """What was composed, held against the same trained step by step on its link."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,44 @@ def check_rows(
     """A row per check: seconds to the end of its last step, as trained and as composed. JSON-able."""
     rows = []
     for check in config.get("checks", []):
-        twin = table[table["cell"] == check["of"]].iloc[0]
-        row = {**check, "arm": twin["arm"], "point": twin["point"], "state": "missing", "why": ""}
+        twin = table[(table["cell"] == check["of"]) & (table["seed"] == check["seed"])].iloc[0]
+        row = {**check, "state": "missing", "why": ""}
         summary = _summary(folder, check["cell"])
         if check["cell"] in failed:
             row |= {"state": "failed", "why": failed[check["cell"]]}
         elif summary is not None:
-            known = curves[(curves["cell"] == check["of"]) & (curves["seed"] == check["seed"])]
-            composed = known.loc[known["step"] == check["steps"], "time_seconds"]
-            trained = summary["timed"]["steps"][-1]["time_seconds"]
-            row |= {
-                "state": "done" if summary["valid"] else "invalid",
-                "why": "; ".join(summary["why"]),
-                "link": summary["link"],
-                "nodes": summary["network"]["nodes"],
-                "trained_seconds": trained,
-                "composed_seconds": float(composed.iloc[0]) if len(composed) else math.nan,
-                "val_loss": summary["final_val_loss"],
-            }
-            row["difference"] = row["composed_seconds"] / trained - 1
+            row |= _trained(check, summary, twin, curves)
         rows.append(row)
     return rows
+
+
+def _trained(check: dict[str, Any], summary: dict[str, Any], twin: pd.Series, curves: pd.DataFrame) -> dict[str, Any]:
+    known = curves[(curves["cell"] == check["of"]) & (curves["seed"] == check["seed"])]
+    composed = known.loc[known["step"] == check["steps"], "time_seconds"]
+    trained = summary["timed"]["steps"][-1]["time_seconds"]
+    row = {
+        "state": "done" if summary["valid"] else "invalid",
+        "why": "; ".join(summary["why"]),
+        "link": summary["link"],
+        "nodes": summary["network"]["nodes"],
+        "trained_seconds": trained,
+        "val_loss": summary["final_val_loss"],
+    }
+    if twin["state"] != "done" or not len(composed):
+        return row | {
+            "state": "invalid",
+            "why": f"what was timed is {twin['state']}: nothing can be held against it",
+        }
+    return row | {
+        "composed_seconds": float(composed.iloc[0]),
+        "difference": float(composed.iloc[0]) / trained - 1,
+    }
 
 
 def check_sentence(row: dict[str, Any]) -> str:
     """What a check showed."""
     what = f"{row['arm']} at {row['point']}, {trimmed(row['steps'])} steps with seed {row['seed']}"
-    if row["state"] not in ("done", "invalid"):
+    if "difference" not in row:
         return f"Check {row['state']}: {what}" + (f": {row['why'].splitlines()[0]}" if row["why"] else "") + "."
     text = (
         f"Checked by training it on {row['nodes']} nodes: {what}, took {significant(row['trained_seconds'], 4)} s, "
@@ -64,9 +74,10 @@ def trained_curves(folder: Path, rows: list[dict[str, Any]], table: pd.DataFrame
             continue
         summary = _summary(folder, row["cell"])
         assert summary is not None
-        part = arm_table(summary["network"], summary, summary).assign(cell=row["of"], seed=row["seed"])
-        same = (curves["cell"] == row["of"]) & (curves["seed"] == row["seed"])
-        curves = pd.concat([curves[~same], part[curves.columns]], ignore_index=True)
+        part = arm_table(summary["network"], summary | {"arm": row["arm"]}, summary)
+        same = (curves["cell"] == row["of"]) & (curves["seed"] == row["seed"]) & (curves["arm"] == row["arm"])
+        part = part.assign(cell=row["of"], seed=row["seed"])[curves.columns]
+        curves = pd.concat([curves[~same], part], ignore_index=True)
     return curves
 
 

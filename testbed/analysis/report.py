@@ -27,6 +27,7 @@ from testbed.analysis.sweep_summary import verdict
 from testbed.analysis.sweeps import Sweep, load_sweep
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
+from testbed.runs.progress import counted
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report"]
 
@@ -187,7 +188,7 @@ _CELL_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "validation loss": lambda row: significant(row["val_loss"], 4),
     "recovered": lambda row: significant(row["recovered_fraction"]),
     "seed": lambda row: str(row["seed"]),
-    "state": lambda row: row["state"] if row["valid"] in (True, None) or row["state"] != "done" else "INVALID",
+    "state": lambda row: row["state"],
 }
 
 
@@ -198,15 +199,16 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
         key: lambda row, key=key: str(row[key]) for key in record["varied"]
     }
     states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
-    failed = [row for row in rows if row["state"] == "failed" or (row["state"] == "done" and not row["valid"])]
-    problems = [_table(varied | {"arm": _CELL_COLUMNS["arm"], "why": lambda row: row["why"] or MISSING}, _once(failed))]
+    failed = [row for row in [*rows, *record["checks"]] if row["state"] in ("failed", "invalid")]
+    problems = [_table(_FAILED_COLUMNS, _once(failed))]
     left_out = [{**each["point"], "reason": each["reason"]} for each in record["excluded"]]
     return Page(
         title=record["title"],
         about=f"{record['cells']} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
         question=record["question"],
-        verdict=[(sentence, False) for sentence in verdict(sweep)]
-        + [(f"{_cells(len(record['failed']))} failed; the reasons stand below.", True)] * bool(record["failed"]),
+        verdict=[(sentence, "invalid" in sentence or "failed" in sentence) for sentence in verdict(sweep)]
+        + [(f"{counted(len(record['failed']), 'cell')} failed; the reasons stand below.", True)]
+        * bool(record["failed"]),
         sections=[
             Section(
                 title="Were the links what was asked?",
@@ -220,12 +222,12 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
                 [
                     Section(
                         title="Composed, held against trained",
-                        text="Cells that were also trained step by step on their links, by as many nodes as learn; "
-                        "every step's loss was that which was learned off the link.",
+                        text="Cells that were also trained step by step on their links, by as many nodes as learn. "
+                        "Every step's loss must be that which was learned off the link, or the check fails.",
                         tables=[_table(_CHECK_COLUMNS, record["checks"])],
                     )
                 ]
-                if record.get("checks")
+                if record["checks"]
                 else []
             ),
             Section(
@@ -257,7 +259,10 @@ def _of_commands(sweep: Sweep, folder: Path) -> Page:
         title=record["title"],
         about=f"{record['cells']} cells ({states}) of a command",
         question=record["question"],
-        verdict=[*verdict, *[(f"{_cells(len(record['failed']))} failed (column why).", True)] * bool(record["failed"])],
+        verdict=[
+            *verdict,
+            *[(f"{counted(len(record['failed']), 'cell')} failed (column why).", True)] * bool(record["failed"]),
+        ],
         sections=[
             Section(title="Cells", text="Measured: wall time and bytes. said_…: by the command.", tables=[_data(table)])
         ],
@@ -294,10 +299,19 @@ _CHECK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+_FAILED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "cell": lambda row: row["point"],
+    "arm": lambda row: row["arm"],
+    "trained": lambda row: f"{row['steps']} steps" if "of" in row else "no",
+    "state": lambda row: row["state"],
+    "why": lambda row: row["why"] or MISSING,
+}
+
+
 def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first timed row of each point that has a link under test."""
+    """A row of each point: one of a link under test, where there is one."""
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["link"] != "shaped"):
         if row["state"] == "done":
             found.setdefault(row["point"], row)
     return list(found.values())
@@ -348,10 +362,6 @@ def _table(columns: dict[str, Callable[[dict[str, Any]], str]], rows: Sequence[d
 def _with(mean: float | None, half: float | None) -> str:
     text = significant(mean)
     return f"{text} ± {significant(half, 1)}" if half is not None and math.isfinite(half) else text
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _mega(count: float | None) -> str:

@@ -87,11 +87,16 @@ def _in_order(part: pd.DataFrame, arms: list[str]) -> list[dict]:
     return sorted(part.to_dict("records"), key=lambda row: arms.index(row["arm"]))
 
 
+_BYTES = ("kv_payload_bytes_per_step", "wire_bytes_per_step", "sync_wire_bytes_each")
+
+
 def data_bytes(sweep: Sweep) -> pd.DataFrame:
-    """Bytes that a node sends in a step, a row per arm: they are the same on every link."""
-    done = sweep.table[sweep.table["state"] == "done"].drop_duplicates("arm")
-    columns = ["arm", "kv_payload_bytes_per_step", "wire_bytes_per_step", "sync_wire_bytes_each", "sync_every"]
-    return done[columns].reset_index(drop=True)
+    """Bytes that a node sends to each peer in a step, a row per arm: they are the same on every link, and, with
+    accounting pair, to every peer, of which a node of the target has more than are timed."""
+    done = at_first(sweep)[0].drop_duplicates("arm")
+    peers = done["nodes"] - 1
+    columns = {f"{name}_and_peer" if "step" in name else f"{name}_per_peer": done[name] / peers for name in _BYTES}
+    return pd.DataFrame({"arm": done["arm"], **columns, "sync_every": done["sync_every"]}).reset_index(drop=True)
 
 
 def figure_bytes(sweep: Sweep) -> Figure:
@@ -101,8 +106,8 @@ def figure_bytes(sweep: Sweep) -> Figure:
         "Measured: payload as handed to the sockets, filled up to the target's size; the wire as the queues count it."
     )
     kinds = {
-        "kv_payload_bytes_per_step": ("#0072B2", "o", "K, V and their gradients"),
-        "wire_bytes_per_step": (INK, "D", "on the wire"),
+        "kv_payload_bytes_per_step_and_peer": ("#0072B2", "o", "K, V and their gradients"),
+        "wire_bytes_per_step_and_peer": (INK, "D", "on the wire"),
     }
     with styled():
         figure, (axes,) = canvas("Bytes of a step", sweep_caption(sweep, note), height=1.6 + 0.5 * max(1, len(table)))
@@ -127,7 +132,7 @@ def figure_bytes(sweep: Sweep) -> Figure:
         axes.set_xlim(low / 1.5, high * 4)
         axes.set_yticks(range(len(table)), [shown(arm) for arm in table["arm"]])
         axes.set_ylim(len(table) - 0.4, -0.6)
-        axes.set_xlabel("bytes that a node sends in a step, logarithmic")
+        axes.set_xlabel("bytes that a node sends to each peer in a step, logarithmic")
         figure.subplots_adjust(left=0.16)
         bottom(
             figure,
@@ -145,13 +150,15 @@ def data_pareto(sweep: Sweep) -> pd.DataFrame:
     groups = table.groupby("arm", sort=False)
     found = groups.agg(
         kv_payload_bytes_per_step=("kv_payload_bytes_per_step", "first"),
+        peers=("nodes", "first"),
         val_loss=("val_loss", "mean"),
         val_loss_low=("val_loss", "min"),
         val_loss_high=("val_loss", "max"),
         recovered_fraction=("recovered_fraction", "mean"),
         seeds=("seed", "nunique"),
     )
-    return found.reset_index()
+    found["kv_payload_bytes_per_step"] /= found.pop("peers") - 1
+    return found.rename(columns={"kv_payload_bytes_per_step": "kv_payload_bytes_per_step_and_peer"}).reset_index()
 
 
 def figure_pareto(sweep: Sweep) -> Figure:
@@ -162,17 +169,20 @@ def figure_pareto(sweep: Sweep) -> Figure:
         "Measured: loss of the small model, bars: lowest and highest seed; bytes as the target's. control: no exchange."
     )
     with styled():
-        figure, (axes,) = canvas("Quality against bytes", sweep_caption(sweep, note, held), height=4.6)
-        sent = table["kv_payload_bytes_per_step"][table["kv_payload_bytes_per_step"] > 0]
+        figure, (axes,) = canvas("Quality against bytes", sweep_caption(sweep, note, held, learned=True), height=4.6)
+        sent = table["kv_payload_bytes_per_step_and_peer"][table["kv_payload_bytes_per_step_and_peer"] > 0]
         nothing = float(sent.min()) / 6 if len(sent) else 1.0
         for row in table.to_dict("records"):
-            x, y = row["kv_payload_bytes_per_step"] or nothing, row["val_loss"]
+            x, y = row["kv_payload_bytes_per_step_and_peer"] or nothing, row["val_loss"]
             tone = colour(row["arm"], sweep.arms)
             spread = [[y - row["val_loss_low"]], [row["val_loss_high"] - y]]
             axes.errorbar(x, y, yerr=spread, color=tone, capsize=3, linewidth=1.2, linestyle="none")
             (dot,) = axes.plot(x, y, marker(row["arm"], sweep.arms), color=tone, markersize=7)
             share = f", recovers {trimmed(row['recovered_fraction'])}" if np.isfinite(row["recovered_fraction"]) else ""
-            hover(dot, [f"{row['arm']}: {significant(y, 4)} nats, {size(row['kv_payload_bytes_per_step'])}{share}"])
+            hover(
+                dot,
+                [f"{row['arm']}: {significant(y, 4)} nats, {size(row['kv_payload_bytes_per_step_and_peer'])}{share}"],
+            )
             axes.annotate(
                 shown(row["arm"]),
                 (x, y),
@@ -187,7 +197,7 @@ def figure_pareto(sweep: Sweep) -> Figure:
         axes.set_xticks(ticks, ["none", *(size(tick) for tick in ticks[1:])])
         axes.minorticks_off()
         axes.set_xlim(ticks[0] / 2, ticks[-1] * 6)
-        axes.set_xlabel("K and V bytes that a node sends in a step, logarithmic")
+        axes.set_xlabel("K and V bytes that a node sends to each peer in a step, logarithmic")
         axes.set_ylabel("validation loss (nats per token)")
     return figure
 

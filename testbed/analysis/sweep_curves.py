@@ -15,28 +15,40 @@ from testbed.analysis.style import INK, KINDS, bottom, canvas, colour, hover, ma
 from testbed.analysis.sweep_tables import HELD, at_first, sweep_caption
 from testbed.analysis.sweeps import Sweep
 
-__all__ = ["data_loss_against_hours", "figure_loss_against_bandwidth", "figure_loss_against_hours"]
+__all__ = [
+    "data_loss_against_bandwidth",
+    "data_loss_against_hours",
+    "figure_loss_against_bandwidth",
+    "figure_loss_against_hours",
+]
 
 _MOST_LINES = 6
 """Of a family of curves; its table holds all."""
 
 
-def data_loss_against_hours(sweep: Sweep, **at: Any) -> pd.DataFrame:
-    """Validation losses against composed hours: mean over seeds, lowest and highest, by arm, bandwidth and step."""
-    table, _ = at_first(sweep, *(at or HELD))
-    for key, value in at.items():
-        table = table[table[key] == value]
+def data_loss_against_hours(sweep: Sweep, bandwidth_bps: float | None = None) -> pd.DataFrame:
+    """Validation losses against hours at one bandwidth (the middle one) and the first delay: mean over seeds, lowest
+    and highest, a row per arm and step."""
+    table = data_loss_against_bandwidth(sweep)
+    rates = sorted(set(table["bandwidth_bps"]))
+    chosen = bandwidth_bps if bandwidth_bps is not None or not rates else rates[len(rates) // 2]
+    return table[table["bandwidth_bps"] == chosen]
+
+
+def data_loss_against_bandwidth(sweep: Sweep) -> pd.DataFrame:
+    """The same at every bandwidth."""
+    table, _ = at_first(sweep, "bandwidth_bps")
     curves = sweep.curves[sweep.curves["val_loss"].notna()]
-    joined = curves.merge(table[["cell", "seed", *HELD]], on=["cell", "seed"])
+    joined = curves.merge(table[["cell", "arm", "seed", *HELD]], on=["cell", "arm", "seed"])
     groups = joined.groupby(["arm", *HELD, "step"], sort=False)
     found = groups.agg(
         val_loss=("val_loss", "mean"),
         val_loss_low=("val_loss", "min"),
         val_loss_high=("val_loss", "max"),
         seeds=("seed", "nunique"),
-        time_seconds=("time_seconds", "first"),
-        time_low=("time_low", "first"),
-        time_high=("time_high", "first"),
+        time_seconds=("time_seconds", "mean"),
+        time_low=("time_low", "min"),
+        time_high=("time_high", "max"),
         time_kind=("time_kind", "first"),
     ).reset_index()
     return found.assign(hours=found["time_seconds"] / 3600)
@@ -44,15 +56,13 @@ def data_loss_against_hours(sweep: Sweep, **at: Any) -> pd.DataFrame:
 
 def figure_loss_against_hours(sweep: Sweep, bandwidth_bps: float | None = None) -> Figure:
     """The paper's figure 2: loss against hours of every arm at one point, with the band of its seeds."""
-    table = sweep.table[sweep.table["state"] == "done"]
-    rates = sorted(set(table["bandwidth_bps"]))
-    chosen = bandwidth_bps if bandwidth_bps is not None else (rates[len(rates) // 2] if rates else 0.0)
-    shown_at = data_loss_against_hours(sweep, bandwidth_bps=chosen)
+    shown_at = data_loss_against_hours(sweep, bandwidth_bps)
     _, held = at_first(sweep, "bandwidth_bps")
-    note = "Measured: loss of the small model; bands: lowest and highest seed. Composed: time. Modelled: compute time."
+    note = f"Measured: loss of the small model; bands: lowest and highest seed. {_times(shown_at)}"
     with styled():
-        title = f"Loss against time at {rate(chosen)}"
-        figure, (axes,) = canvas(title, sweep_caption(sweep, note, held), height=5.4)
+        where = f" at {rate(float(shown_at['bandwidth_bps'].iloc[0]))}" if len(shown_at) else ""
+        caption = sweep_caption(sweep, note, held, learned=True)
+        figure, (axes,) = canvas(f"Loss against time{where}", caption, height=5.4)
         ends = []
         for arm in sweep.arms:
             part = shown_at[(shown_at["arm"] == arm) & (shown_at["hours"] > 0)].sort_values("step")
@@ -65,18 +75,18 @@ def figure_loss_against_hours(sweep: Sweep, bandwidth_bps: float | None = None) 
 
 def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
     """The paper's figure 14: loss against hours for each bandwidth, a panel an arm."""
-    table = data_loss_against_hours(sweep)
+    table = data_loss_against_bandwidth(sweep)
     _, held = at_first(sweep, "bandwidth_bps")
-    first = table[(table["one_way_delay_seconds"] == table["one_way_delay_seconds"].min()) & (table["hours"] > 0)]
+    first = table[table["hours"] > 0]
     arms = [arm for arm in sweep.arms if arm in set(first["arm"])]
     every = sorted(set(first["bandwidth_bps"]))
     rates = _some(every, _MOST_LINES)
     held += f"{'; ' if held else ''}{len(rates)} of {len(every)} bandwidths" if len(rates) < len(every) else ""
-    note = "Measured: loss of the small model, the same on any link. Composed: time. Modelled: compute time."
+    note = f"Measured: loss of the small model, the same on any link. {_times(first)}"
     with styled():
         figure, panels = canvas(
             "Loss against time by bandwidth",
-            sweep_caption(sweep, note, held),
+            sweep_caption(sweep, note, held, learned=True),
             height=4.6,
             columns=max(1, len(arms)),
             wspace=0.06,
@@ -140,12 +150,23 @@ def _hours(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _time_legend(table: pd.DataFrame) -> list[Line2D]:
-    words = {"composed": "time composed of measured steps", "modelled": "time over a modelled link"}
+    words = {
+        "measured": "time of a whole training",
+        "composed": "time composed of measured steps",
+        "modelled": "time over a modelled link",
+    }
     return [
         Line2D([], [], color=INK, linestyle=KINDS[kind], label=words.get(kind, kind))
         for kind in KINDS
         if kind in set(table["time_kind"])
     ]
+
+
+def _times(table: pd.DataFrame) -> str:
+    """What times are, in words."""
+    kinds = set(table["time_kind"])
+    trained = "Measured: time of cells that were trained to the end. " if "measured" in kinds else ""
+    return f"{trained}{'Composed: time. ' if 'composed' in kinds else ''}Modelled: compute time."
 
 
 def _some(values: list[float], most: int) -> list[float]:

@@ -1,7 +1,7 @@
 """Figures of a sweep over bandwidth and delay: `figure_*(sweep) -> Figure`, each with the table that it shows.
 
-Times are composed of measured steps (dashed) or follow from a closed form (dotted): no line of a sweep is solid, for
-nobody trained for so long. Points are measured; hollow ones lie on a modelled link.
+Times are composed of measured steps (dashed) or follow from a closed form (dotted); solid is what was trained to its
+end (`--full`). Points are measured; hollow ones lie on a modelled link.
 """
 
 from collections.abc import Callable, Hashable
@@ -28,6 +28,7 @@ from testbed.analysis.sweep_bars import (
     figure_pareto,
 )
 from testbed.analysis.sweep_curves import (
+    data_loss_against_bandwidth,
     data_loss_against_hours,
     figure_loss_against_bandwidth,
     figure_loss_against_hours,
@@ -38,6 +39,7 @@ from testbed.analysis.sweeps import Sweep
 __all__ = [
     "UTILISATIONS",
     "data_bandwidth_needed",
+    "data_loss_against_bandwidth",
     "data_loss_against_hours",
     "data_speedup",
     "data_throughput",
@@ -60,12 +62,13 @@ def data_throughput(sweep: Sweep) -> pd.DataFrame:
     """Tokens per second and share of time that computes, a row per arm and bandwidth at the first delay."""
     table, _ = at_first(sweep, "bandwidth_bps")
     columns = ["arm", "bandwidth_bps", "one_way_delay_seconds", "link", "tokens_per_second", "compute_utilisation"]
-    columns += ["seconds_per_step", "step_seconds_ci95", "valid"]
+    columns += ["seconds_per_step", "seconds_per_step_ci95", "resolved"]
     return table.drop_duplicates(["arm", "bandwidth_bps"])[columns].sort_values(["arm", "bandwidth_bps"])
 
 
 def data_bandwidth_needed(sweep: Sweep) -> pd.DataFrame:
-    """The bandwidth at which an arm computes for a given share of its time, a row per arm, delay and share. Projected.
+    """The bandwidth at which an arm computes for a given share of its time, a row per arm, delay and share. Projected
+    from shaped links; an arm whose link is modelled has no row.
 
     A step takes a + b/B seconds at bandwidth B: compute and latency, and the bytes. Both follow from the measured
     points by least squares on 1/B, weighted by 1/t² (relative errors are alike). NaN where latency alone takes more.
@@ -73,7 +76,7 @@ def data_bandwidth_needed(sweep: Sweep) -> pd.DataFrame:
     table, _ = at_first(sweep, *HELD)
     rows = []
     for (arm, delay), part in table.groupby(["arm", "one_way_delay_seconds"], sort=False):
-        part = part.drop_duplicates("bandwidth_bps")
+        part = part[part["link"] == "shaped"].drop_duplicates("bandwidth_bps")
         if len(part) < 2:
             continue
         fixed, per_inverse, worst = _fit(
@@ -113,7 +116,7 @@ def _fit(bandwidth: np.ndarray, seconds: np.ndarray) -> tuple[float, float, floa
 def data_speedup(sweep: Sweep, arm: str) -> pd.DataFrame:
     """How much faster a step of `arm` is than the exact exchange's, a row per bandwidth and delay."""
     table, _ = at_first(sweep, *HELD)
-    columns = [*HELD, "speedup", "speedup_half", "resolved", "link", "valid"]
+    columns = [*HELD, "speedup", "speedup_half", "resolved", "link"]
     return table[table["arm"] == arm].drop_duplicates(list(HELD))[columns].sort_values(list(HELD))
 
 
@@ -182,9 +185,11 @@ def _links_legend(table: pd.DataFrame) -> list[Line2D]:
 
 
 def crossovers(table: pd.DataFrame, exact: str) -> list[tuple[float, float, str]]:
-    """Where an arm's tokens per second pass the exact exchange's: between two bandwidths, straight in logarithms."""
+    """Where an arm's tokens per second pass the exact exchange's: between two bandwidths at which their difference is
+    resolved, straight in logarithms."""
     found = []
-    wide = table.pivot_table(index="bandwidth_bps", columns="arm", values="tokens_per_second").sort_index()
+    clear = table[table["resolved"].astype(bool)]
+    wide = clear.pivot_table(index="bandwidth_bps", columns="arm", values="tokens_per_second").sort_index()
     if exact not in wide:
         return found
     for arm in wide.columns.drop(exact):
@@ -195,22 +200,26 @@ def crossovers(table: pd.DataFrame, exact: str) -> list[tuple[float, float, str]
             share = gap[i] / (gap[i] - gap[i + 1])
             x = float(np.exp(at[i] + share * (at[i + 1] - at[i])))
             y = float(np.exp(np.interp(np.log(x), at, np.log(both[exact].to_numpy(float)))))
-            found.append((x, y, f"{exact} overtakes {arm}\nat about {rate(x, digits=2)}"))
+            first, second = (arm, exact) if gap[i + 1] > 0 else (exact, arm)
+            found.append((x, y, f"{first} overtakes {second}\nat about {rate(x, digits=2)}"))
     return found
 
 
 def figure_bandwidth_needed(sweep: Sweep) -> Figure:
     """The bandwidth that each arm needs to compute for 50 to 99 % of its time, at the first delay."""
+    first, held = at_first(sweep, "bandwidth_bps")
     table = data_bandwidth_needed(sweep)
-    delays = sorted(set(table["one_way_delay_seconds"]))
-    table = table[(table["one_way_delay_seconds"] == (delays[0] if delays else 0.0)) & (table["bandwidth_bps"] > 0)]
+    here = table["one_way_delay_seconds"].isin(set(first["one_way_delay_seconds"]))
+    table = table[here & (table["bandwidth_bps"] > 0)]
     note = (
-        "Projected: a step is a + b/B seconds, fitted to the measured bandwidths (largest residual "
+        "Projected: a step is a + b/B seconds, fitted to what was measured on shaped links (largest residual "
         f"{percent(float(table['largest_residual'].max()) if len(table) else None)}). Compute modelled. An arm without "
         "a point needs none, or latency alone takes more."
     )
     with styled():
-        figure, (axes,) = canvas("Bandwidth needed for a share of compute", sweep_caption(sweep, note), height=4.6)
+        figure, (axes,) = canvas(
+            "Bandwidth needed for a share of compute", sweep_caption(sweep, note, held), height=4.6
+        )
         ends = []
         for arm in sweep.arms:
             part = table[table["arm"] == arm].dropna(subset="bandwidth_bps")
@@ -243,8 +252,9 @@ def figure_speedup(sweep: Sweep, arm: str) -> Figure:
     _, held = at_first(sweep, *HELD)
     exact = sweep.record["exact"]
     note = (
-        f"Seconds per step of {exact} over those of {arm}, synchronisation included; ± 95 % interval. ≈: unresolved, "
-        "the interval holds 1. (m): the link is modelled. Above 1, exchanging less pays."
+        f"Seconds per step of {exact} over those of {arm}, synchronisation included; ± 95 % interval, in which the "
+        "measured rates' own errors count. ≈: unresolved, it holds 1. (m): the link is modelled. Above 1, exchanging "
+        "less pays."
     )
     asked = sweep.table[list(HELD)].dropna()
     rates, delays = sorted(set(asked["bandwidth_bps"])), sorted(set(asked["one_way_delay_seconds"]))
@@ -276,12 +286,13 @@ def figure_speedup(sweep: Sweep, arm: str) -> Figure:
 
 def _cell(axes: Axes, spot: tuple[int, int], row: dict[Hashable, Any]) -> None:
     if not np.isfinite(row["speedup"]):
-        text = "–"
+        return
+    if not np.isfinite(row["speedup_half"]):
+        text = "not\nresolved"
     elif not row["resolved"]:
         text = f"≈ 1\n± {significant(row['speedup_half'], 1)}"
     else:
         text = f"{significant(row['speedup'])}×\n± {significant(row['speedup_half'], 1)}"
-    text += "" if row["valid"] else "\ninvalid"
     text += " (m)" if row["link"] == "modelled" else ""
     axes.text(
         spot[1], spot[0], text, ha="center", va="center", fontsize=9, color=INK, zorder=3,
@@ -301,7 +312,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, tuple[Callable[[], Figure], Callabl
         "loss_against_hours": (lambda: figure_loss_against_hours(sweep), lambda: data_loss_against_hours(sweep)),
         "loss_against_bandwidth": (
             lambda: figure_loss_against_bandwidth(sweep),
-            lambda: data_loss_against_hours(sweep),
+            lambda: data_loss_against_bandwidth(sweep),
         ),
         "throughput": (lambda: figure_throughput(sweep), lambda: data_throughput(sweep)),
         "step_time": (lambda: figure_breakdown(sweep), lambda: data_breakdown(sweep)),

@@ -26,9 +26,9 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         console.print(_commands(sweep))
         _print_failed(sweep, console)
         return
-    table = Table(title=shown(sweep.record["title"], 80), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(title=Text(shown(sweep.record["title"], 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for key in sweep.record["varied"]:
-        table.add_column(key, no_wrap=True)
+        table.add_column(Text(key), no_wrap=True)
     table.add_column("arm", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
@@ -38,7 +38,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         if before not in (None, first["point"]):
             table.add_section()
         before = first["point"]
-        texts = [str(first[key]) for key in sweep.record["varied"]]
+        texts = [Text(str(first[key])) for key in sweep.record["varied"]]
         table.add_row(*texts, Text(shown(first["arm"], 16)), *_cells(first, rows))
     console.print(table)
     for sentence in verdict(sweep):
@@ -47,29 +47,29 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
 
 
 def _print_failed(sweep: Sweep, console: Console) -> None:
-    checks = {check["cell"] for check in sweep.record.get("checks", [])}
+    checks = {check["cell"]: check for check in sweep.record["checks"]}
     for cell, why in sweep.record["failed"].items():
-        if cell in checks:  # said above
-            continue
-        row = sweep.table[sweep.table["cell"] == cell].iloc[0]
+        row = checks.get(cell)
+        if row is None:
+            row = sweep.table[sweep.table["cell"] == cell].iloc[0]
         whose = f"seed {row['seed']}" if sweep.of_commands else row["arm"]
         console.print(Text(f"FAILED: {whose} at {row['point']}: {why.splitlines()[0]}"), style="red")
 
 
 def _commands(sweep: Sweep) -> Table:
     """A row per cell: wall time, bytes, and what the command said."""
-    table = Table(title=shown(sweep.record["title"], 80), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(title=Text(shown(sweep.record["title"], 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     said = [name for name in sweep.table.columns if name.startswith("said_")]
     names = [*sweep.record["varied"], "seed", "wall_seconds", "sent_bytes_mean", "exit_status", *said, "state"]
     for name in names:
-        table.add_column(name.removeprefix("said_"), overflow="fold")
+        table.add_column(Text(name.removeprefix("said_")), overflow="fold")
     for row in sweep.table.to_dict("records"):
         table.add_row(*(Text(significant(v, 5) if usable(v := row.get(name)) else str(v)) for name in names))
     return table
 
 
 def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
-    if row["state"] != "done":
+    if row["state"] not in ("done", "invalid"):
         return [*[MISSING] * (len(_COLUMNS) - 1), row["state"].upper() if row["state"] == "failed" else row["state"]]
     half = row["step_seconds_ci95"]
     resolved = row["resolved"] or row["speedup"] == 1 or math.isnan(row["speedup"])
@@ -82,7 +82,7 @@ def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
         percent(row["compute_utilisation"]),
         _spread(rows["val_loss"]),
         trimmed(rows["recovered_fraction"].mean()) if rows["recovered_fraction"].notna().any() else MISSING,
-        "done" if row["valid"] else "INVALID",
+        "INVALID" if row["state"] == "invalid" else "done",
     ]
 
 
@@ -117,10 +117,12 @@ def verdict(sweep: Sweep) -> list[str]:
                 f"; it recovers {_between(low, high)} of what exchange is worth (over {rows['seed'].nunique()} seeds)"
             )
         found.append(text + ".")
-    invalid = done.drop_duplicates("cell")
-    if count := int((~invalid["valid"].astype(bool)).sum()):
-        found.append(f"{count} of {len(invalid)} cells are invalid: their times are not to be used (column why).")
-    return found + [check_sentence(check) for check in sweep.record.get("checks", [])[:_MOST_CHECKS]]
+    cells = sweep.table.drop_duplicates("cell")
+    if count := int((cells["state"] == "invalid").sum()):
+        found.append(f"{count} of {len(cells)} cells are invalid: their times are not used (column why).")
+    checks = sorted(sweep.record["checks"], key=lambda check: check["state"] == "done")  # the worst first
+    found += [check_sentence(check) for check in checks[:_MOST_CHECKS]]
+    return found + [f"{len(checks) - _MOST_CHECKS} more checks: sweep.json."] * (len(checks) > _MOST_CHECKS)
 
 
 def _span(values: pd.Series) -> str:

@@ -27,17 +27,19 @@ def _column(key: str) -> str:
     return {"bw": "bandwidth_bps", "delay": "one_way_delay_seconds"}.get(key, key)
 
 
-def sweep_caption(sweep: Sweep, note: str, held: str = "") -> str:
+def sweep_caption(sweep: Sweep, note: str, held: str = "", *, learned: bool = False) -> str:
+    """`learned`: of losses, which have seeds; times and bytes do not depend on them and are measured once."""
     table = sweep.table[sweep.table["state"] == "done"]
     seeds = table["seed"].nunique()
     facts = []
     if len(table):
         first = table.iloc[0]
         facts = [
-            f"{first['nodes']:.0f} of {first['nodes_of_target']:.0f} nodes of {first['target']}",
+            f"{first['nodes']:.0f} of {first['nodes_of_target']:.0f} nodes of {first['target']} timed"
+            + (f", {first['nodes_learned']:.0f} learned" if learned and first["nodes_learned"] else ""),
             f"accounting {first['accounting']}",
             f"preset {first['preset']}",
         ]
     states = ", ".join(f"{count} {state}" for state, count in sweep.record["states"].items())
-    facts += [f"{seeds} seeds (n = {seeds})", f"cells: {states}"]
+    facts += [f"{seeds} seeds (n = {seeds})"] * learned + [f"cells: {states}"]
     return f"{' · '.join(facts)}. {held + '. ' if held else ''}{note}"

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from testbed.analysis.checks import check_rows, trained_curves
+from testbed.analysis.compose import mean_interval
 from testbed.analysis.load import COLUMNS, arm_table
 from testbed.errors import UsageError
 
 __all__ = ["SCHEMA_VERSION", "Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
 
-SCHEMA_VERSION = 1
-_NORMAL_95 = 1.96
+SCHEMA_VERSION = 2
 _OF_SUMMARY = (
     "exchange",
     "codec",
@@ -82,15 +83,20 @@ def load_sweep(path: Path | str) -> Sweep:
     for name in ("sweep.json", "results.parquet", "curves.parquet"):
         if not (folder / name).is_file():
             raise UsageError(f"{folder} holds no {name}: it is no finished sweep; type testbed sweep again to go on")
-    record = json.loads((folder / "sweep.json").read_text())
+    try:
+        record = json.loads((folder / "sweep.json").read_text())
+        tables = [pd.read_parquet(folder / name) for name in ("results.parquet", "curves.parquet")]
+    except (ValueError, OSError) as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(f"{folder} cannot be read ({said}): type testbed sweep again, which writes it anew") from None
     if (found := record.get("schema_version")) != SCHEMA_VERSION:
         raise UsageError(
             f"{folder / 'sweep.json'} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only"
         )
     return Sweep(
         record=record,
-        table=pd.read_parquet(folder / "results.parquet"),
-        curves=pd.read_parquet(folder / "curves.parquet"),
+        table=tables[0],
+        curves=tables[1],
     )
 
 
@@ -155,35 +161,67 @@ def _written(
         "failed": failed,
         "checks": list(checks),
     }
-    table.to_parquet(folder / "results.parquet", index=False)
-    table.to_csv(folder / "results.csv", index=False)
-    curves.to_parquet(folder / "curves.parquet", index=False)
-    partial = folder / "sweep.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(folder / "sweep.json")
+    table = _of_one_type(table)
+    write = {
+        "results.parquet": lambda path: table.to_parquet(path, index=False),
+        "results.csv": lambda path: table.to_csv(path, index=False),
+        "curves.parquet": lambda path: curves.to_parquet(path, index=False),
+        "sweep.json": lambda path: path.write_text(json.dumps(record, indent=2) + "\n"),
+    }
+    for name, into in write.items():  # by rename, so that whatever is killed each is whole
+        partial = folder / f"{name}.partial"
+        into(partial)
+        partial.replace(folder / name)
     return Sweep(record=record, table=table, curves=curves)
+
+
+def _of_one_type(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns in which texts, numbers and lists meet, as texts: a file's columns are of one type each."""
+    mixed = {
+        str(name): values.map(str, na_action="ignore")
+        for name, values in table.items()
+        if values.dtype == object and len({_kind(value) for value in values.dropna()}) > 1
+    }
+    return table.assign(**mixed)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "truth"
+    return "number" if isinstance(value, int | float | np.number) else type(value).__name__
 
 
 def sweep_tables(folder: Path, config: dict[str, Any], failed: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of every cell and seed, and their curves."""
     learned = {path.stem: json.loads(path.read_text()) for path in (folder / "learned").glob("*.json")}
     summaries = {path.parent.name: json.loads(path.read_text()) for path in (folder / "cells").glob("*/summary.json")}
-    rows, curves = [], []
+    rows: list[dict[str, Any]] = []
+    curves: dict[tuple[str, str], list[pd.DataFrame]] = {}  # the cluster's link is one cell at every point
     for entry in config["cells"]:
         summary = summaries.get(entry["cell"])
         for seed, trainer in entry["learned"].items():
             rows.append(_row(entry, int(seed), summary, learned.get(trainer), failed))
-        if summary is not None:
-            curves += _curves(entry, summary, learned)
+        if summary is not None and (entry["cell"], entry["arm"]) not in curves:
+            curves[entry["cell"], entry["arm"]] = _curves(entry, summary, learned)
     table = _related(pd.DataFrame(rows, columns=_columns(config)), config)
+    parts = [part for each in curves.values() for part in each]
     empty = pd.DataFrame(columns=["cell", "seed", *COLUMNS])
-    return table, pd.concat(curves, ignore_index=True) if curves else empty
+    return table, pd.concat(parts, ignore_index=True) if parts else empty
 
 
 def _columns(config: dict[str, Any]) -> list[str]:
     """In their order; whatever failed, all are there."""
     first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why"]
-    last = ["seconds_per_step", "hours", "tokens_per_second", "compute_utilisation", *_OF_VALIDATION, "steps"]
+    last = [
+        "nodes_learned",
+        "seconds_per_step",
+        "seconds_per_step_ci95",
+        "hours",
+        "tokens_per_second",
+        "compute_utilisation",
+        *_OF_VALIDATION,
+        "steps",
+    ]
     return list(dict.fromkeys([*first, *_OF_POINT, *_OF_NETWORK, *_OF_SUMMARY, *last]))
 
 
@@ -194,10 +232,10 @@ def _row(
     trainer: dict[str, Any] | None,
     failed: dict[str, str],
 ) -> dict[str, Any]:
-    state = "failed" if entry["cell"] in failed else "missing" if summary is None or trainer is None else "done"
+    state = _state(entry, summary, trainer, failed)
     row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
     row |= {key: entry["network"][key] for key in _OF_POINT}
-    row["point"] = _words(entry["point"])
+    row |= {"point": _words(entry["point"]), "nodes_learned": entry.get("nodes_learned")}
     row["why"] = failed.get(entry["cell"], "")
     if summary is not None:
         network = summary["network"]
@@ -214,11 +252,27 @@ def _row(
     return row
 
 
+def _state(
+    entry: dict[str, Any], summary: dict[str, Any] | None, trainer: dict[str, Any] | None, failed: dict[str, str]
+) -> str:
+    """done, invalid (timed, but its measurement broke), failed, missing."""
+    if entry["cell"] in failed:
+        return "failed"
+    if summary is None or trainer is None:
+        return "missing"
+    return "done" if summary["valid"] else "invalid"
+
+
 def _rates(summary: dict[str, Any]) -> dict[str, float]:
-    """Of a step with its share of synchronisation."""
-    seconds = summary["step_seconds_mean"] + (summary["sync_seconds_per_step"] or 0.0)
+    """Of a step with its share of synchronisation, and half of its 95 % interval; infinite where it is not known."""
+    each, share = summary["sync_seconds_each"], summary["sync_seconds_per_step"] or 0.0
+    seconds = summary["step_seconds_mean"] + share
+    step_half, sync_half = summary["step_seconds_ci95"], 0.0
+    if each:
+        sync_half = mean_interval(summary["timed"]["sync_seconds"])[1] * share / each
     return {
         "seconds_per_step": seconds,
+        "seconds_per_step_ci95": math.inf if step_half is None else math.hypot(step_half, sync_half),
         "tokens_per_second": summary["tokens_per_second"],
         "compute_utilisation": summary["compute_seconds_median"] / seconds,
     }
@@ -227,7 +281,7 @@ def _rates(summary: dict[str, Any]) -> dict[str, float]:
 def _curves(entry: dict[str, Any], summary: dict[str, Any], learned: dict[str, Any]) -> list[pd.DataFrame]:
     """By seed; the clock is the same for all, for time does not depend on the seed."""
     found, clock = [], None
-    for seed, name in entry["learned"].items():
+    for seed, name in entry["learned"].items() if summary["valid"] else ():
         if (trainer := learned.get(name)) is None:
             continue
         shown = summary | {"arm": entry["arm"]}
@@ -270,7 +324,7 @@ def _faster(row: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
     if not row["state"] == exact["state"] == "done":
         return {"speedup": math.nan, "speedup_half": math.nan, "resolved": None}
     speedup = exact["seconds_per_step"] / row["seconds_per_step"]
-    half = speedup * math.hypot(_relative(row), _relative(exact), _link_off(row))
+    half = speedup * math.hypot(*(each for of in (row, exact) for each in (_relative(of), _link_off(of))))
     resolved = row["cell"] == exact["cell"] or abs(speedup - 1) > half
     return {"speedup": speedup, "speedup_half": half, "resolved": resolved}
 
@@ -283,8 +337,7 @@ def _recovered(row: dict[str, Any], exact: dict[str, Any], control: dict[str, An
 
 
 def _relative(row: dict[str, Any]) -> float:
-    half = row["step_seconds_ci95"]
-    return 0.0 if half is None or math.isnan(half) else half / row["step_seconds_mean"]
+    return row["seconds_per_step_ci95"] / row["seconds_per_step"]
 
 
 def _link_off(row: dict[str, Any]) -> float:

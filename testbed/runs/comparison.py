@@ -6,6 +6,7 @@ learned ones to the last bit; loss against hours follows by resampling the measu
 comparisons train each arm for real on its link and compose nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
 from testbed.analysis.compose import known_within
 from testbed.config import Arm
-from testbed.errors import RunFailed
+from testbed.errors import LossChanged
 from testbed.pace import Plan, plan_for
 from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
 from testbed.runs.links import Links
@@ -121,10 +122,10 @@ class Comparison:
         self.ranks.order("finish")
         return losses
 
-    def take_all(self, learned: dict[str, Learned]) -> None:
-        """Every arm on its link: the cluster's first, then, once they are proven, those under test."""
+    def take_all(self, learned: dict[str, Learned], of: Sequence[Arm] | None = None) -> None:
+        """Every arm (or those) on its link: the cluster's first, then, once they are proven, those under test."""
         for kind in ("fast", "bw"):
-            arms = [arm for arm in self.settings.arms if arm.link == kind]
+            arms = [arm for arm in (self.settings.arms if of is None else of) if arm.link == kind]
             if not arms:
                 continue
             if kind == "bw":
@@ -214,7 +215,7 @@ class Comparison:
             for rank, answer in enumerate(answers):
                 was = learned.losses[rank][index][0]
                 if answer["loss_sum"] != was:
-                    raise RunFailed(
+                    raise LossChanged(
                         f"{name}, step {index}, rank {rank}: the loss on this link is {answer['loss_sum']!r}, off it "
                         f"{was!r}: a network must change time and never arithmetic"
                     )

@@ -79,7 +79,8 @@ class Links:
         carried = f"this machine carries {self.capacity['aggregate_bps'] / 1e9:.1f} Gbit/s between all nodes together"
         if not self.shapable:
             return f"host nodes: loopback, unshaped; {carried}"
-        if self.network.total_bps > _SHARE_OF_CAPACITY * self.capacity["aggregate_bps"]:
+        under_test = any(arm.link == "bw" for arm in self.settings.arms)
+        if under_test and self.network.total_bps > _SHARE_OF_CAPACITY * self.capacity["aggregate_bps"]:
             asked = f"{format_rate(self.settings.rate_bps)} for {self.settings.nodes} nodes is beyond this machine"
             if self.network.impaired or not self.network.uniform:
                 raise LinkError(f"{asked}, and only a plain rate can be modelled instead: {carried}. Take a lower one.")

@@ -124,7 +124,7 @@ class Progress:
 
 def watch(folder: Path, console: Console) -> int:
     """Show what a run elsewhere says, until it ends: 0, or 1 if it falls silent."""
-    shown = ""
+    shown, since = "", time.time()
     with console.status("waiting") if console.is_terminal else nullcontext() as status:
         while True:
             state = _read_state(folder)
@@ -140,6 +140,9 @@ def watch(folder: Path, console: Console) -> int:
                 if time.time() - state["at"] > _SILENT_SECONDS:
                     console.print(Text(f"{line}\nit has gone without a word: type its command again to go on"))
                     return 1
+            elif time.time() - since > _SILENT_SECONDS:
+                console.print(Text(f"{folder} says nothing of how it stands: testbed runs tells what became of it"))
+                return 1
             if line != shown:
                 shown = line
                 if status:

@@ -50,8 +50,8 @@ def _series(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[str, pd
         yield from _groups(load_comparison(folder).table, ["arm"])
     elif (folder / "sweep.json").is_file():
         sweep = load_sweep(folder)
-        points = sweep.table[["cell", "seed", "point"]]
-        yield from _groups(sweep.curves.merge(points, on=["cell", "seed"]), ["point", "arm", "seed"])
+        points = sweep.table[["cell", "arm", "seed", "point"]]
+        yield from _groups(sweep.curves.merge(points, on=["cell", "arm", "seed"]), ["point", "arm", "seed"])
     elif (folder / "quality.json").is_file():
         yield from _groups(pd.read_parquet(folder / "results.parquet"), ["preset", "arm", "seed"])
     elif files := sorted((folder / "metrics").glob("rank*.jsonl")):
@@ -59,7 +59,10 @@ def _series(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[str, pd
             lines, problems = read_metrics(file)
             for problem in problems:
                 warn(problem)
-            yield file.stem, pd.DataFrame(lines)
+            rows = pd.DataFrame(lines)
+            if "time_seconds" in rows:  # a validation is of the step before it
+                rows["time_seconds"] = rows["time_seconds"].ffill()
+            yield file.stem, rows
     else:
         raise UsageError(f"{folder} holds no comparison, sweep, learned cells or metrics: there is nothing to export")
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Timed:
     """The same, on the nodes that learn."""
     seeds: tuple[int, ...]
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that decides how long it takes; of the cluster's link nothing of the links under test."""
         settings = self.settings
@@ -60,8 +61,8 @@ class Timed:
             "arm": {key: value for key, value in asdict(self.arm).items() if key != "name"},
             "seed": settings.seed,
         }
-        if settings.live_steps is not None:
-            config["live_steps"] = settings.live_steps
+        if settings.live_steps is not None:  # for which there is no budget
+            config |= {"live_steps": settings.live_steps, "seconds_per_arm": None}
         return json.loads(json.dumps(config))
 
     @property
@@ -71,7 +72,7 @@ class Timed:
         live = "" if steps is None else f", {steps} steps with seed {seed}"
         return f"{self.arm.name} at {described(self.varied)}{live}"
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of the configuration; the name of the folder with its results."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
@@ -115,13 +116,15 @@ def checks_of(sweep: Sweep, cells: list[Timed], *, full: bool) -> list[Timed]:
         return [_trained(cell, seed, cell.settings.preset.steps) for cell in cells for seed in cell.seeds]
     if sweep.check:
         return [_trained(*_named(each, cells), each.get("steps")) for each in sweep.check]
-    between = [cell for cell in cells if cell.arm.name not in (sweep.exact, sweep.control)] or cells
 
-    def asks(cell: Timed) -> tuple[bool, bool, float]:
-        total = cell.whole.network.total_bps
-        return total > _EASY_BPS, cell.whole.network.impaired, -total
+    def asks(cell: Timed) -> tuple[bool, ...]:
+        between = cell.arm.link == "bw" and cell.arm.exchange != "local"
+        network, named = cell.whole.network, cell.arm.name in (sweep.exact, sweep.control)
+        return not between, named, network.total_bps > _EASY_BPS, network.impaired
 
-    return [_trained(chosen := min(between, key=asks), chosen.seeds[0], None)]
+    best = min(map(asks, cells))
+    chosen = max((cell for cell in cells if asks(cell) == best), key=lambda cell: cell.whole.network.total_bps)
+    return [_trained(chosen, chosen.seeds[0], None)]
 
 
 def _named(check: Mapping[str, Any], cells: list[Timed]) -> tuple[Timed, int]:

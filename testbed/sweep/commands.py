@@ -27,7 +27,7 @@ from testbed.sweep.grid import Point, Sweep, described, points_of
 
 __all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
 
-_VERSION = 1
+_VERSION = 2
 _LINE = re.compile(r"^\S+: (\{.*\})\s*$")
 """What a node prints, behind its name."""
 
@@ -46,7 +46,8 @@ class Errand:
     @property
     def hash(self) -> str:
         """Of all that is set; the name of the folder with its results."""
-        config = {"version": _VERSION, "program": self.program, "flags": self.flags}
+        config = {"version": _VERSION, "program": self.program, "flags": self.flags, "seed": self.seed}
+        config |= {"varied": self.varied}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -57,7 +58,8 @@ def errands_of(sweep: Sweep) -> list[Errand]:
     for point in points_of(sweep)[0]:
         links = {key: value for key, value in point.items() if not key.startswith("var.")}
         schedule = links.pop("schedule", None)
-        network_for(parse(Asked, links, "a point of the grid"))
+        if not network_for(parse(Asked, links, "a point of the grid")).shaped:
+            raise UsageError(f"at {described(point)}: no rate was given: vary bw or network, or set one in [settings]")
         flags = [part for key, value in links.items() for part in (f"--{key.replace('_', '-')}", f"{value}")]
         flags += ["--schedule", f"{schedule}"] if schedule is not None else []
         for seed in sweep.seeds:

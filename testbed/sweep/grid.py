@@ -12,7 +12,7 @@
     [grid]                                            # every value of one with every value of the others
     bw = ["30mbit", "100mbit", "300mbit", "1gbit"]
     delay = ["0ms", "5ms", "20ms", "50ms"]
-    preset.sync_every = [50, 100]                     # dotted: of the preset, the target, or (arm) of every arm
+    preset.sync_every = [25, 50]                      # dotted: of the preset, the target, or (arm) of every arm
 
     [[together]]                                      # lists of one length that are gone through in step
     nodes = [2, 4]

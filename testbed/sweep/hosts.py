@@ -12,6 +12,7 @@ order whose host is lost is given to another; results come back as files.
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,10 @@ class Hosts:
             order = waiting.pop(ended)
             try:
                 messages, files = self.ray.get(ended)
+            except self.ray.exceptions.RayTaskError as error:
+                why = f"a host could not run it: {str(error.cause).splitlines()[0]}"
+                yield order, [{"failed": None, "why": why}]
+                continue
             except self.ray.exceptions.RayError as error:
                 why = f"its hosts were lost {_RETRIES + 1} times: {type(error).__name__}"
                 yield order, [{"failed": None, "why": why}]
@@ -81,7 +86,8 @@ class Hosts:
 def _serve(module: str, order: Order) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """On a host: one process for the order; its messages, and every file that it wrote."""
     with tempfile.TemporaryDirectory(prefix="testbed-") as place:
-        folder, log = Path(place) / "results", Path(place) / "log"
+        folder = Path(place) / "results"
+        log = folder / "logs" / f"{Path(place).name}.log"
         process = start_child(module, log)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -98,7 +104,10 @@ def _serve(module: str, order: Order) -> tuple[list[dict[str, Any]], dict[str, b
 
 
 def _put(files: dict[str, bytes], folder: Path) -> None:
-    """Written by rename, a summary last: it says that its cell is done."""
+    """Written by rename, a summary last: it says that its cell is done; of an earlier attempt nothing is left."""
+    for name in files:
+        if name.endswith("summary.json"):
+            shutil.rmtree((folder / name).parent, ignore_errors=True)
     for name, data in sorted(files.items(), key=lambda each: each[0].endswith("summary.json")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

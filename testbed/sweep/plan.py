@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,9 +12,10 @@ from testbed.runs.experiment import Cell
 from testbed.sweep.cells import LINKS, Timed
 from testbed.sweep.grid import Excluded, Sweep
 
-__all__ = ["Plan", "by", "estimate", "nodes_of", "point_of", "seconds"]
+__all__ = ["Plan", "by", "estimate", "learning_seconds", "nodes_of", "point_of", "seconds"]
 
 T = TypeVar("T")
+_SECONDS_PER_STEP = 0.07
 _START_SECONDS = 40.0
 """Of a set of nodes: processes, data, warm start. For the estimate only."""
 _PROOF_SECONDS = 12.0
@@ -40,7 +42,7 @@ class Plan:
         others = {each.hash: each for cell in self.cells for each in cell.learned[1:]}
         return found | self._own(others)
 
-    @property
+    @cached_property
     def timed(self) -> dict[str, Timed]:
         """What has to be timed here, by hash, checks last; the cluster's link is the same at every point."""
         found: dict[str, Timed] = {}
@@ -54,7 +56,10 @@ class Plan:
         return {key: thing for number, (key, thing) in enumerate(things.items()) if number % of == which}
 
     def learned_file(self, trainer: Cell) -> Path:
-        return self.folder / "learned" / f"{trainer.hash}.json"
+        return self.learned_name(trainer.hash)
+
+    def learned_name(self, trainer: str) -> Path:
+        return self.folder / "learned" / f"{trainer}.json"
 
     def is_timed(self, cell: str) -> bool:
         """Whether a cell is done, and valid: one whose measurement broke is timed again."""
@@ -80,8 +85,16 @@ def nodes_of(cell: Timed) -> str:
 
 
 def point_of(cell: Timed) -> str:
-    """Cells with the same one are timed together; what is trained step by step is not timed."""
-    return json.dumps([cell.point, cell.config["preset"], cell.settings.live_steps], sort_keys=True)
+    """Cells with the same one are timed together: not what is trained step by step with what is timed, nor, for it is
+    the same everywhere, what is on the cluster's link with any point."""
+    point = None if cell.arm.link == "fast" else cell.point
+    return json.dumps([point, cell.config["preset"], cell.settings.live_steps], sort_keys=True)
+
+
+def learning_seconds(trainers: list[Cell]) -> float:
+    """Seconds that learning takes, by experience with the `quick` model on two cores."""
+    steps = sum(each.preset.warm_steps + each.preset.steps for each in trainers)
+    return _START_SECONDS / 4 + steps * _SECONDS_PER_STEP if trainers else 0.0
 
 
 def estimate(cells: list[Timed]) -> float:

@@ -28,11 +28,11 @@ from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
 from testbed.runs.progress import Report, counted, minutes
-from testbed.sweep.cells import Timed, cells_of, checks_of
-from testbed.sweep.commands import dry_run_errands, errands_of, run_errands
+from testbed.sweep.cells import cells_of, checks_of
+from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of
 from testbed.sweep.hosts import Hosts
-from testbed.sweep.plan import Plan, estimate
+from testbed.sweep.plan import Plan, estimate, learning_seconds
 from testbed.sweep.times import time_missing
 
 __all__ = ["SweepCommand", "dry_run", "folder_of", "sweep"]
@@ -107,7 +107,7 @@ def dry_run(asked: SweepCommand) -> str:
     """Every cell in the order in which they are timed, and what is left out."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
-        return dry_run_errands(errands_of(asked_for), folder)
+        return dry_run_errands(_errands(asked, asked_for), folder)
     plan = _plan(asked, asked_for, folder)
     timed = plan.timed
     lines = [
@@ -122,7 +122,8 @@ def dry_run(asked: SweepCommand) -> str:
         [
             *lines,
             f"{counted(len(plan.cells), 'cell')} into {plan.folder}: {counted(len(learning), 'trainer')} to learn, "
-            f"{counted(len(missing), 'cell')} to time or train, about {minutes(estimate(missing))} for these",
+            f"{counted(len(missing), 'cell')} to time or train, about "
+            f"{minutes(learning_seconds(learning) + estimate(missing))} for these",
         ]
     )
 
@@ -131,15 +132,20 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
     """Do what is missing, then write the tables; the folder, and the record with `failed` reasons by cell."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
-        return folder, _sweep_command(asked_for, folder, report)
+        return folder, _sweep_command(asked, asked_for, folder, report)
+    plan = _plan(asked, asked_for, folder)
+    with _hosts(asked) as hosts:
+        report("building every trainer once")
+        rehearse_all(list(plan.trainers.values()))
+        with _folder(folder, _config(plan)):
+            return folder, _done(plan, report, hosts, live)
+
+
+def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, Any]:
     from testbed.analysis.sweeps import conclude
 
-    plan = _plan(asked, asked_for, folder)
-    report("building every trainer once")
-    rehearse_all(list(plan.trainers.values()))
-    with _folder(folder, _config(plan)), _hosts(asked) as hosts:
-        failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
-        return folder, conclude(folder, failed).record
+    failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
+    return conclude(plan.folder, failed).record
 
 
 @contextmanager
@@ -154,13 +160,22 @@ def _hosts(asked: SweepCommand) -> Iterator[Hosts | None]:
         yield hosts
 
 
-def _sweep_command(asked: Sweep, folder: Path, report: Report) -> dict[str, Any]:
+def _errands(command: SweepCommand, asked: Sweep) -> list[Errand]:
+    """This part's of a user's own command."""
+    for flag_, given in (("--launcher ray", command.launcher == "ray"), ("--full", command.full)):
+        if given:
+            raise UsageError(f"{flag_} is for grids of arms; a command is run here, and on several machines by --shard")
+    which, of = _shard(command.shard)
+    return errands_of(asked)[which::of]
+
+
+def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Report) -> dict[str, Any]:
     from testbed.analysis.sweeps import conclude_commands
 
-    errands = errands_of(asked)
-    cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands]
+    own = _errands(command, asked)
+    cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands_of(asked)]
     with _folder(folder, _about(asked) | {"cells": cells}):
-        return conclude_commands(folder, run_errands(errands, folder, report)).record
+        return conclude_commands(folder, run_errands(own, folder, report)).record
 
 
 @contextmanager
@@ -186,19 +201,23 @@ def _config(plan: Plan) -> dict[str, Any]:
                 "packet_loss": max(link.loss for link in cell.settings.network.links),
             },
             "learned": {each.seed: each.hash for each in cell.learned},
+            "nodes_learned": cell.whole.nodes,
         }
         for cell in plan.cells
     ]
+    twins = {(described(cell.point), cell.arm.name): cell.hash for cell in plan.cells}
     checks = [
-        {"cell": check.hash, "of": _twin(check, plan.cells), "seed": check.seeds[0], "steps": check.settings.live_steps}
+        {
+            "cell": check.hash,
+            "of": twins[described(check.point), check.arm.name],
+            "arm": check.arm.name,
+            "point": described(check.varied),
+            "seed": check.seeds[0],
+            "steps": check.settings.live_steps,
+        }
         for check in plan.checks
     ]
     return _about(plan.sweep) | {"cells": cells, "checks": checks}
-
-
-def _twin(check: Timed, cells: list[Timed]) -> str:
-    """The composed cell that a check is held against."""
-    return next(cell.hash for cell in cells if (cell.point, cell.arm) == (check.point, check.arm))
 
 
 def _about(sweep: Sweep) -> dict[str, Any]:
@@ -226,11 +245,17 @@ def _learn(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[
 def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Report) -> dict[str, str]:
     report(f"{counted(len(plan.trainers), 'trainer')}: {len(missing)} to learn, on the hosts of Ray")
     failed: dict[str, str] = {}
-    for order, messages in hosts.serve(
-        "testbed.runs.learners", [order_of(group, Path("learned")) for group in groups_of(missing)], plan.folder
-    ):
-        why = next((message["why"] for message in messages if "failed" in message), "its process ended early")
-        lost = [name for name in order["arms"] if not (plan.folder / "learned" / f"{name}.json").is_file()]
-        failed |= dict.fromkeys(lost, why)
-        report(f"  learned {len(order['arms']) - len(lost)} of {len(order['arms'])} with seed {order['seed']}")
+    while missing:
+        orders, before = [order_of(group, Path("learned")) for group in groups_of(missing)], len(failed)
+        for order, messages in hosts.serve("testbed.runs.learners", orders, plan.folder):
+            lost = [name for name in order["arms"] if not plan.learned_name(name).is_file()]
+            said = [message for message in messages if "failed" in message]
+            named = {name: message["why"] for message in said for name in lost if name == message["failed"]}
+            why = said[0]["why"] if said else "its process ended early"
+            failed |= named or dict.fromkeys(lost if len(lost) == len(order["arms"]) else [], why)
+            report(f"  learned {len(order['arms']) - len(lost)} of {len(order['arms'])} with seed {order['seed']}")
+        left = [each for each in missing if each.hash not in failed and not plan.learned_file(each).is_file()]
+        if len(left) == len(missing) and len(failed) == before:
+            return failed | {each.hash: "its process ended early" for each in left}
+        missing = left
     return failed

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,21 @@ class _Timing:
         points = [
             each for group in by(self.missing.values(), nodes_of).values() for each in by(group, point_of).values()
         ]
-        orders = [self._order(cells, folder="") for cells in points]
-        for order, messages in hosts.serve("testbed.sweep.timing", orders, self.plan.folder):
-            left = {name: self.missing[name] for group in order["groups"] for name in group["arms"]}
-            why = "its process ended early"
-            for message in messages:
-                if message.get("failed", "") is None:  # nobody said which
-                    why = message["why"]
-                else:
-                    self._heard(message, left, Path("the host's"))
-            if left:
-                self._drop(list(left.values()), why, Path("the host's"))
+        while points:
+            orders, again = [self._order(cells, folder="") for cells in points], []
+            for order, messages in hosts.serve("testbed.sweep.timing", orders, self.plan.folder):
+                ordered = {name: self.missing[name] for group in order["groups"] for name in group["arms"]}
+                left, why = dict(ordered), "its process ended early"
+                for message in messages:
+                    if message.get("failed", "") is None:  # nobody said which
+                        why = message["why"]
+                    else:
+                        self._heard(message, left, self.plan.folder / "logs")
+                if left and len(left) < len(ordered):  # the others are to blame for nothing
+                    again.append(list(left.values()))
+                elif left:
+                    self._drop(list(left.values()), why, self.plan.folder / "logs")
+            points = again
 
     def run(self, cells: list[Timed]) -> list[Timed]:
         """One process for cells of the same nodes; those that are left if it fails, without the ones to blame."""
@@ -94,7 +99,7 @@ class _Timing:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            with process.stdin, process.stdout:
+            with suppress(BrokenPipeError), process.stdin, process.stdout:  # it has ended: its log says why
                 process.stdin.write(json.dumps(self._order(cells, folder=str(plan.folder))) + "\n")
                 process.stdin.flush()
                 for line in process.stdout:

@@ -20,7 +20,7 @@ from emulation.errors import EmulationError, LinkError
 from emulation.network import Network
 from emulation.world import run_in_world
 from testbed.config import Arm, Preset, parse
-from testbed.errors import RunFailed, TestbedError
+from testbed.errors import LossChanged, TestbedError
 from testbed.runs.directory import environment
 from testbed.runs.settings import Settings
 from testbed.sweep.cells import Timed
@@ -63,7 +63,7 @@ def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
         arms=tuple(arms.values()),
         seed=given["seed"],
         share=True,
-        seconds_per_arm=given["seconds_per_arm"],
+        seconds_per_arm=given["seconds_per_arm"] or 0.0,
         thrifty=True,
         folders={arm.name: folder / "cells" / cell for cell, arm in arms.items()},
     )
@@ -127,14 +127,34 @@ class _Session:
             comparison.links.explore(self.before.links)
             comparison.go_on_from(self.before)
         self.before = comparison
-        arms = comparison.settings.arms
-        live = comparison.settings.mode == "live"
-        comparison.take_all({} if live else {arm.name: self._learned(arm, names[arm.name], comparison) for arm in arms})
+        learned = self._all_learned(comparison, blame)
+        comparison.take_all(learned, [arm for arm in comparison.settings.arms if names[arm.name] in blame])
         for name, cell in names.items():
-            summary = self._write(comparison, name, cell, group)
+            if name not in comparison.results:
+                continue
+            try:
+                summary = self._write(comparison, name, cell, group)
+            except LossChanged as error:
+                self._fail(cell, error, blame)
+                continue
             blame.remove(cell)
             invalid = summary["why"][0] if summary["why"] else None
             self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "invalid": invalid})
+
+    def _all_learned(self, comparison: "Comparison", blame: list[str]) -> "dict[str, Learned]":
+        """By arm; those whose first steps are not the learned ones fail, and are out of `blame`. None of a live arm."""
+        learned = {}
+        for arm in comparison.settings.arms if comparison.settings.mode == "composed" else ():
+            try:
+                learned[arm.name] = self._learned(arm, self.cells[arm.name], comparison)
+            except LossChanged as error:
+                self._fail(self.cells[arm.name], error, blame)
+        return learned
+
+    def _fail(self, cell: str, error: Exception, blame: list[str]) -> None:
+        """This cell alone."""
+        blame.remove(cell)
+        self.reply({"failed": [cell], "why": f"{error}"})
 
     def _say(self, text: str, **facts: Any) -> None:
         self.reply({"say": text, "facts": facts})
@@ -147,7 +167,7 @@ class _Session:
         if key not in self.losses:
             self.losses[key] = comparison.first_losses(arm)
         if known["nodes"] == comparison.settings.nodes and known["rank_losses"] != self.losses[key]:
-            raise RunFailed(
+            raise LossChanged(
                 f"{arm.name}: the first steps on these nodes are not those that were learned, to the last bit"
             )
         return Learned(losses=self.losses[key], loss=[], validations=known["validations"][-1:])
@@ -173,12 +193,12 @@ class _Session:
 
 
 def check_learned(result: "ArmResult", known: dict[str, Any]) -> None:
-    """Raise `RunFailed` unless every step's loss (to the digits that are kept) and what was validated are those that
+    """Raise `LossChanged` unless every step's loss (to the digits that are kept) and what was validated are those that
     were learned."""
     losses = [round(step.loss, 6) for step in result.steps]
     apart = next((index for index, loss in enumerate(losses) if loss != known["losses"][index]), None)
     if apart is not None:
-        raise RunFailed(
+        raise LossChanged(
             f"{result.arm.name}, step {apart}: the loss on this link is {losses[apart]}, and "
             f"{known['losses'][apart]} was learned: a network must change time and never arithmetic"
         )
@@ -186,7 +206,7 @@ def check_learned(result: "ArmResult", known: dict[str, Any]) -> None:
     for each in result.validations:
         was = learned.get(each["step"], each["val_loss"])
         if each["val_loss"] != was:
-            raise RunFailed(
+            raise LossChanged(
                 f"{result.arm.name}, step {each['step']}: validated {each['val_loss']!r} on this link, and {was!r} off "
                 "it: a network must change time and never arithmetic"
             )

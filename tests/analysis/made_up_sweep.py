@@ -25,8 +25,10 @@ def made_up_sweep(
     steps=20,
     half=0.001,
     failed=(),
+    invalid=(),
 ) -> dict:
-    """Write it; its config.json. `half`: of each step's interval, relative; `failed`: (arm, rate) without a summary."""
+    """Write it; its config.json. `half`: of each step's interval, relative; `failed`: (arm, rate) without a summary;
+    `invalid`: with one whose measurement broke."""
     (folder / "learned").mkdir(parents=True)
     cells = []
     for arm, seed in product(arms, seeds):
@@ -46,7 +48,10 @@ def made_up_sweep(
         if (arm, rate) in failed:
             continue
         (folder / "cells" / name).mkdir(parents=True)
-        (folder / "cells" / name / "summary.json").write_text(json.dumps(_summary(arm, rate, delay, half)))
+        summary = _summary(arm, rate, delay, half)
+        if (arm, rate) in invalid:
+            summary |= {"valid": False, "why": ["the link was not what was asked"]}
+        (folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
     config = {
         "schema_version": 1,
         "kind": "sweep",
@@ -75,7 +80,7 @@ def _summary(arm: str, rate: float, delay: float, half: float) -> dict:
         "rate_measured_bps": rate * 1.0005,
         "goodput_measured_bps": rate * 0.956,
         "step_seconds_mean": mean,
-        "step_seconds_ci95": half * mean,
+        "step_seconds_ci95": half and half * mean,
         "ci95_from": "steps",
         "steps_timed": 3,
         "layers_timed": 8,

@@ -12,12 +12,13 @@ from rich.console import Console
 from testbed.analysis.sweep_figures import (
     crossovers,
     data_bandwidth_needed,
+    data_loss_against_bandwidth,
     data_throughput,
     sweep_figures,
     write_sweep_figures,
 )
 from testbed.analysis.sweep_summary import print_sweep, verdict
-from testbed.analysis.sweeps import conclude, load_sweep
+from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
 from testbed.errors import UsageError
 
 
@@ -48,8 +49,8 @@ def test_loss_against_time_is_learned_loss_on_the_timed_clock(tmp_path):
 
 
 def test_what_cannot_be_told_apart_is_unresolved(tmp_path):
-    """Two arms a per mille apart, known to a per cent each; and, as a control, known to a hundredth of that."""
-    for half, resolved in ((0.01, False), (1e-6, True)):
+    """Two arms a per mille apart, known to a per cent each; known to far less, as a control; and not known at all."""
+    for half, resolved in ((0.01, False), (1e-6, True), (None, False)):
         folder = tmp_path / f"{half}"
         made_up_sweep(folder, rates=(1e12,), delays=(0.0,), half=half)
         if resolved:  # the link's own error is part of it
@@ -69,6 +70,74 @@ def test_failed_and_missing_cells_stay_in_the_table(tmp_path):
     assert sweep.record["states"] == {"done": 22, "failed": 1, "missing": 1}
     assert set(sweep.table[sweep.table["cell"] == cell]["why"]) == {"no such link\nmore"}
     assert sweep.table.query("arm == 'subspace' and bw == '30mbit'")["speedup"].isna().all()
+
+
+def test_nothing_is_made_of_what_is_invalid(tmp_path):
+    """No speed-up of it nor of what is held against it, no curve, no point of a figure; it is counted and named."""
+    made_up_sweep(tmp_path, invalid=[("decentralised", 30e6)])
+    sweep = conclude(tmp_path, {})
+    assert sweep.record["states"] == {"done": 22, "invalid": 2}
+    assert sweep.table.query("bw == '30mbit'")["speedup"].isna().all()
+    assert not sweep.curves["cell"].str.startswith("decentralised-3e+07").any()
+    assert len(data_throughput(sweep).query("arm == 'decentralised'")) == 3
+    assert "2 of 24 cells are invalid" in " ".join(verdict(sweep))
+    assert "subspace: a step is faster than decentralised's at 6 of 6 points" in " ".join(verdict(sweep))
+
+
+def test_the_interval_holds_that_of_synchronisation(tmp_path):
+    """Of a step known exactly whose averagings are 10 ± 5 s; and, measured once, it is not known at all."""
+    for seconds_each, half in (([8.0, 12.0], 12.706 * 2 / 10), ([10.0], math.inf)):
+        folder = tmp_path / f"{len(seconds_each)}"
+        made_up_sweep(folder, rates=(1e9,), delays=(0.0,), half=0.0)
+        for path in folder.glob("cells/*/summary.json"):
+            data = json.loads(path.read_text()) | {"sync_seconds_each": 10.0, "sync_seconds_per_step": 1.0}
+            data["timed"]["sync_seconds"] = seconds_each
+            path.write_text(json.dumps(data))
+        table = conclude(folder, {}).table
+        assert table["seconds_per_step_ci95"].tolist() == pytest.approx([half] * 6, rel=1e-3)
+
+
+def test_a_cell_of_every_point_has_one_curve(tmp_path):
+    """An arm on the cluster's link is timed once for all points: a row in each, a curve once."""
+    config = made_up_sweep(tmp_path, rates=(1e8, 1e9), delays=(0.0,))
+    for entry in config["cells"]:
+        if entry["arm"] == "control":
+            entry["cell"] = "control-1e+09-0"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sweep = conclude(tmp_path, {})
+    assert len(sweep.table.query("arm == 'control'")) == 2 * 2
+    assert not sweep.curves.duplicated(["cell", "arm", "seed", "step"]).any()
+    points = data_loss_against_bandwidth(sweep).query("arm == 'control'")
+    assert points.groupby("bandwidth_bps")["seeds"].first().tolist() == [2, 2]
+
+
+def test_columns_of_more_than_one_type_can_be_kept(tmp_path):
+    """A program may say a number here and a word there; a title may hold brackets."""
+    cells = [{"cell": f"c{seed}", "seed": seed, "point": {"var.x": x}} for seed, x in enumerate(("auto", 4))]
+    config = {"kind": "command", "cells": cells, "varied": ["var.x"], "excluded": []}
+    config["sweep"] = {"title": "Trial [/b] [v2]", "question": "", "exact": "", "control": ""}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for cell, loss in zip(cells, ("diverged", 1.5), strict=True):
+        (tmp_path / "cells" / cell["cell"]).mkdir(parents=True)
+        summary = {"wall_seconds": 1.0, "exit_status": 0, "sent_bytes": {"n0": 1}, "received_bytes": {"n0": 1}}
+        summary |= {"pairs": [], "said": {"loss": loss, "[x]": True}}
+        (tmp_path / "cells" / cell["cell"] / "summary.json").write_text(json.dumps(summary))
+    sweep = conclude_commands(tmp_path, {})
+    assert load_sweep(tmp_path).table["said_loss"].tolist() == ["diverged", "1.5"]
+    console = Console(width=140, record=True, force_terminal=False)
+    print_sweep(sweep, console)
+    assert "Trial [/b] [v2]" in console.export_text()
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "sweep.json"])
+def test_half_a_file_is_told(tmp_path, name):
+    """As an older testbed could leave it; what to type."""
+    made_up_sweep(tmp_path, rates=(1e9,))
+    conclude(tmp_path, {})
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UsageError, match="type testbed sweep again"):
+        load_sweep(tmp_path)
 
 
 def test_the_bandwidth_needed_follows_the_law(tmp_path):
@@ -92,12 +161,16 @@ def test_a_crossover_lies_where_the_lines_meet():
             "bandwidth_bps": [*x, *x],
             "arm": ["exact"] * 2 + ["coded"] * 2,
             "tokens_per_second": [1.0, 100.0, 10.0, 10.0],
+            "resolved": [True] * 4,
         }
     )
     ((at, level, words),) = crossovers(table, "exact")
     assert (at, level) == (pytest.approx(1e7), pytest.approx(10.0))
     assert "exact overtakes coded" in words
     assert crossovers(table.assign(tokens_per_second=[1.0, 2.0, 3.0, 4.0]), "exact") == []
+    ((_, _, words),) = crossovers(table.assign(tokens_per_second=[10.0, 10.0, 1.0, 100.0]), "exact")
+    assert "coded overtakes exact" in words
+    assert crossovers(table.assign(resolved=[True, True, True, False]), "exact") == []
 
 
 def test_every_figure_draws_and_leaves_its_table(tmp_path):
@@ -147,5 +220,5 @@ def test_another_version_is_refused(tmp_path):
     conclude(tmp_path, {})
     record = json.loads((tmp_path / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(record | {"schema_version": 7}))
-    with pytest.raises(UsageError, match="schema version 7, and this testbed reads version 1 only"):
+    with pytest.raises(UsageError, match="schema version 7, and this testbed reads version 2 only"):
         load_sweep(tmp_path)
