@@ -169,7 +169,7 @@ def figure_throughput(sweep: Sweep) -> Figure:
             axes.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
             axes.annotate(words, (x, y), xytext=(6, -16), textcoords="offset points", fontsize=8.5, color=INK)
         low, high = axes.get_ylim()
-        axes.set_ylim(low, high)
+        axes.set_ylim(low, high * 1.3)  # room for the labels of lines that end at the top
         place(axes, [label for label, _ in ends], [line for _, line in ends])
         bottom(figure, _links_legend(table))
     return figure
