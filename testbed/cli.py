@@ -252,7 +252,8 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
     write_sweep_figures(done, folder / "figures")
     print_sweep(done, console)
     if record["failed"]:
-        console.print(f"logs of what failed: {escape(str(folder / 'logs'))}, reasons: cells/*/FAILED", soft_wrap=True)
+        logs = folder / ("cells/*/output.log" if done.of_commands else "logs")
+        console.print(f"logs of what failed: {escape(str(logs))}", soft_wrap=True)
     _say_where(folder, console)
     if command.json:
         print(json.dumps(record))

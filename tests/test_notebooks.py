@@ -73,6 +73,24 @@ def test_it_runs_and_shows_figures(name, made, monkeypatch, tmp_path):
     assert not [output for output in outputs if output.output_type == "error"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_its_pair_shows_what_a_real_run_gave(name):
+    """The .ipynb beside it holds the same cells, executed in order without an error, and is small."""
+    file = NOTEBOOKS / f"{name}.ipynb"
+    pair, source = jupytext.read(file), jupytext.read(NOTEBOOKS / f"{name}.py")
+    assert [(cell.cell_type, cell.source) for cell in pair.cells] == [
+        (cell.cell_type, cell.source) for cell in source.cells
+    ]
+    executed = [cell for cell in pair.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in executed] == list(range(1, len(executed) + 1))
+    outputs = [output for cell in executed for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.output_type == "error"]
+    text = file.read_text()
+    assert len(text) < 1_000_000
+    assert not {place for place in ("/root/", "/home/", "/tmp/") if place in text}
+
+
 def test_there_are_notebooks():
     """So that the tests above have something to run."""
     assert len(NAMES) == 4

@@ -19,6 +19,7 @@ from testbed.analysis.checks import check_rows, trained_curves
 from testbed.analysis.compose import mean_interval
 from testbed.analysis.load import COLUMNS, arm_table
 from testbed.errors import UsageError
+from testbed.sweep.grid import described
 
 __all__ = ["SCHEMA_VERSION", "Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
 
@@ -123,7 +124,7 @@ def _command_row(entry: dict[str, Any], folder: Path, failed: dict[str, str]) ->
     file = folder / "cells" / entry["cell"] / "summary.json"
     state = "failed" if entry["cell"] in failed else "done" if file.is_file() else "missing"
     row: dict[str, Any] = {"cell": entry["cell"], "seed": entry["seed"], "state": state, **entry["point"]}
-    row |= {"point": _words(entry["point"]), "why": failed.get(entry["cell"], "")}
+    row |= {"point": described(entry["point"]), "why": failed.get(entry["cell"], "")}
     if state != "done":
         return row
     summary = json.loads(file.read_text())
@@ -134,10 +135,6 @@ def _command_row(entry: dict[str, Any], folder: Path, failed: dict[str, str]) ->
     row |= {f"bytes_{pair['from']}_to_{pair['to']}": pair["bytes"] for pair in summary["pairs"]}
     row |= {f"said_{key}": value for key, value in summary["said"].items()}
     return row | {key: summary[key] for key in ("exit_status", "wall_seconds")}
-
-
-def _words(point: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in point.items())
 
 
 def _written(
@@ -235,7 +232,7 @@ def _row(
     state = _state(entry, summary, trainer, failed)
     row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
     row |= {key: entry["network"][key] for key in _OF_POINT}
-    row |= {"point": _words(entry["point"]), "nodes_learned": entry.get("nodes_learned")}
+    row |= {"point": described(entry["point"]), "nodes_learned": entry.get("nodes_learned")}
     row["why"] = failed.get(entry["cell"], "")
     if summary is not None:
         network = summary["network"]
