@@ -47,7 +47,7 @@ report: $(STAMP) ## one HTML file of a run: RUN=bandwidth_latency
 
 notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
-	@cd notebooks && ../$(BIN)/jupytext --to ipynb --execute 0*.py
+	@cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb 0*.py && ../$(BIN)/jupyter-execute --inplace 0*.ipynb
 
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
