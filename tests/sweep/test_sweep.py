@@ -188,7 +188,7 @@ def a_millionth(learned: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "of", "words", "cells", "check"),
     [
-        (one_bit, 1, "to the last bit", {"done": 1, "failed": 1}, "done"),
+        (one_bit, 1, "to the last bit", {"done": 1, "failed": 1}, "invalid"),  # nothing to hold it against
         (a_millionth, 2, "on this link is", {"done": 2}, "failed"),
     ],
 )
