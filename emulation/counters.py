@@ -5,14 +5,18 @@ every segment's, as a real wire would carry them. What a node sends is counted b
 eth0, what it receives by that of its port on the switch.
 """
 
+import json
+import os
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
 from emulation.netlink import TcSocket
 from emulation.syscalls import in_netns
 
-__all__ = ["WireBytes", "WireCounter"]
+__all__ = ["CounterServer", "WireBytes", "WireCounter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +43,34 @@ class WireBytes:
     """Likewise, with one header for each."""
 
 
+End = tuple[TcSocket, int]
+"""Where a device's counters are read: a socket of its namespace, and its index there."""
+
+
+def open_ends(description: dict[str, Any]) -> list[End]:
+    """What a node sends and receives."""
+    ends = []
+    for end in ("tx", "rx"):
+        with in_netns(description[end]["netns"]):
+            ends.append((TcSocket(), socket.if_nametoindex(description[end]["device"])))
+    return ends
+
+
 class WireCounter:
-    """One node's counters, from any process of the world.
+    """One node's counters, from any process of the world, or of a container.
 
     `description` is what `backend.counter(node)` gave (JSON-able). Opening enters the node's and the
-    switch's namespaces for a moment; reading does not. The root qdisc is looked up at each read, so
-    counting survives re-shaping; but a new shaper starts at zero, so read before and after on one side of
-    it.
+    switch's namespaces for a moment, or asks one who may (`CounterServer`); reading does not. The root qdisc is looked
+    up at each read, so counting survives re-shaping; but a new shaper starts at zero, so read before and after on one
+    side of it.
     """
 
     def __init__(self, description: dict[str, Any]) -> None:
-        self._ends: list[tuple[TcSocket, int]] = []
-        for end in ("tx", "rx") if description["kind"] == "netns" else ():
-            netns, device = description[end]["netns"], description[end]["device"]
-            with in_netns(netns):
-                self._ends.append((TcSocket(), socket.if_nametoindex(device)))
+        self._ends: list[End] = []
+        if description["kind"] == "netns":
+            self._ends = open_ends(description)
+        elif description["kind"] == "passed":
+            self._ends = _ask(description)
 
     def read(self) -> WireBytes:
         """The counters now; tens of microseconds."""
@@ -83,3 +100,51 @@ class WireCounter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class CounterServer:
+    """Opens nodes' counters for processes that may not enter namespaces, and hands them over (SCM_RIGHTS, unix(7)).
+
+    Reading them needs no privilege, and costs those processes what it costs us.
+    """
+
+    def __init__(self, path: str, descriptions: list[dict[str, Any]]) -> None:
+        self._descriptions = descriptions
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(path)
+        os.chmod(path, 0o666)  # who may enter the folder decides
+        self._socket.listen(len(descriptions))
+        threading.Thread(target=self._serve, name="counters", daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._socket.accept()
+                with client, suppress(OSError, ValueError, LookupError):  # a client that asks for nothing gets nothing
+                    client.settimeout(1.0)
+                    self._hand_over(client)
+
+    def _hand_over(self, client: socket.socket) -> None:
+        ends = open_ends(self._descriptions[int.from_bytes(client.recv(2), "big")])
+        try:
+            indexes = json.dumps([index for _, index in ends]).encode()
+            socket.send_fds(client, [indexes], [end.fileno() for end, _ in ends])
+        finally:
+            for end, _ in ends:
+                end.close()
+
+    def close(self) -> None:
+        """No more are handed over."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def _ask(description: dict[str, Any]) -> list[End]:
+    """A node's counters from a `CounterServer`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5.0)
+        sock.connect(description["socket"])
+        sock.sendall(description["index"].to_bytes(2, "big"))
+        said, descriptors, _, _ = socket.recv_fds(sock, 1 << 10, 2)
+    return [(TcSocket(each), index) for each, index in zip(descriptors, json.loads(said), strict=True)]

@@ -9,7 +9,7 @@ same tick, so a mark whose driver is gone belongs to nobody any more.
 import os
 from pathlib import Path
 
-__all__ = ["VARIABLE", "mark", "orphans"]
+__all__ = ["VARIABLE", "lives", "mark", "orphans"]
 
 VARIABLE = "TESTBED_WORLD"
 
@@ -21,6 +21,15 @@ def mark() -> dict[str, str]:
 
 def _own() -> str:
     return f"{os.getpid()}:{_started(Path('/proc/self'))}"
+
+
+def lives(name: str) -> bool:
+    """Whether the driver of a mark lives, where it can be seen by its number."""
+    number, _, started = name.partition(":")
+    try:
+        return _started(Path(f"/proc/{int(number)}")) == started
+    except (OSError, ValueError):
+        return False
 
 
 def orphans() -> list[int]:

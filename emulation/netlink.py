@@ -196,11 +196,13 @@ def decode_filter(message: bytes) -> str | None:
 
 
 class TcSocket:
-    """A netlink socket, bound for life to the network namespace in which it was opened."""
+    """A netlink socket, bound for life to the network namespace in which it was opened; `descriptor`: by another."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, 0))
+    def __init__(self, descriptor: int | None = None) -> None:
+        kind = (socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(*kind, fileno=descriptor)
+        if descriptor is None:
+            self._socket.bind((0, 0))
         self._socket.settimeout(_TIMEOUT_SECONDS)
         self._sequence = 0
 
@@ -236,6 +238,9 @@ class TcSocket:
         """What `decode_filter` says of every filter of a root qdisc."""
         self._send(RTM_GETTFILTER, _NLM_F_DUMP, ifindex, handle)
         return [said for said in map(decode_filter, self._messages(dump=True)) if said]
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()

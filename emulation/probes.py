@@ -5,7 +5,6 @@ import os
 import select
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -46,7 +45,7 @@ class Probers:
             stack.callback(self._stop)
             root = str(Path(__file__).resolve().parent.parent)
             for node in self.nodes:
-                argv = [sys.executable, "-P", "-S", "-m", "emulation.prober", node.address]
+                argv = [self.backend.python, "-P", "-S", "-m", "emulation.prober", node.address]
                 environment = {"PYTHONPATH": root, "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", **mark()}
                 process = self.backend.popen(node, argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._processes.append(process)

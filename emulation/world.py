@@ -28,12 +28,11 @@ _FORWARDED = {signal.SIGINT, signal.SIGTERM}
 _SAME_SIGNAL_SECONDS = 1.0
 """A second signal within this time is the same one, delivered by two roads (timeout(1) does so)."""
 
-_NAMESPACES = (
-    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
-)
+_BESIDE_ENGINE = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET
+_NAMESPACES = _BESIDE_ENGINE | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 
 
-def run_in_world(main: Callable[[], int]) -> int:
+def run_in_world(main: Callable[[], int], *, beside_engine: bool = False) -> int:
     """Run `main` as the first process of a new world and return its exit status.
 
     Call it while the process still has one thread (before torch). `main` runs in a forked copy of this
@@ -42,7 +41,16 @@ def run_in_world(main: Callable[[], int]) -> int:
     second one, a second later, kills the world. The status is 128 + n if signal n ended `main`, 130 if it
     was interrupted. If the machine refuses the namespaces, CapabilityError is raised here and `main` never
     starts.
+
+    `beside_engine`: a world whose nodes are a container engine's. It sees the machine's processes, among which
+    containers are, and the engine's socket in /run; only root can have it. What `main` starts must end by itself when
+    `main` does.
     """
+    if beside_engine and os.geteuid() != 0:
+        raise CapabilityError(
+            "containers are shaped from outside, through their processes' namespaces, which takes root on the engine's "
+            "machine: type it with sudo, or use netns nodes, which need no root, or docker compose (docs/docker.md)."
+        )
     if len(os.listdir("/proc/self/task")) != 1:
         raise UsageError(
             "a world must be entered before any thread starts: call run_in_world first, then import torch."
@@ -56,7 +64,7 @@ def run_in_world(main: Callable[[], int]) -> int:
     if child == 0:
         os.close(refusal_read)
         os.environ.update(driver)
-        _live(lambda: _enter(caller, refusal_write, main))
+        _live(lambda: _enter(caller, refusal_write, main, beside_engine))
     os.close(refusal_write)
     forward = _Forwarder(child)
     try:
@@ -128,14 +136,14 @@ def _live(body: Callable[[], int]) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def _enter(caller: int, refusal_pipe: int, main: Callable[[], int]) -> int:
+def _enter(caller: int, refusal_pipe: int, main: Callable[[], int], beside_engine: bool) -> int:
     """Process A: into new namespaces, fork process 1, wait for it and pass on its status."""
     syscalls.die_with_parent()
     if os.getppid() != caller:
         os._exit(1)
     os.setsid()  # a terminal's Ctrl-C reaches the caller alone, who passes it on once
     try:
-        _new_namespaces()
+        syscalls.unshare(_BESIDE_ENGINE) if beside_engine else _new_namespaces()
     except OSError as error:
         _refuse(refusal_pipe, error)
     syscalls.die_with_parent()  # the new credentials cleared it
@@ -145,7 +153,7 @@ def _enter(caller: int, refusal_pipe: int, main: Callable[[], int]) -> int:
     first = os.fork()
     if first == 0:
         os.close(alive_write)
-        _live(lambda: _first_process(alive_read, refusal_pipe, main))
+        _live(lambda: _first_process(alive_read, refusal_pipe, main, beside_engine))
     os.close(alive_read)
     os.close(refusal_pipe)
     _Forwarder(first).install()
@@ -169,8 +177,8 @@ def _new_namespaces() -> None:
             file.write(text)
 
 
-def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int]) -> int:
-    """Process 1 of the world: furnish it, then run `main`."""
+def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int], beside_engine: bool) -> int:
+    """Process 1 of the world (beside an engine just its first): furnish it, then run `main`."""
     syscalls.die_with_parent()
     os.set_blocking(alive_pipe, False)
     try:
@@ -179,7 +187,7 @@ def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int]) 
     except BlockingIOError:
         os.close(alive_pipe)
     try:
-        _furnish()
+        _furnish_beside_engine() if beside_engine else _furnish()
     except OSError as error:
         _refuse(refusal_pipe, error)
     for number in _FORWARDED:
@@ -198,6 +206,21 @@ def _furnish() -> None:
     syscalls.mount("tmpfs", "/run", "tmpfs", guarded, "mode=755")
     syscalls.mount("tmpfs", "/dev/shm", "tmpfs", guarded, "mode=1777")
     os.mkdir("/run/netns")
+    syscalls.loopback_up()
+
+
+def _furnish_beside_engine() -> None:
+    """Private mounts, a /run of our own with an empty /run/netns, in which all else of the machine's /run is found."""
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    before = os.open("/run", os.O_PATH | os.O_CLOEXEC)
+    syscalls.mount("tmpfs", "/run", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755")
+    for name in ("netns", "machine"):
+        os.mkdir(f"/run/{name}")
+    syscalls.mount(f"/proc/self/fd/{before}", "/run/machine", None, syscalls.MS_BIND | syscalls.MS_REC)
+    os.close(before)
+    for name in os.listdir("/run/machine"):
+        if name not in ("netns", "machine"):
+            os.symlink(f"/run/machine/{name}", f"/run/{name}")
     syscalls.loopback_up()
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -109,6 +110,11 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a record of a run should say about the network; JSON-able."""
+
+    @property
+    def python(self) -> str:
+        """The interpreter by which a node runs our own programs."""
+        return sys.executable
 
     @property
     def master_port(self) -> int:

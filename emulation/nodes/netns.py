@@ -38,7 +38,7 @@ from emulation.shaping.sizes import segments_of
 from emulation.syscalls import in_netns, netns_path
 from emulation.units import format_rate
 
-__all__ = ["SWITCH", "NetnsBackend"]
+__all__ = ["SWITCH", "NetnsBackend", "processes_in"]
 
 PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
@@ -74,6 +74,8 @@ class NetnsBackend(Backend):
         self._down: set[int] = set()
         self._groups: list[set[int]] = []
         self._cut: set[tuple[Node, Node]] = set()
+        self._given: frozenset[str] = frozenset()
+        """Namespaces that are there before."""
         self._lock = threading.RLock()
         """Held while links or faults change, and while they are compared: a schedule has a thread of its own."""
         self.delay_line = DelayLine(SWITCH, len(network.nodes))
@@ -83,7 +85,7 @@ class NetnsBackend(Backend):
     def open(self) -> None:
         try:
             self._is_open = True
-            self.delay_line.prepare()
+            self._prepare()
             run_all(self._build_batches())
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network)
@@ -92,6 +94,10 @@ class NetnsBackend(Backend):
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self) -> None:
+        """What has to be there before the first command."""
+        self.delay_line.prepare()
 
     def close(self) -> None:
         """Delete the namespaces; what still runs in one keeps it alive until the world ends."""
@@ -115,7 +121,8 @@ class NetnsBackend(Backend):
         names = (SWITCH, *(node.name for node in nodes))
         quiet = tuple(line for line in IPV6_OFF if has_ipv6())
         received = steering()
-        batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in names))]
+        made = [name for name in names if name not in self._given]
+        batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))]
         batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
         batches += [Batch(tool="sysctl", netns=name, lines=received) for name in names if received]
         batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
@@ -312,12 +319,9 @@ class NetnsBackend(Backend):
         self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:
-        inside = os.stat(netns_path(node.name)).st_ino
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and int(entry) != os.getpid():
-                with suppress(OSError):
-                    if os.stat(f"/proc/{entry}/ns/net").st_ino == inside:
-                        os.kill(int(entry), number)
+        for pid in processes_in(node.name):
+            with suppress(OSError):
+                os.kill(pid, number)
 
     # -- using
 
@@ -367,6 +371,17 @@ class NetnsBackend(Backend):
             "sysctls": [*TCP_SYSCTLS, *steering()],
             "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
         }
+
+
+def processes_in(netns: str) -> list[int]:
+    """Every process in a namespace but this one."""
+    inside, found = os.stat(netns_path(netns)).st_ino, []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with suppress(OSError):
+                if os.stat(f"/proc/{entry}/ns/net").st_ino == inside:
+                    found.append(int(entry))
+    return found
 
 
 def _mac(node: Node, end: int = 0) -> str:

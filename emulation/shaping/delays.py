@@ -123,10 +123,10 @@ class DelayLine:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
+    def prepare(self, folder: str = "/dev/shm") -> None:
         """Make the file of counters, so that whoever wants to read them knows where, also before there is a relay."""
         if self.statistics_path is None:
-            with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="delay_line.", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="delay_line.", delete=False) as file:
                 file.write(bytes(SLOT.size))
                 self.statistics_path = file.name
 

@@ -1,7 +1,7 @@
 """A rank that stays alive across the arms of a comparison and takes orders: `python -m testbed.runs.rank`.
 
-Orders come as JSON lines on standard input, answers leave as JSON lines on the descriptor named by
-TESTBED_REPLIES; neither touches the emulated network. What the rank prints goes to its log.
+Orders come as JSON lines on standard input, answers leave as JSON lines on standard output; neither touches the
+emulated network. What else the rank prints goes to its log, with what it says on standard error.
 """
 
 import json
@@ -305,7 +305,8 @@ def _beat(reply: Callable[[dict[str, Any]], None]) -> None:
 def main() -> None:
     """Serve orders until standard input ends."""
     torch.set_num_threads(1)
-    with os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1) as replies:
+    with os.fdopen(os.dup(1), "w", buffering=1) as replies:
+        os.dup2(2, 1)
         lock = threading.Lock()
 
         def reply(message: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import os
 import select
 import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,34 +63,30 @@ class Ranks:
             process.kill()
         for process in self._processes:
             process.wait()
-            if process.stdin is not None:
-                with suppress(BrokenPipeError):
-                    process.stdin.close()
-        for descriptor in self._replies:
-            os.close(descriptor)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):
+                        pipe.close()
         self._processes, self._replies = [], []
 
     def _start(self, node: Any) -> None:
-        read, write = os.pipe()
-        self._replies.append(read)
         environment = {key: os.environ[key] for key in _WHITELIST if key in os.environ}
         environment |= self.backend.environment(node)
         environment |= {
-            "TESTBED_REPLIES": str(write),
             "TESTBED_COUNTER": json.dumps({**self.backend.counter(node), "mtu": self.backend.network.mtu_of(node)}),
         }
         with (self.logs / f"rank{node.index}.log").open("ab") as log:
             process = self.backend.popen(
                 node,
-                [sys.executable, "-P", "-m", "testbed.runs.rank"],
+                [self.backend.python, "-P", "-m", "testbed.runs.rank"],
                 env=environment,
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
-                pass_fds=(write,),
             )
-        os.close(write)
+        assert process.stdout is not None
         self._processes.append(process)
+        self._replies.append(process.stdout.fileno())
         self._buffers.append(b"")
 
     def order(self, name: str, **arguments: Any) -> list[dict[str, Any]]:

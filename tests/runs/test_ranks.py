@@ -15,12 +15,12 @@ pytestmark = pytest.mark.alone
 
 ANSWER = """
 import json, os, sys, time
-replies = os.fdopen(int(os.environ["TESTBED_REPLIES"]), "w", buffering=1)
+replies = sys.stdout
 counter = json.loads(os.environ["TESTBED_COUNTER"])
-print(json.dumps({"done": "start"}), file=replies)
+print(json.dumps({"done": "start"}), file=replies, flush=True)
 for line in sys.stdin:
     time.sleep(0.02)
-    print(json.dumps({"done": json.loads(line)["do"], **counter}), file=replies)
+    print(json.dumps({"done": json.loads(line)["do"], **counter}), file=replies, flush=True)
 """
 
 
@@ -28,6 +28,7 @@ class Quick:
     """A backend whose ranks only answer."""
 
     network = star(2, Link(), "nic")
+    python = sys.executable
 
     def environment(self, _node):
         return {}
@@ -77,7 +78,7 @@ class Silent(Quick):
 
     def popen(self, node, _argv, **options):
         rest = """for _ in range(100 if sys.argv[1] == "0" else 0):
-        print('{"alive": true}', file=replies)
+        print('{"alive": true}', file=replies, flush=True)
         time.sleep(0.2)
     time.sleep(100)"""
         code = ANSWER.replace("time.sleep(0.02)", rest)

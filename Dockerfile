@@ -1,0 +1,28 @@
+# A node: the testbed and what it needs, on any Python 3.11 or later with pip.
+#   docker build -t slowlink-testbed .                                             (or: make image)
+# Without a network: wheels in ./wheels (pip download -d wheels -c constraints.txt .), and
+#   docker build -t slowlink-testbed --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels .
+ARG BASE_IMAGE=python:3.11-slim
+
+FROM ${BASE_IMAGE} AS build
+ARG PIP_INDEX_URL
+# PyTorch's own index has builds for processors alone, a tenth of the size; empty: the CUDA build of PyPI.
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+COPY constraints.txt wheel[s] /wheels/
+RUN python3 -m venv /opt/testbed
+WORKDIR /opt/testbed/src
+COPY pyproject.toml README.md ./
+COPY experiments experiments
+COPY emulation emulation
+COPY testbed testbed
+RUN /opt/testbed/bin/pip install -q -c /wheels/constraints.txt -e .
+
+FROM ${BASE_IMAGE}
+COPY --from=build /opt/testbed /opt/testbed
+ENV PATH=/opt/testbed/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HOME=/tmp
+WORKDIR /work
+USER 10001:10001
+CMD ["testbed", "--help"]

@@ -1,0 +1,234 @@
+"""Nodes in containers, around the same switch: only the places where programs run are the engine's.
+
+    container n0: eth0 ──veth── sw0 ┐
+    container n1: eth0 ──veth── sw1 ┤ routes (namespace "switch", this world's)
+    container n2: eth0 ──veth── sw2 ┘
+
+A container has no network of the engine's (`--network none`), no capability, and a root file system that it cannot
+write. Its link is put into its namespace from outside, by root on the engine's machine, and is shaped, delayed, read
+back, cut and counted by the very code that does so for namespaces (`emulation.nodes.netns`). To be built inside
+`run_in_world(…, beside_engine=True)`.
+
+A container ends when its standard input does, which is this process's: whatever kills the driver, none is left. The
+switch, the delay line and all links belong to the world and go with it.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from emulation.counters import CounterServer
+from emulation.errors import CapabilityError, EmulationError, LinkError, UsageError
+from emulation.mark import VARIABLE, mark
+from emulation.network import Network, Node
+from emulation.nodes.engine import IMAGE, OWNER, RUN, engine, make_room, orphaned, remove, require_image
+from emulation.nodes.netns import NetnsBackend, processes_in
+from emulation.syscalls import MS_BIND, mount, netns_path
+
+__all__ = ["DockerBackend"]
+
+_KEEPER = "import sys; sys.stdin.buffer.read()"
+_HOSTS_OWN = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+"""What of an environment means nothing in a container."""
+_SHARE_OF_MEMORY = 0.9
+_START_SECONDS = 20.0
+_MOST_PROCESSES = 512
+
+
+class DockerBackend(NetnsBackend):
+    """A network of containers. `with DockerBackend(network, run="first") as backend:`."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        run: str,
+        image: str = IMAGE,
+        folders: Mapping[Path, Literal["ro", "rw"]] | None = None,
+        delays: Literal["netem", "delay line"] | None = None,
+    ) -> None:
+        super().__init__(network, delays=delays)
+        self.run, self.image = run, image
+        self.folders = folders or {}
+        """Of this machine, that containers see at the same place."""
+        self._given = frozenset(node.name for node in network.nodes)
+        self._client: Any = None
+        self._containers: list[Any] = []
+        self._inputs: list[Any] = []
+        """Standard inputs of the containers: they live as long as these are open."""
+        self._keepers: set[int] = set()
+        self._room: str | None = None
+        self._counters: CounterServer | None = None
+
+    # -- life
+
+    def open(self) -> None:
+        try:
+            super().open()
+            ends = [super(DockerBackend, self).counter(node) for node in self.network.nodes]
+            self._counters = CounterServer(f"{self._room}/counters", ends)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        self._client = engine()
+        remove(orphaned(self._client))
+        self._check_names()
+        require_image(self._client, self.image)
+        self._room = make_room(mark()[VARIABLE])
+        os.chmod(self._room, 0o755)
+        self.delay_line.prepare(self._room)
+        assert self.delay_line.statistics_path is not None
+        os.chmod(self.delay_line.statistics_path, 0o644)
+        for node in self.network.nodes:
+            self._start(node)
+        for node, container in zip(self.network.nodes, self._containers, strict=True):
+            self._enter(node, container)
+
+    def _check_names(self) -> None:
+        taken = {each.name for each in self._client.containers.list(all=True, ignore_removed=True)}
+        if found := sorted(taken & {self._name(node) for node in self.network.nodes}):
+            raise UsageError(
+                f"this engine has a container named {found[0]} already: another run is called '{self.run}'; "
+                "give this one another --name, or wait for the other."
+            )
+
+    def _name(self, node: Node) -> str:
+        return f"testbed-{self.run}-{node.name}"
+
+    def _start(self, node: Node) -> None:
+        import docker.errors
+
+        share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        owner = mark()[VARIABLE]
+        seen = {str(folder): {"bind": str(folder), "mode": mode} for folder, mode in self.folders.items()}
+        try:
+            container = self._client.containers.create(
+                self.image,
+                ["python", "-c", _KEEPER],
+                name=self._name(node),
+                hostname=node.name,
+                labels={RUN: self.run, OWNER: owner},
+                entrypoint=[],
+                stdin_open=True,
+                auto_remove=True,
+                init=True,
+                network_mode="none",
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                read_only=True,
+                tmpfs={"/tmp": "mode=1777"},
+                user=f"{os.getuid()}:{os.getgid()}",
+                environment={VARIABLE: owner, "HOME": "/tmp"},
+                volumes=seen | {self._room: {"bind": self._room, "mode": "ro"}},
+                working_dir=os.getcwd(),
+                mem_limit=share,
+                nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
+                pids_limit=_MOST_PROCESSES,
+            )
+            self._containers.append(container)
+            self._inputs.append(container.attach_socket(params={"stdin": 1, "stream": 1}))
+            container.start()
+        except docker.errors.APIError as error:
+            raise EmulationError(f"the engine did not start {self._name(node)}: {error.explanation or error}") from None
+
+    def _enter(self, node: Node, container: Any) -> None:
+        """Give its network namespace the name by which all else finds it."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            container.reload()
+            pid = container.attrs["State"]["Pid"]
+            if pid:
+                break
+            if container.status == "exited" or time.monotonic() > deadline:
+                raise EmulationError(f"{container.name} did not start: {container.logs().decode().strip()[-300:]}")
+            time.sleep(0.02)
+        if f"{VARIABLE}={mark()[VARIABLE]}".encode() not in _environment_of(pid):
+            raise CapabilityError(
+                f"the process of {container.name} is not on this machine: the engine is elsewhere, or keeps its "
+                "containers in a virtual machine. Run it there, or use docker compose (docs/docker.md)."
+            )
+        place = Path(netns_path(node.name))
+        place.touch()
+        mount(f"/proc/{pid}/ns/net", str(place), None, MS_BIND)
+        self._keepers |= {pid, *processes_in(node.name)}
+
+    def close(self) -> None:
+        """Remove the containers, and with them what runs in them; a second time does nothing."""
+        import docker.errors
+
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
+        super().close()
+        for stream in self._inputs:
+            with suppress(OSError):
+                stream.close()
+        for container in self._containers:
+            with suppress(docker.errors.APIError):  # it has ended, and is gone
+                container.remove(force=True)
+        self._inputs, self._containers = [], []
+        if self._room is not None:
+            shutil.rmtree(self._room, ignore_errors=True)
+            self._room = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def check_alive(self) -> None:
+        super().check_alive()
+        for pid in self._keepers:
+            if not os.path.exists(f"/proc/{pid}"):
+                raise LinkError("a node's container has ended; nothing measured after that counts; run again.")
+
+    # -- using
+
+    @property
+    def python(self) -> str:
+        return "python"
+
+    def popen(
+        self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
+    ) -> subprocess.Popen[Any]:
+        """The process here is the engine's client, whose pipes and status are the program's."""
+        own = [f"--env={key}={value}" for key, value in (env or {}).items() if key not in _HOSTS_OWN]
+        command = ["docker", "exec", "--interactive", *own, self._containers[node.index].id, *argv]
+        return subprocess.Popen(command, **popen_kwargs)
+
+    def signal(self, node: Node, number: int) -> None:
+        for pid in processes_in(node.name):
+            if pid not in self._keepers:
+                with suppress(OSError):
+                    os.kill(pid, number)
+
+    def counter(self, node: Node) -> dict[str, Any]:
+        return {
+            "kind": "passed",
+            "node": node.name,
+            "index": node.index,
+            "socket": f"{self._room}/counters",
+            "delays": self.delay_line.statistics_path,
+        }
+
+    def commands(self) -> list[str]:
+        made = [
+            f"docker run --name {self._name(node)} --network none --cap-drop ALL --read-only {self.image}"
+            for node in self.network.nodes
+        ]
+        return [*made, *super().commands()]
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"backend": "docker", "image": self.image}
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

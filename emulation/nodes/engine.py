@@ -1,0 +1,102 @@
+"""The container engine: whether there is one that can be used, what of ours is on it, and the end of what is left.
+
+Every container of ours carries labels: whose it is (the mark of its driver, `emulation.mark`) and of which run. One
+whose driver is gone belongs to nobody, and is removed by the next run and by `testbed clean`. Nothing without our label
+is ever touched.
+"""
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from emulation.errors import CapabilityError, EmulationError
+from emulation.mark import lives
+
+__all__ = ["IMAGE", "OWNER", "RUN", "engine", "make_room", "orphaned", "remove", "require_image", "rooms"]
+
+IMAGE = "slowlink-testbed"
+"""Unless another is asked for."""
+RUN, OWNER = "org.slowlink-testbed.run", "org.slowlink-testbed.owner"
+_ROOM = "testbed-node."
+_NONE_NEEDED = "or leave --backend docker out: netns nodes need no engine"
+
+
+def engine() -> Any:
+    """A client of the engine of this machine; CapabilityError that says what is missing."""
+    import docker
+
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not address.startswith("unix://"):
+        raise CapabilityError(
+            f"the engine at {address} is another machine's, and cannot be shaped from here: type it there, "
+            f"{_NONE_NEEDED}."
+        )
+    path = address.removeprefix("unix://")
+    if shutil.which("docker") is None:
+        raise CapabilityError(f"no docker client is installed: 'sudo apt-get install docker.io', {_NONE_NEEDED}.")
+    if not os.path.exists(path):
+        raise CapabilityError(
+            f"no container engine is running here ({path} is not there): 'sudo apt-get install docker.io' and 'sudo "
+            f"systemctl start docker', {_NONE_NEEDED}."
+        )
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise CapabilityError(f"{path} may not be used by you: type it with sudo, {_NONE_NEEDED}.")
+    client = docker.DockerClient(base_url=address, timeout=30)
+    try:
+        about = client.info()
+    except Exception as error:  # whatever it is, there is no engine to talk to
+        client.close()
+        raise CapabilityError(f"the engine at {path} does not answer ({error}): start it, {_NONE_NEEDED}.") from None
+    if "Docker Desktop" in about.get("OperatingSystem", ""):
+        client.close()
+        raise CapabilityError(
+            "Docker Desktop keeps containers in a virtual machine, where they cannot be shaped from here: use docker "
+            f"compose, whose shapers run beside the nodes (docs/docker.md), {_NONE_NEEDED}."
+        )
+    return client
+
+
+def require_image(client: Any, image: str) -> Any:
+    """The image, which is never pulled: a run must be of what is here."""
+    import docker.errors
+
+    try:
+        return client.images.get(image)
+    except docker.errors.ImageNotFound:
+        raise CapabilityError(
+            f"there is no image '{image}' on this engine: type 'make image', or name another with --image."
+        ) from None
+
+
+def orphaned(client: Any) -> list[Any]:
+    """Containers of ours whose driver is gone."""
+    marked = client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+    return [each for each in marked if not lives(each.labels[OWNER])]
+
+
+def remove(containers: list[Any]) -> None:
+    """End them, and what drivers that are gone have left in temporary folders."""
+    import docker.errors
+
+    for container in containers:
+        with suppress(docker.errors.APIError):  # it is being removed already
+            container.remove(force=True)
+    for room in rooms():
+        if not lives(room.name.removeprefix(_ROOM).rpartition(".")[0]):
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def rooms() -> list[Path]:
+    """Folders in which drivers hand counters to containers."""
+    return sorted(Path(tempfile.gettempdir()).glob(f"{_ROOM}*"))
+
+
+def make_room(owner: str) -> str:
+    """A folder for a driver's sockets, which containers see; it can be told whose it is."""
+    try:
+        return tempfile.mkdtemp(prefix=f"{_ROOM}{owner}.")
+    except OSError as error:
+        raise EmulationError(f"no temporary folder could be made: {error}") from None

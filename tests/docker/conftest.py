@@ -1,0 +1,66 @@
+"""An engine for the tests: the one that is here, else one of their own; the testbed's image on it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docker.own_engine import BASE, OwnEngine, make_base
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "slowlink-testbed"
+
+
+def missing() -> str | None:
+    """Why there can be no engine, if so."""
+    if os.geteuid() != 0:
+        return "an engine of the tests' own, and shaping its containers, takes root"
+    if shutil.which("docker") is None:
+        return "no docker client: 'sudo apt-get install docker.io'"
+    if not answers() and shutil.which("dockerd") is None:
+        return "no engine is running and dockerd is not installed: 'sudo apt-get install docker.io'"
+    return None
+
+
+def answers() -> bool:
+    return subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """One that answers."""
+    if why := missing():
+        pytest.skip(why)
+    if answers():
+        yield
+        return
+    with OwnEngine():
+        yield
+
+
+@pytest.fixture(scope="session")
+def image(engine, tmp_path_factory):
+    """The Dockerfile's, built from this machine's Python and from wheels, so that nothing is fetched by the engine."""
+    context = tmp_path_factory.mktemp("context")
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md"):
+        shutil.copy(ROOT / name, context)
+    for name in ("emulation", "testbed", "experiments"):
+        shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+    wheels = [sys.executable, "-m", "pip", "download", "-q", "-c", "constraints.txt", "-d", "wheels", ".", "setuptools"]
+    subprocess.run(wheels, cwd=context, check=True)
+    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
+        make_base()
+    arguments = [f"--build-arg={each}" for each in ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")]
+    done = subprocess.run(
+        ["docker", "build", "-q", "-t", IMAGE, *arguments, "--network", "none", "."],
+        cwd=context,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return IMAGE
