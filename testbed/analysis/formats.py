@@ -3,7 +3,7 @@
 import math
 from typing import TypeGuard
 
-__all__ = ["MISSING", "duration", "percent", "rate", "significant", "size", "trimmed", "usable"]
+__all__ = ["MISSING", "counted", "duration", "percent", "rate", "significant", "size", "trimmed", "usable"]
 
 MISSING = "–"
 
@@ -11,6 +11,11 @@ MISSING = "–"
 def usable(value: object) -> TypeGuard[float]:
     """Whether there is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 cell", "2 cells"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from testbed.analysis.captions import link_words
 from testbed.analysis.figures import FIGURES
-from testbed.analysis.formats import MISSING, percent, rate, significant, trimmed
+from testbed.analysis.formats import MISSING, counted, percent, rate, significant, trimmed
 from testbed.analysis.load import Comparison, load_comparison
 from testbed.analysis.svg import inline_svg
 from testbed.analysis.sweep_figures import sweep_figures
@@ -27,7 +27,6 @@ from testbed.analysis.sweep_summary import verdict
 from testbed.analysis.sweeps import Sweep, load_sweep
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
-from testbed.runs.progress import counted
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report"]
 

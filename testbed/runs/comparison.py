@@ -13,12 +13,13 @@ from typing import Any
 from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
 from testbed.analysis.compose import known_within
+from testbed.analysis.formats import counted
 from testbed.config import Arm
 from testbed.errors import LossChanged
 from testbed.pace import Plan, plan_for
 from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
 from testbed.runs.links import Links
-from testbed.runs.progress import Report, counted
+from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings

@@ -21,12 +21,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, environment, read_json, write_json
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
 from testbed.runs.learning import Learning
-from testbed.runs.progress import counted
 
 __all__ = ["Learn", "alone", "dry_run", "folder_of", "learn", "named_folder", "rehearse_all"]
 

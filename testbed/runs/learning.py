@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from testbed.analysis.formats import counted
 from testbed.runs.directory import environment
 from testbed.runs.experiment import Cell
-from testbed.runs.progress import counted
 
 __all__ = ["Learning", "groups_of", "order_of", "start_child"]
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.text import Text
 
-__all__ = ["Progress", "Report", "counted", "facts_line", "minutes", "watch"]
+__all__ = ["Progress", "Report", "facts_line", "minutes", "watch"]
 
 STATE = "state.json"
 _PLAIN_EVERY_SECONDS = 5.0
@@ -25,11 +25,6 @@ class Report(Protocol):
     step, of, loss, step_seconds, wire_mb; each stays until it is said anew."""
 
     def __call__(self, text: str, **facts: Any) -> None: ...
-
-
-def counted(number: int, thing: str) -> str:
-    """ "1 cell", "2 cells"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def minutes(seconds: float) -> str:

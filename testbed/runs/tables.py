@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from emulation.capability import Capability
+from testbed.analysis.formats import counted
 from testbed.runs.directory import RUNS, read_json
-from testbed.runs.progress import counted
 
 __all__ = ["capability_table", "list_runs", "runs_table"]
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testbed.analysis.formats import counted
 from testbed.config import parse
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.directory import write_json
-from testbed.runs.progress import counted, minutes
+from testbed.runs.progress import minutes
 from testbed.sweep.grid import Point, Sweep, described, points_of
 
 __all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
@@ -27,7 +28,7 @@ from testbed.runs.directory import environment, write_json
 from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
-from testbed.runs.progress import Report, counted, minutes
+from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import cells_of, checks_of
 from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of

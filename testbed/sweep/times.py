@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from testbed.analysis.formats import counted
 from testbed.runs.directory import read_json
 from testbed.runs.learning import start_child
-from testbed.runs.progress import Report, counted, minutes
+from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import Timed
 from testbed.sweep.hosts import Hosts
 from testbed.sweep.plan import Plan, by, estimate, nodes_of, point_of, seconds

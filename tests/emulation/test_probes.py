@@ -16,6 +16,7 @@ class Shells:
     """A backend whose probers are this shell script."""
 
     network = star(1, Link(), "nic")
+    python = "python3"
 
     def __init__(self, script: str) -> None:
         self.script = script
