@@ -1,9 +1,13 @@
 """A sweep on the hosts of a real Ray, which is started here, on loopback."""
 
+import json
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 
-from tests.runs.tiny import run_testbed
+from tests.runs.tiny import environment, run_testbed
 from tests.sweep.test_sweep import grid, summaries
 from tests.worlds import needs_world
 
@@ -30,3 +34,32 @@ def test_an_address_without_a_ray_is_refused(tmp_path):
     grid(tmp_path)
     done = run_testbed(tmp_path, "sweep", "grid.toml", "--ray-address", "127.0.0.1:1")
     assert (done.returncode, "--launcher ray" in done.stderr) == (2, True)
+
+
+def on_a_cluster(*words: str) -> dict:
+    """What `tests.sweep.lost_host` found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sweep.lost_host", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_a_lost_host_was_given_goes_to_another(tmp_path):
+    """A head and a worker, which is given one order at a time and dies in its first; another worker does both."""
+    found = on_a_cluster(str(tmp_path))
+    assert found["said"] == [[1, [{"done": 1}]], [2, [{"done": 2}]]]
+    assert (found["at_once"], found["again"], found["in_all"]) == (1, 2, 3)
+    for number in (1, 2):
+        summary = tmp_path / "out" / "cells" / str(number) / "summary.json"
+        assert json.loads(summary.read_text()) == {"answer": number}
+
+
+def test_a_ray_whose_workers_are_not_for_us_is_refused(tmp_path):
+    """A head alone: nobody would ever run a cell."""
+    assert "testbed_host" in on_a_cluster(str(tmp_path), "none")["refused"]
