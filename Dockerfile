@@ -1,4 +1,4 @@
-# A node: the testbed and what it needs, on any Python 3.11 or later with pip.
+# A node: the testbed and what it needs, on any Python 3.11 or later with pip; and the shaper that sits beside one.
 #   docker build -t slowlink-testbed .                                             (or: make image)
 # Without a network: wheels in ./wheels (pip download -d wheels -c constraints.txt .), and
 #   docker build -t slowlink-testbed --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels .
@@ -20,9 +20,17 @@ COPY emulation emulation
 COPY testbed testbed
 RUN /opt/testbed/bin/pip install -q -c /wheels/constraints.txt -e .
 
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS node
 COPY --from=build /opt/testbed /opt/testbed
-ENV PATH=/opt/testbed/bin:$PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HOME=/tmp
+ENV PATH=/opt/testbed/bin:$PATH PYTHONPATH=/opt/testbed/src PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HOME=/tmp
 WORKDIR /work
+RUN ["python3", "-c", "import os; os.makedirs('out'); os.chown('out', 10001, 10001)"]
 USER 10001:10001
 CMD ["testbed", "--help"]
+
+FROM node AS shaper
+USER 0:0
+RUN { command -v tc && command -v iptables; } >/dev/null || { apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends iproute2 iptables && rm -rf /var/lib/apt/lists/*; }
+
+FROM node

@@ -10,12 +10,13 @@ flag = $(if $($(1)),--$(2)="$($(1))")
 FLAGS_link    = $(call flag,BW,bw) $(call flag,DOWN,down) $(call flag,DELAY,delay) $(call flag,JITTER,jitter) \
 	$(call flag,DISTRIBUTION,distribution) $(call flag,LOSS,loss) $(call flag,LOSS_BURST,loss-burst) \
 	$(call flag,REORDER,reorder) $(call flag,QUEUE,queue) $(call flag,MTU,mtu) $(call flag,FRAMING,framing) \
-	$(call flag,NETWORK,network) $(call flag,NODES,nodes) $(call flag,ACCOUNTING,accounting)
+	$(call flag,NETWORK,network) $(call flag,NODES,nodes) $(call flag,ACCOUNTING,accounting) \
+	$(call flag,BACKEND,backend) $(call flag,IMAGE,image)
 FLAGS_emulate = $(FLAGS_link) $(call flag,SCHEDULE,schedule) $(call flag,PRESET,preset) $(call flag,TARGET,target) \
-	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,BACKEND,backend) $(call flag,SEED,seed) \
+	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,SEED,seed) \
 	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
-.PHONY: setup emulate sweep report notebooks verify doctor test check format clean
+.PHONY: setup emulate sweep report notebooks verify image doctor test check format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to type
@@ -51,6 +52,9 @@ notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
+
+image: ## the image of a container node, slowlink-testbed (docs/docker.md)
+	docker build -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor

@@ -88,7 +88,7 @@ _flavours: list[str] = ["", "-legacy", "-nft"]
 """Of iptables; the one that works stays alone, for each sees its own rules only."""
 
 
-def iptables(netns: str, suffix: str, *words: str, text: str = "") -> str:
+def iptables(netns: str | None, suffix: str, *words: str, text: str = "") -> str:
     """What iptables, or with a `suffix` iptables-restore or -save, says inside a namespace; CapabilityError."""
     said = "not installed: type 'sudo apt-get install iptables'"
     for flavour in tuple(_flavours):
@@ -101,7 +101,9 @@ def iptables(netns: str, suffix: str, *words: str, text: str = "") -> str:
             _flavours[:] = [flavour]
             return done.stdout
         said = " / ".join(done.stderr.split("\n")).strip(" /")
-    raise CapabilityError(f"'iptables{suffix}' failed on {netns}: {said}. Delays without netem need it.")
+    raise CapabilityError(
+        f"'iptables{suffix}' failed{f' on {netns}' if netns else ''}: {said}. Delays without netem need it."
+    )
 
 
 def write_sysctl(key: str, value: str) -> None:

@@ -79,8 +79,11 @@ def netns_path(name: str) -> str:
 
 
 @contextmanager
-def in_netns(name: str) -> Iterator[None]:
-    """This thread is in network namespace `name` inside the block; sockets opened there stay there."""
+def in_netns(name: str | None) -> Iterator[None]:
+    """This thread is in network namespace `name` inside the block; sockets opened there stay there. None: no other."""
+    if name is None:
+        yield
+        return
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(netns_path(name), os.O_RDONLY | os.O_CLOEXEC)

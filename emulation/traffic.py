@@ -12,7 +12,8 @@ from typing import Any
 from emulation.commands import Batch, iptables
 from emulation.counters import WireBytes, WireCounter
 from emulation.errors import EmulationError
-from emulation.nodes.netns import SWITCH, NetnsBackend
+from emulation.nodes.base import Backend
+from emulation.nodes.reading import SWITCH
 
 __all__ = ["Moved", "Traffic"]
 
@@ -38,7 +39,7 @@ class Moved:
 class Traffic:
     """Counts from its making on; shapers may change meanwhile, but not be replaced."""
 
-    def __init__(self, backend: NetnsBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._nodes = backend.network.nodes
         self._counters = [WireCounter(backend.counter(node)) for node in self._nodes]

@@ -20,6 +20,7 @@ from emulation.capability import require_tools
 from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Network
+from emulation.nodes.base import Backend
 from emulation.world import run_in_world
 from testbed.commandline import parse
 from testbed.commands import (
@@ -34,12 +35,14 @@ from testbed.commands import (
     Presets,
     Report,
     Runs,
+    Shape,
     SweepCommand,
     Train,
     Verify,
 )
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
+from testbed.runs.nodes import make_nodes
 from testbed.runs.settings import resolve
 
 __all__ = ["main"]
@@ -70,9 +73,13 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def _in_world(main: Callable[[], int]) -> int:
+def _in_world(main: Callable[[], int], backend: str, image: str | None) -> int:
     """`main` in a private world; what it raises on purpose becomes a sentence and a status there."""
-    return run_in_world(lambda: _guarded(main))
+    if backend == "docker":
+        from emulation.nodes.engine import check
+
+        check(image)
+    return run_in_world(lambda: _guarded(main), beside_engine=backend == "docker")
 
 
 def _guarded(main: Callable[[], int]) -> int:
@@ -121,7 +128,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         if settings.backend == "host":
             return run()
         require_tools()
-        return _in_world(run)
+        return _in_world(run, settings.backend, settings.image)
 
 
 class _Console(Console):
@@ -163,11 +170,12 @@ def _verify(command: Verify, _: list[str]) -> int:
     tolerance = Tolerance(
         rate=parse_percent(command.tolerance_rate), round_trip_us=parse_delay(command.tolerance_round_trip)
     )
+    nodes = make_nodes(network, command.backend, run=f"verify-{os.getpid()}", image=command.image)
     if command.dry_run:
-        return _print_commands(network)
+        return _print_commands(nodes)
     require_tools()
     with machine_lock(share=command.share):
-        return _in_world(lambda: verify_links(network, tolerance, as_json=command.json))
+        return _in_world(lambda: verify_links(nodes, tolerance, as_json=command.json), command.backend, command.image)
 
 
 def _exec(command: Exec, program: list[str]) -> int:
@@ -186,27 +194,36 @@ def _exec(command: Exec, program: list[str]) -> int:
         record=command.record,
     )
     errand.check(network)
+    nodes = make_nodes(network, command.backend, run=f"exec-{os.getpid()}", image=command.image)
     if command.dry_run:
-        return _print_commands(network, shlex.join(program))
+        return _print_commands(nodes, shlex.join(program))
     require_tools()
     with machine_lock(share=command.share):
-        return _in_world(lambda: run_everywhere(network, errand))
+        return _in_world(lambda: run_everywhere(nodes, errand), command.backend, command.image)
 
 
 def _network(asked: Asked) -> Network:
     """The network of a command that trains nothing."""
     if asked.bw is None and asked.network is None:
         raise UsageError("no links were asked for: give a rate, --bw 300mbit, or a network, --network cable")
+    if asked.backend == "host":
+        raise UsageError("host nodes are loopback, where there is no link: type --backend netns or docker")
     return network_for(asked)
 
 
-def _print_commands(network: Network, program: str | None = None) -> int:
+def _print_commands(nodes: Backend, program: str | None = None) -> int:
     from testbed.runs.dry import network_commands
 
-    print("\n".join(network_commands(network)))
+    print("\n".join(network_commands(nodes)))
     if program:
-        print("\n".join(f"on {node.name}: {program}" for node in network.nodes))
+        print("\n".join(f"on {node.name}: {program}" for node in nodes.network.nodes))
     return 0
+
+
+def _shape(command: Shape, _: list[str]) -> int:
+    from testbed.runs.shape import shape
+
+    return shape(command)
 
 
 def _train(command: Train, _: list[str]) -> int:
@@ -335,6 +352,7 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Emulate: _emulate,
     Verify: _verify,
     Exec: _exec,
+    Shape: _shape,
     Train: _train,
     Learn: _learn,
     SweepCommand: _sweep,

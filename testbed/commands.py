@@ -7,7 +7,7 @@ import tyro
 
 from testbed.commandline import flag
 from testbed.config.training import Train
-from testbed.runs.asked import Asked
+from testbed.runs.asked import Asked, AskedLink
 from testbed.runs.learn import Learn
 from testbed.runs.settings import Request
 from testbed.sweep.run import SweepCommand
@@ -25,6 +25,7 @@ __all__ = [
     "Presets",
     "Report",
     "Runs",
+    "Shape",
     "SweepCommand",
     "Train",
     "Verify",
@@ -80,6 +81,26 @@ class Exec(Asked):
     """Write what was moved, as JSON, to this file."""
     dry_run: bool = False
     """Print every command, and do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(AskedLink):
+    """Make an interface of this machine an access link: testbed shape eth0 --bw 300mbit --delay 20ms
+
+    For real machines, one of which types it at each end: the rate is what it sends, and what it receives; a round trip
+    is the sum of both ends' delays. testbed shape eth0 --undo takes it away. Needs root.
+    """
+
+    interface: Annotated[tyro.conf.Positional[str], flag("INTERFACE")]
+    """Such as eth0; 'ip -brief link' lists them."""
+    undo: bool = False
+    """Take away what is ours on it."""
+    force: bool = False
+    """Replace what somebody else has put on it, too."""
+    hold: bool = False
+    """Stay, check it every second, and take it away when ended (Ctrl-C). A kernel without netem delays only so."""
+    dry_run: bool = False
+    """Say what is on it, and do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +211,7 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Emulate, tyro.conf.subcommand("emulate")],
     Annotated[Verify, tyro.conf.subcommand("verify")],
     Annotated[Exec, tyro.conf.subcommand("exec")],
+    Annotated[Shape, tyro.conf.subcommand("shape")],
     Annotated[Train, tyro.conf.subcommand("train")],
     Annotated[Learn, tyro.conf.subcommand("learn")],
     Annotated[SweepCommand, tyro.conf.subcommand("sweep")],

@@ -1,5 +1,6 @@
 """What every backend offers, so that nothing above needs to know where a node lives."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,14 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a record of a run should say about the network; JSON-able."""
+
+    starts_programs = True
+    """Whether the process that `popen` gives is the program itself, and not one that speaks for it."""
+
+    @property
+    def shell(self) -> str:
+        """What a user types commands into."""
+        return os.environ.get("SHELL", "/bin/sh")
 
     @property
     def python(self) -> str:

@@ -189,6 +189,12 @@ class DockerBackend(NetnsBackend):
 
     # -- using
 
+    starts_programs = False
+
+    @property
+    def shell(self) -> str:
+        return "sh"
+
     @property
     def python(self) -> str:
         return "python"
@@ -197,9 +203,12 @@ class DockerBackend(NetnsBackend):
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
         """The process here is the engine's client, whose pipes and status are the program's."""
-        own = [f"--env={key}={value}" for key, value in (env or {}).items() if key not in _HOSTS_OWN]
-        command = ["docker", "exec", "--interactive", *own, self._containers[node.index].id, *argv]
-        return subprocess.Popen(command, **popen_kwargs)
+        given = {key: value for key, value in (env or {}).items() if key not in _HOSTS_OWN}
+        terminal = popen_kwargs.get("stdin")
+        tty = ["--tty"] if isinstance(terminal, int) and terminal >= 0 and os.isatty(terminal) else []
+        named = [f"--env={key}" for key in given]  # values stay out of the command line
+        command = ["docker", "exec", "--interactive", *tty, *named, self._containers[node.index].id, *argv]
+        return subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
 
     def signal(self, node: Node, number: int) -> None:
         for pid in processes_in(node.name):

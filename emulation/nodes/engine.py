@@ -15,7 +15,7 @@ from typing import Any
 from emulation.errors import CapabilityError, EmulationError
 from emulation.mark import lives
 
-__all__ = ["IMAGE", "OWNER", "RUN", "engine", "make_room", "orphaned", "remove", "require_image", "rooms"]
+__all__ = ["IMAGE", "OWNER", "RUN", "check", "engine", "make_room", "orphaned", "remove", "require_image", "rooms"]
 
 IMAGE = "slowlink-testbed"
 """Unless another is asked for."""
@@ -26,8 +26,6 @@ _NONE_NEEDED = "or leave --backend docker out: netns nodes need no engine"
 
 def engine() -> Any:
     """A client of the engine of this machine; CapabilityError that says what is missing."""
-    import docker
-
     address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not address.startswith("unix://"):
         raise CapabilityError(
@@ -44,6 +42,8 @@ def engine() -> Any:
         )
     if not os.access(path, os.R_OK | os.W_OK):
         raise CapabilityError(f"{path} may not be used by you: type it with sudo, {_NONE_NEEDED}.")
+    import docker
+
     client = docker.DockerClient(base_url=address, timeout=30)
     try:
         about = client.info()
@@ -57,6 +57,15 @@ def engine() -> Any:
             f"compose, whose shapers run beside the nodes (docs/docker.md), {_NONE_NEEDED}."
         )
     return client
+
+
+def check(image: str | None) -> None:
+    """Raise CapabilityError unless there is an engine with this image (None: the usual one); nothing is changed."""
+    client = engine()
+    try:
+        require_image(client, image or IMAGE)
+    finally:
+        client.close()
 
 
 def require_image(client: Any, image: str) -> Any:
@@ -85,18 +94,18 @@ def remove(containers: list[Any]) -> None:
         with suppress(docker.errors.APIError):  # it is being removed already
             container.remove(force=True)
     for room in rooms():
-        if not lives(room.name.removeprefix(_ROOM).rpartition(".")[0]):
-            shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def rooms() -> list[Path]:
-    """Folders in which drivers hand counters to containers."""
-    return sorted(Path(tempfile.gettempdir()).glob(f"{_ROOM}*"))
+    """Folders (`make_room`) whose driver is gone."""
+    found = sorted(Path(tempfile.gettempdir()).glob(f"{_ROOM}*"))
+    return [room for room in found if not lives(room.name.split(".")[1].replace("-", ":"))]
 
 
 def make_room(owner: str) -> str:
     """A folder for a driver's sockets, which containers see; it can be told whose it is."""
     try:
-        return tempfile.mkdtemp(prefix=f"{_ROOM}{owner}.")
+        return tempfile.mkdtemp(prefix=f"{_ROOM}{owner.replace(':', '-')}.")
     except OSError as error:
         raise EmulationError(f"no temporary folder could be made: {error}") from None

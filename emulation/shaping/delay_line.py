@@ -133,7 +133,7 @@ class Line:
 class Relay:
     """The netlink socket, the lines, and the loop."""
 
-    def __init__(self, netns: str, statistics: str, seed: int) -> None:
+    def __init__(self, netns: str | None, statistics: str, seed: int) -> None:
         with in_netns(netns):
             self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         self.socket.bind((0, 0))

@@ -110,9 +110,9 @@ def _held(settings: dict[str, Any]) -> str:
 class DelayLine:
     """The relay of one network, and its rules. Nothing runs until a path delays or loses."""
 
-    def __init__(self, netns: str, nodes: int, *, seed: int = 0) -> None:
+    def __init__(self, netns: str | None, nodes: int, *, seed: int = 0) -> None:
         self.netns = netns
-        """The switch's."""
+        """The switch's; None: the present one."""
         self.nodes = nodes
         self.seed = seed
         self.rules: list[Rule] = []
@@ -121,6 +121,8 @@ class DelayLine:
         self.statistics_path: str | None = None
         """For `DelayCounter`."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._queues: set[int] = set()
+        """All that it has ever had."""
         self._lock = threading.Lock()
 
     def prepare(self, folder: str = "/dev/shm") -> None:
@@ -132,9 +134,8 @@ class DelayLine:
 
     def apply(self, rules: list[Rule]) -> None:
         """Make packets wait as `rules` say, from now on; those that wait keep their time."""
-        if rules and self._process is None:
-            self._start()
         if rules:
+            self.start()
             self._tell({"lines": [rule.settings() for rule in rules]})
         if rule_lines(rules, self.nodes) != rule_lines(self.rules, self.nodes):
             self.batch(rules).run()
@@ -158,7 +159,10 @@ class DelayLine:
 
     # -- the relay's life
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the relay, unless there is one."""
+        if self._process is not None:
+            return
         self.prepare()
         environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
         argv = [sys.executable, "-P", "-S", "-m", "emulation.shaping.delay_line"]
@@ -169,6 +173,7 @@ class DelayLine:
     def _tell(self, message: dict[str, Any]) -> dict[str, Any]:
         """Give the relay one command, and its answer; a player's thread may ask at the same time."""
         with self._lock:
+            self._queues |= {each["queue"] for each in message.get("lines", ())}
             return self._ask(message)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +226,8 @@ class DelayLine:
     def overflows(self) -> int:
         """Packets that the kernel dropped because the relay did not keep up."""
         with in_netns(self.netns), open("/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii") as file:
-            return sum(int(fields[5]) + int(fields[6]) for fields in map(str.split, file))
+            queues = [fields for fields in map(str.split, file) if int(fields[0]) in self._queues]
+        return sum(int(fields[5]) + int(fields[6]) for fields in queues)
 
     def close(self) -> None:
         """End the relay; packets that wait are lost. A second time does nothing."""

@@ -11,17 +11,19 @@ from testbed.commandline import flag
 from testbed.errors import UsageError
 from testbed.networks import network_spec
 
-__all__ = ["Asked", "network_for"]
+__all__ = ["Asked", "AskedLink", "BackendName", "network_for"]
+
+BackendName = Literal["netns", "docker", "host"]
 
 _DEFAULT_NODES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Texts as given: not parsed yet."""
+class AskedLink:
+    """A link, as texts: not parsed yet."""
 
     bw: Annotated[str | None, flag("RATE")] = None
-    """Rate of a link: 300mbit, 1gbit, 2.5gbit …; one of --bw and --network is needed."""
+    """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
     down: Annotated[str | None, flag("RATE")] = None
     """Rate of what a node receives, where it differs (with --accounting nic)."""
     delay: Annotated[str | None, flag("TIME")] = None
@@ -38,16 +40,38 @@ class Asked:
     """Packets that are not delayed and so overtake others: 1%."""
     queue: Annotated[str | None, flag("SIZE|TIME")] = None
     """Depth of a link's queue: 500kB or 40ms; the longer of 40 ms and a round trip unless given."""
-    mtu: Annotated[int | None, flag("BYTES")] = None
-    """Largest packet: 576 to 9000; 1500 unless given."""
     framing: Annotated[Framing | None, flag("layer2|ethernet")] = None
     """What a rate counts: layer2 (95.6 % of it is goodput) unless given, or ethernet, a bare wire (94.15 %)."""
+
+    def changes(self) -> dict[str, Any]:
+        """What the flags change of a link; an error begins with the flag."""
+        changes: dict[str, Any] = {}
+        for name in SETTINGS:
+            if (text := getattr(self, name)) is not None:
+                try:
+                    changes |= parse_settings({name: text}, "")
+                except NetworkUsageError as error:
+                    said = str(error).removeprefix(f": {name}: ")
+                    raise UsageError(f"--{name.replace('_', '-')}: {said}") from None
+        return changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(AskedLink):
+    """Links, and the nodes around them; one of --bw and --network is needed."""
+
+    mtu: Annotated[int | None, flag("BYTES")] = None
+    """Largest packet: 576 to 9000; 1500 unless given."""
     network: Annotated[str | None, flag("NAME|FILE")] = None
     """A network by name (cable, wan10 …) or a .toml file; the flags above change all its links."""
     nodes: Annotated[int | None, flag("N")] = None
     """Nodes to build; 4, or the network's own number, unless given."""
     accounting: Annotated[Literal["pair", "nic"] | None, flag("pair|nic")] = None
     """Whose the rate is: each pair's of nodes (pair), or a node's whole access link (nic); pair unless given."""
+    backend: Annotated[BackendName, flag("netns|docker")] = "netns"
+    """Network namespaces, or containers of this machine's engine (docs/docker.md; takes root)."""
+    image: Annotated[str | None, flag("IMAGE")] = None
+    """Of the containers; slowlink-testbed ('make image') unless given."""
     share: bool = False
     """Run although another run uses this machine."""
 
@@ -64,6 +88,8 @@ def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
     """
     if asked.nodes is not None and asked.nodes < 2:
         raise UsageError(f"{asked.nodes} nodes were asked for; a network has at least 2")
+    if asked.image is not None and asked.backend != "docker":
+        raise UsageError(f"an image ({asked.image}) is what containers are made of: add --backend docker")
     if asked.network is not None:
         spec = network_spec(asked.network)
         if asked.accounting not in (None, spec.accounting):
@@ -73,7 +99,7 @@ def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
         accounting = asked.accounting or "pair"
         count = asked.nodes or (nic_nodes if accounting == "nic" else None) or _DEFAULT_NODES
         network = star(count, Link(), accounting)
-    changes = _changes(asked)
+    changes = asked.changes()
     if "rate_down_bps" in changes and network.accounting == "pair":
         raise UsageError("a rate down belongs to a node's access link: add --accounting nic")
     if "rate_bps" in changes:
@@ -85,16 +111,3 @@ def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
     if asked.framing is not None:
         network = replace(network, framing=asked.framing)
     return network
-
-
-def _changes(asked: Asked) -> dict[str, Any]:
-    """What the flags change of every link; an error begins with the flag."""
-    changes: dict[str, Any] = {}
-    for name in SETTINGS:
-        if (text := getattr(asked, name)) is not None:
-            try:
-                changes |= parse_settings({name: text}, "")
-            except NetworkUsageError as error:
-                said = str(error).removeprefix(f": {name}: ")
-                raise UsageError(f"--{name.replace('_', '-')}: {said}") from None
-    return changes

@@ -2,15 +2,20 @@
 
 Namespaces, interfaces, shapers and rules live in worlds only and go with them, as do the files in a world's own
 /dev/shm: on the host there is nothing of that kind to remove, and none is looked at. The two lock files in /tmp stay:
-a free one locks nothing, and without it two runs could each hold a lock of its own.
+a free one locks nothing, and without it two runs could each hold a lock of its own. Containers, and the folders through
+which they were handed their counters, are known by a label and by their name, which say whose they were.
 """
 
 import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from emulation.errors import CapabilityError
 from emulation.mark import orphans
+from emulation.nodes.engine import engine, orphaned, remove, rooms
+from testbed.analysis.formats import counted
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, machine_lock
 
@@ -22,8 +27,9 @@ def clean(*, dry_run: bool) -> str:
     try:
         with machine_lock(share=False):
             processes = orphans()
-            partial = _half_written()
+            partial, folders, containers = _half_written(), rooms(), _containers()
             if not dry_run:
+                remove(containers)
                 for pid in processes:
                     with suppress(ProcessLookupError):  # ended meanwhile
                         os.kill(pid, signal.SIGKILL)
@@ -31,18 +37,21 @@ def clean(*, dry_run: bool) -> str:
                     path.unlink(missing_ok=True)
     except UsageError:
         raise UsageError("a run is under way on this machine; clean when it has ended") from None
-    if not processes and not partial:
-        return "nothing of ours is left on this machine"
-    done = ("would end", "would remove") if dry_run else ("ended", "removed")
-    return f"{done[0]} {_count(len(processes), 'process', 'processes')}; " + (
-        f"{done[1]} {_count(len(partial), 'half-written file', 'half-written files')}"
-    )
+    ended, removed = ("would end", "would remove") if dry_run else ("ended", "removed")
+    found = [f"{ended} {len(processes)} {'process' if len(processes) == 1 else 'processes'}"] if processes else []
+    for things, name in ((containers, "container"), (folders, "temporary folder"), (partial, "half-written file")):
+        found += [f"{removed} {counted(len(things), name)}"] if things else []
+    return "; ".join(found) or "nothing of ours is left on this machine"
+
+
+def _containers() -> list[Any]:
+    """Whose driver is gone, on this machine's engine if there is one."""
+    try:
+        return orphaned(engine())
+    except CapabilityError:
+        return []
 
 
 def _half_written() -> list[Path]:
     """Files of runs of this checkout that never got their name (`testbed.runs.directory.write_json`)."""
     return sorted(RUNS.rglob("*.json.partial")) if RUNS.is_dir() else []
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

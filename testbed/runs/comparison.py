@@ -15,9 +15,10 @@ from emulation.nodes.base import Backend
 from testbed.analysis.compose import known_within
 from testbed.analysis.formats import counted
 from testbed.config import Arm
-from testbed.errors import LossChanged
+from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
+from testbed.runs.directory import program_sha256
 from testbed.runs.links import Links
 from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
@@ -103,6 +104,11 @@ class Comparison:
         self._use(ranks)
         self._doing = "data"
         data = ranks.order("prepare", preset=asdict(self.settings.preset), seed=self.settings.seed)
+        if {each["program_sha256"] for each in data} != {program_sha256()}:
+            raise RunFailed(
+                "the image's sources are not this checkout's: build it again ('make image'), so that what is measured "
+                "is what you read"
+            )
         self._warm_up(data[0]["corpus_sha256"])
 
     def go_on_from(self, other: "Comparison") -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "check_name",
     "environment",
     "machine_lock",
+    "program_sha256",
     "read_json",
     "run_folder",
     "sources_sha256",
@@ -149,6 +150,15 @@ def sources_sha256(package: Path) -> str:
     sha = hashlib.sha256()
     for path in sorted(path for pattern in _DECIDING for path in package.glob(pattern)):
         sha.update(f"{path.relative_to(package)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()
+
+
+def program_sha256() -> str:
+    """Of all sources that a rank may run: an image's are to be this checkout's."""
+    sha = hashlib.sha256()
+    root = Path(__file__).parents[2]
+    for path in sorted(path for package in ("emulation", "testbed") for path in (root / package).rglob("*.py")):
+        sha.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return sha.hexdigest()
 
 

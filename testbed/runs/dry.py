@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from emulation.network import Network
-from emulation.nodes.netns import NetnsBackend
+from emulation.nodes.base import Backend
+from testbed.runs.nodes import make_nodes
 from testbed.runs.settings import Settings
 
 __all__ = ["dry_run", "network_commands"]
@@ -26,17 +27,18 @@ def dry_run(settings: Settings) -> str:
     lines = [json.dumps(config, indent=2)]
     if settings.schedule is not None and len(settings.schedule) > _EVENTS_SHOWN:
         lines.append(f"# … and {len(settings.schedule) - _EVENTS_SHOWN} more events")
-    if settings.backend == "netns":
-        lines += ["", "# the network, with the links under test", *network_commands(settings.network)]
+    if settings.backend != "host":
+        nodes = make_nodes(settings.network, settings.backend, run=settings.folder.name, image=settings.image)
+        lines += ["", "# the network, with the links under test", *network_commands(nodes)]
     for node in settings.network.nodes:
         lines.append(f"on {node.name} ({node.address}): python -m testbed.runs.rank   # RANK={node.index}")
     return "\n".join(lines)
 
 
-def network_commands(network: Network) -> list[str]:
-    """What builds and shapes a network."""
-    lines = NetnsBackend(network).commands()
-    if network.impaired:
+def network_commands(nodes: Backend) -> list[str]:
+    """What builds and shapes the nodes' network."""
+    lines = nodes.commands()
+    if nodes.network.impaired:
         lines.append("# iptables: the delay line's queues; where the kernel has netem, tc puts that into the shapers")
     return lines
 

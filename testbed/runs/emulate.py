@@ -6,8 +6,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from emulation.nodes.base import Backend
-from emulation.nodes.host import HostBackend
-from emulation.nodes.netns import NetnsBackend
 from testbed.analysis.load import write_results
 from testbed.analysis.relations import relate, void_reason
 from testbed.config import Arm
@@ -15,6 +13,7 @@ from testbed.pace import plan_for
 from testbed.runs.arm_record import arm_record
 from testbed.runs.comparison import ArmResult, Comparison
 from testbed.runs.directory import environment, write_json
+from testbed.runs.nodes import make_nodes
 from testbed.runs.progress import Report
 from testbed.runs.settings import Settings
 
@@ -23,8 +22,13 @@ __all__ = ["emulate", "make_backend", "write_arm"]
 
 def make_backend(settings: Settings) -> Backend:
     """Nodes for the settings' network, not yet built."""
-    unshaped = settings.network.unshaped()
-    return NetnsBackend(unshaped) if settings.backend == "netns" else HostBackend(unshaped)
+    return make_nodes(
+        settings.network.unshaped(),
+        settings.backend,
+        run=settings.folder.name,
+        image=settings.image,
+        folder=settings.folder,
+    )
 
 
 def emulate(settings: Settings, report: Report) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from emulation import verify
 from emulation.errors import EmulationError
 from emulation.events import Schedule
 from emulation.network import Network, Node
-from emulation.nodes.netns import NetnsBackend
+from emulation.nodes.base import Backend
 from emulation.player import Player
 from emulation.traffic import Traffic
 from emulation.units import format_percent, format_size, parse_size
@@ -36,9 +36,10 @@ _ROUND_SECONDS, _REAP_SECONDS = 0.2, 0.02
 # -- verify
 
 
-def verify_links(network: Network, tolerance: verify.Tolerance, *, as_json: bool) -> int:
+def verify_links(nodes: Backend, tolerance: verify.Tolerance, *, as_json: bool) -> int:
     """Build, measure, print; 1 if a link is not what was asked. Runs inside a world."""
-    with NetnsBackend(network) as backend:
+    network = nodes.network
+    with nodes as backend:
         measured = verify.prove(backend, network, tolerance, streams=(1, *verify.MANY_STREAMS))
         readback = backend.check_readback()
         described = backend.describe()
@@ -132,7 +133,7 @@ class Errand:
 class _Programs:
     """The user's command on every node, its output prefixed, started anew when a schedule says so."""
 
-    def __init__(self, backend: NetnsBackend, program: list[str]) -> None:
+    def __init__(self, backend: Backend, program: list[str]) -> None:
         self.backend = backend
         self.program = program
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -204,7 +205,8 @@ class _Programs:
         process.returncode = os.waitstatus_to_exitcode(status)
         if self.running[name] is process:
             self.statuses[name] = _as_shell(process.returncode)
-        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
+        if self.backend.starts_programs:
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
         return True
 
     def interrupt(self) -> None:
@@ -226,9 +228,10 @@ def _as_shell(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def run_everywhere(network: Network, errand: Errand) -> int:
+def run_everywhere(nodes: Backend, errand: Errand) -> int:
     """The program on every node, or a shell on one; the worst exit status. Runs inside a world."""
-    with NetnsBackend(network) as backend, ExitStack() as stack:
+    network = nodes.network
+    with nodes as backend, ExitStack() as stack:
         proven = verify.verify(backend, network)
         _say(f"links proven: {verify.proof(network, proven)}")
         traffic = Traffic(backend)
@@ -276,7 +279,7 @@ def run_everywhere(network: Network, errand: Errand) -> int:
     return max(programs.statuses.values(), default=0)
 
 
-def _shell_beside(backend: NetnsBackend, node: Node, programs: _Programs, player: Player | None) -> int:
+def _shell_beside(backend: Backend, node: Node, programs: _Programs, player: Player | None) -> int:
     """The user's shell until it ends, and meanwhile what the programs say; what must end the run ends the shell."""
     ended, failed = threading.Event(), threading.Event()
 

@@ -43,7 +43,7 @@ class Links:
             settings.network, nodes=backend.network.nodes, smallest_message_bytes=self._smallest_message()
         )
         """With the links under test."""
-        self.shapable = settings.backend == "netns"
+        self.shapable = settings.backend != "host"
         self.measured: dict[str, dict[str, Any]] = {}
         """By phase: preflight, before, after."""
         self.readback: dict[str, Any] = {}

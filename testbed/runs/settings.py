@@ -14,7 +14,7 @@ from testbed.config import STANDARD_ARMS, Arm, Preset, load_toml, names_in
 from testbed.config.arms import arm_named, standard_arms
 from testbed.data.integrity import check_data
 from testbed.errors import UsageError
-from testbed.runs.asked import Asked, network_for
+from testbed.runs.asked import Asked, BackendName, network_for
 from testbed.runs.directory import check_name
 from testbed.targets import Target
 
@@ -39,8 +39,8 @@ class Request(Asked):
     """none: no target; the machine's own speed and message sizes."""
     live: Annotated[str | None, flag("TIME")] = None
     """Train every arm paced for this long (10min) instead of learning, timing and composing."""
-    backend: Annotated[Literal["netns", "host"], flag("netns|host")] = "netns"
-    """Network namespaces, or plain processes on loopback (unshaped; links are modelled)."""
+    backend: Annotated[BackendName, flag("netns|docker|host")] = "netns"
+    """Network namespaces, containers (docs/docker.md; root), or processes on loopback (unshaped; links modelled)."""
     seed: Annotated[int, flag("N")] = 0
     """Of weights and data."""
     steps: Annotated[int | None, flag("N")] = None
@@ -63,7 +63,7 @@ class Settings:
     """With the links under test; unshaped where they are not needed."""
     schedule: Schedule | None
     """How they change while arms train live."""
-    backend: Literal["netns", "host"]
+    backend: BackendName
     preset_name: str
     preset: Preset
     target: Target | None
@@ -79,6 +79,8 @@ class Settings:
     synchronisation takes."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Of arms whose folder is none of `folder`'s own."""
+    image: str | None = None
+    """Of the containers, if nodes are such; the usual one unless given."""
     live_steps: int | None = None
     """Train every arm paced for so many steps, instead of learning, timing and composing."""
 
@@ -176,6 +178,7 @@ def settle(
         network=network,
         schedule=schedule,
         backend=asked.backend,
+        image=asked.image,
         preset_name=asked.preset,
         preset=preset,
         target=target,

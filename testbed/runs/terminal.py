@@ -24,10 +24,9 @@ def shell_on(backend: Backend, node: Node, stop: threading.Event) -> int:
 
     Without a terminal it reads commands as given.
     """
-    shell = os.environ.get("SHELL", "/bin/sh")
     environment = {**os.environ, **backend.environment(node), "PS1": f"{node.name}$ "}
     if not sys.stdin.isatty():
-        return _wait(backend.popen(node, [shell], env=environment), stop)
+        return _wait(backend.popen(node, [backend.shell], env=environment), stop)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
 
@@ -36,7 +35,7 @@ def shell_on(backend: Backend, node: Node, stop: threading.Event) -> int:
 
     process = backend.popen(
         node,
-        [shell],
+        [backend.shell],
         env=environment,
         stdin=theirs,
         stdout=theirs,

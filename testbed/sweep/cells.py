@@ -61,6 +61,8 @@ class Timed:
             "arm": {key: value for key, value in asdict(self.arm).items() if key != "name"},
             "seed": settings.seed,
         }
+        if settings.image is not None:
+            config |= {"image": settings.image}
         if settings.live_steps is not None:  # for which there is no budget
             config |= {"live_steps": settings.live_steps, "seconds_per_arm": None}
         return json.loads(json.dumps(config))

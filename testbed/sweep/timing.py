@@ -60,6 +60,7 @@ def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
         target=parse(Target, given["target"], "target"),
         live_seconds=None,
         live_steps=given.get("live_steps"),
+        image=given.get("image"),
         arms=tuple(arms.values()),
         seed=given["seed"],
         share=True,
@@ -230,9 +231,10 @@ def main() -> int:
         threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
         return _Session(order, reply).run()
 
-    if order["groups"][0]["settings"]["backend"] == "host":
+    backend = order["groups"][0]["settings"]["backend"]
+    if backend == "host":
         return serve()
-    return run_in_world(serve)
+    return run_in_world(serve, beside_engine=backend == "docker")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,17 @@ def engine():
     if answers():
         yield
         return
-    with OwnEngine():
+    try:
+        own = OwnEngine().start()
+    except RuntimeError as error:
+        pytest.skip(f"{error}")
+    with own:
         yield
 
 
 @pytest.fixture(scope="session")
-def image(engine, tmp_path_factory):
-    """The Dockerfile's, built from this machine's Python and from wheels, so that nothing is fetched by the engine."""
+def context(engine, tmp_path_factory):
+    """What the Dockerfile is built from, with wheels, so that the engine fetches nothing; and its base."""
     context = tmp_path_factory.mktemp("context")
     for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md"):
         shutil.copy(ROOT / name, context)
@@ -53,9 +57,13 @@ def image(engine, tmp_path_factory):
     subprocess.run(wheels, cwd=context, check=True)
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
         make_base()
+    return context
+
+
+def build(context: Path, tag: str, *options: str) -> str:
     arguments = [f"--build-arg={each}" for each in ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")]
     done = subprocess.run(
-        ["docker", "build", "-q", "-t", IMAGE, *arguments, "--network", "none", "."],
+        ["docker", "build", "-q", "-t", tag, *arguments, *options, "--network", "none", "."],
         cwd=context,
         env={**os.environ, "DOCKER_BUILDKIT": "0"},
         capture_output=True,
@@ -63,4 +71,16 @@ def image(engine, tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return IMAGE
+    return tag
+
+
+@pytest.fixture(scope="session")
+def image(context):
+    """A node's."""
+    return build(context, IMAGE)
+
+
+@pytest.fixture(scope="session")
+def shaper_image(context, image):
+    """A shaper's, beside a node's."""
+    return build(context, f"{IMAGE}-shaper", "--target", "shaper")

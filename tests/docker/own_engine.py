@@ -16,14 +16,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from emulation.commands import tool_path
+
 BASE = "python:3.11-slim"
 """What the Dockerfile begins with."""
 _START_SECONDS = 30
+_TOOLS = ("sh", "cat", "ls", "id", "sleep", "ip", "tc", "iptables", "iptables-nft", "iptables-legacy")
+"""What a node's image has of them, and a shaper's."""
+_LATER = (
+    *("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6", "libresolv.so.2", "libnss_dns.so.2"),
+    *("libnss_files.so.2", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1"),
+)
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class OwnEngine:
-    """`with OwnEngine() as engine:` sets DOCKER_HOST for this process and its children."""
+    """`with OwnEngine().start():` sets DOCKER_HOST for this process and its children."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine."))
@@ -32,7 +40,8 @@ class OwnEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._before = os.environ.get("DOCKER_HOST")
 
-    def __enter__(self) -> "OwnEngine":
+    def start(self) -> "OwnEngine":
+        """RuntimeError, with what it said, if it does not."""
         daemon = [
             *("dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec"),
             *("--pidfile", self.folder / "docker.pid", "-H", f"unix://{self.socket}"),
@@ -50,6 +59,9 @@ class OwnEngine:
                 self.__exit__()
                 raise RuntimeError(f"the engine did not start: {said}")
             time.sleep(0.1)
+        return self
+
+    def __enter__(self) -> "OwnEngine":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,12 +117,12 @@ def _fill(tar: tarfile.TarFile) -> None:
     tar.add(python, f"usr/local/bin/{version}")
     for name in ("python3", "python"):
         _link(tar, f"usr/local/bin/{name}", version)
-    tools = {
-        name: Path(found).resolve() for name in ("sh", "cat", "ls", "id", "sleep") if (found := shutil.which(name))
-    }
-    modules = [*(library / "lib-dynload").glob("*.so")]
+    tools = {name: Path(found).resolve() for name in _TOOLS if (found := tool_path(name))}
+    modules = [*(library / "lib-dynload").glob("*.so"), *Path("/usr/lib").glob("*/xtables/*.so")]
     for name, path in tools.items():
         tar.add(path, f"usr/bin/{name}")
+    for path in Path("/usr/lib").glob("*/xtables"):
+        tar.add(path, str(path).lstrip("/"))
     _link(tar, "bin", "usr/bin")
     for path in sorted(_libraries([python, *tools.values(), *modules])):
         tar.add(path.resolve(), str(path).lstrip("/"))
@@ -131,14 +143,8 @@ def _link(tar: tarfile.TarFile, name: str, target: str) -> None:
 
 
 def _libraries(programs: list[Path]) -> set[Path]:
-    """What the dynamic linker loads for them, and itself; beside those, what PyTorch asks for."""
+    """What the dynamic linker loads for them, and itself; beside those, what wheels and name service ask for."""
     said = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=False).stdout
     found = {Path(path) for path in re.findall(r"(/\S+\.so\S*) \(0x", said)}
-    for name in ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "librt.so.1"):
-        found |= set(Path("/usr/lib").rglob(name)) & {
-            Path(line.rpartition(" => ")[2])
-            for line in subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout.split(
-                "\n"
-            )
-        } | set(Path("/lib").glob(f"*/{name}"))
-    return found
+    folder = next(path.parent for path in found if path.name == "libc.so.6")
+    return found | {folder / name for name in _LATER if (folder / name).exists()}

@@ -15,9 +15,9 @@ from emulation.nodes.engine import OWNER, RUN, rooms
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
 
-pytestmark = [pytest.mark.world, needs_world, pytest.mark.skip(reason="containers are not offered yet")]
+pytestmark = [pytest.mark.world, needs_world]
 RENAME = "import socket; socket.sethostname('x')"
-LINK = ("--bw", "300mbit", "--delay", "20ms")
+LINK = ("--bw", "60mbit", "--delay", "10ms", "--accounting", "nic")
 
 
 def docker(*words: str) -> str:
@@ -54,10 +54,10 @@ def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
     for backend in ("netns", "docker"):
         done = run_testbed(
             tmp_path,
-            *("emulate", "--bw", "80mbit", "--delay", "5ms", "--preset", PRESET, "--target", TARGET, "--nodes", "4"),
+            *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
             *("--arms", "decentralised,subspace,control", "--backend", backend, "--name", backend, "--budget", "4s"),
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, backend + done.stdout + done.stderr
         record = json.loads((tmp_path / "runs" / backend / "comparison.json").read_text())
         assert record["backend"] == backend
         seconds[backend] = {arm["arm"]: arm["step_seconds_mean"] for arm in record["arms"]}
@@ -72,6 +72,50 @@ def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
     assert log.stat().st_uid == os.getuid()
 
 
+TICK = """
+import time
+for number in range(60):
+    print(number, flush=True)
+    time.sleep(0.1)
+"""
+FAULTS = """
+[[at]]
+time = "2s"
+fault = "kill"
+nodes = [0]
+[[at]]
+time = "2s"
+fault = "freeze"
+nodes = [1]
+[[at]]
+time = "4s"
+fault = "thaw"
+nodes = [1]
+[[at]]
+time = "4s"
+bw = "20mbit"
+delay = "2ms"
+"""
+
+
+def test_programs_links_that_change_and_nodes_that_fail(image, tmp_path):
+    """exec with a schedule: what is killed in a container has a shell's status, what was frozen goes on."""
+    (tmp_path / "faults.toml").write_text(FAULTS)
+    done = run_testbed(
+        tmp_path,
+        *("exec", "--bw", "40mbit", "--nodes", "2", "--backend", "docker", "--schedule", "faults.toml"),
+        *("--record", "moved.json", "--", "python", "-c", TICK),
+    )
+    assert done.returncode == 137, done.stdout + done.stderr
+    found = json.loads((tmp_path / "moved.json").read_text())
+    assert found["exit_status"] == {"n0": 137, "n1": 0}
+    assert found["cpu_seconds"] == {}, "the time of the engine's client was taken for the program's"
+    assert len(found["events"]) == 4
+    said = done.stdout.splitlines()
+    assert len([line for line in said if line.startswith("n1:")]) == 60
+    assert 0 < len([line for line in said if line.startswith("n0:")]) < 60
+
+
 def start(tmp_path: Path, name: str) -> subprocess.Popen[bytes]:
     """A run that trains live for as long as anybody lets it."""
     return subprocess.Popen(
@@ -82,7 +126,7 @@ def start(tmp_path: Path, name: str) -> subprocess.Popen[bytes]:
         cwd=tmp_path,
         env=environment(name),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
@@ -96,7 +140,7 @@ def test_containers_may_nothing_and_end_with_their_driver(image, tmp_path):
     """While it trains: no capability, no network of the engine's, nothing to write to. kill -9: gone in 5 s."""
     process = start(tmp_path, "killed")
     try:
-        assert waits_for(lambda: trains(tmp_path, "killed"), 90), process.stderr.read() if process.poll() else "silent"
+        assert waits_for(lambda: trains(tmp_path, "killed"), 90), f"it ended with {process.poll()}"
         nodes = ours()
         assert len(nodes) == 2
         for node in nodes:

@@ -12,6 +12,7 @@ import pytest
 from emulation.errors import LinkError
 from emulation.events import Change, Schedule
 from emulation.network import Link, star
+from emulation.nodes.base import Backend
 from testbed.runs import execute
 from testbed.runs.execute import Errand, run_everywhere
 from testbed.runs.terminal import shell_on
@@ -21,6 +22,9 @@ NETWORK = star(2, Link(rate_bps=50_000_000), "nic")
 
 class Local:
     """A backend whose nodes are this machine; `fails_after` seconds its links are lost, a change takes `slow`."""
+
+    starts_programs = True
+    shell = Backend.shell
 
     def __init__(self, network=NETWORK, *, fails_after: float = 1e9, slow: float = 0.0) -> None:
         self.network = network
@@ -78,11 +82,10 @@ def on_this_machine(monkeypatch):
     def run(errand: Errand, **options) -> int:
         backend = Local(**options)
         traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
-        monkeypatch.setattr(execute, "NetnsBackend", lambda _: backend)
         monkeypatch.setattr(execute, "Traffic", lambda _: traffic)
         monkeypatch.setattr(execute, "verify", SimpleNamespace(verify=lambda *_: {}, proof=lambda *_: ""))
         monkeypatch.setattr(execute, "_print_moved", lambda *_: None)
-        return run_everywhere(NETWORK, errand)
+        return run_everywhere(backend, errand)
 
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     return run

@@ -1,0 +1,295 @@
+"""What the containers of docker-compose.yml do: `python -m testbed.runs.compose node | shaper | collector`.
+
+    node       waits until its shaper has shaped its link and read it back, measures it with the others, then trains
+               arm after arm as a rank; it has no capability
+    shaper     shares its node's network, shapes it, checks it every second, and ends with its node; NET_ADMIN alone
+    collector  starts when all nodes have ended well; from what they wrote it makes a folder in runs/
+
+Node and shaper know of each other through an abstract socket of their network namespace, which no other container
+reaches: a node whose shaper is gone ends, and so does a shaper whose node is gone.
+
+What is asked for comes from the environment: NODES, RANK, BW, DOWN, DELAY, LOSS, ARMS, PRESET, STEPS, SEED, NAME.
+"""
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from emulation.errors import EmulationError, LinkError
+from emulation.errors import UsageError as NetworkUsageError
+from emulation.interface import Interface
+from emulation.network import Link
+from emulation.nodes.reading import read_devices
+from emulation.ring import measure
+from testbed.errors import RunFailed, TestbedError, UsageError
+from testbed.runs.asked import AskedLink
+from testbed.runs.directory import RUNS, check_name, write_json
+from testbed.runs.shape import link_of, words_of
+
+__all__ = ["main"]
+
+INTERFACE = "eth0"
+OUT = Path("out")
+"""Of all nodes, and read by the collector."""
+_MEETING = "\0slowlink-testbed"
+_WAIT_SECONDS, _CHECK_SECONDS = 60.0, 1.0
+_PORT = 29_500
+_MOST_NODES = 8
+_SHAPED = Path("/tmp/shaped")
+"""For the health check."""
+
+
+def _given(name: str, default: str | None = None) -> str | None:
+    """A variable that is set and not empty: compose passes on those that nobody has set as empty ones."""
+    return os.environ.get(name) or default
+
+
+def _nodes() -> int:
+    text = _given("NODES", "4")
+    assert text is not None
+    if not text.isdigit() or not 2 <= int(text) <= _MOST_NODES:
+        raise UsageError(f"NODES={text} was given; there are services for 2 to {_MOST_NODES} nodes")
+    return int(text)
+
+
+def _link() -> Link:
+    asked = AskedLink(bw=_given("BW", "300mbit"), down=_given("DOWN"), delay=_given("DELAY"), loss=_given("LOSS"))
+    return link_of(asked.changes())
+
+
+def _arms() -> list[str]:
+    return [arm.strip() for arm in (_given("ARMS", "subspace,control") or "").split(",") if arm.strip()]
+
+
+# -- the shaper
+
+
+def shaper() -> int:
+    """Shape, tell the node, and stay as long as it does."""
+    with Interface(INTERFACE, _link()) as interface, _meet() as node:
+        found = interface.check()
+        _say(node, {"delays": interface.delays, "found": found})
+        print(f"{INTERFACE} is {words_of(interface.link)}", flush=True)
+        while not select.select([node], [], [], _CHECK_SECONDS)[0]:
+            interface.check()
+    return 0
+
+
+def _meet() -> socket.socket:
+    """The node, which shares this network."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(_MEETING)
+            return sock
+        except ConnectionRefusedError:
+            sock.close()
+            if time.monotonic() > deadline:
+                raise RunFailed("its node has not come") from None
+            time.sleep(0.1)
+
+
+def _say(sock: socket.socket, message: dict[str, Any]) -> None:
+    sock.sendall(json.dumps(message).encode() + b"\n")
+
+
+# -- a node
+
+
+def node(rank: int) -> int:
+    """Prove the link, train every arm, leave a record."""
+    nodes, link = _nodes(), _link()
+    names = [f"node{each}" for each in range(nodes)]
+    if rank == 0:  # of an earlier run, which its collector has taken; no rank writes before all have met
+        for old in OUT.iterdir():
+            shutil.rmtree(old)
+    with _Shaper() as guard:
+        shaped = json.loads(guard.readline())
+        _SHAPED.touch()
+        measured = measure(rank, names, link)
+        print(
+            f"link to {measured.peer}: {measured.goodput_bps / 1e6:.1f} Mbit/s of goodput, round trip "
+            f"{measured.round_trip_us / 1000:.2f} ms",
+            flush=True,
+        )
+        arms = {arm: _train(arm, number, rank, nodes, guard) for number, arm in enumerate(_arms())}
+    record = {"rank": rank, "link": {**shaped, **measured.record()}, "arms": arms}
+    write_json(OUT / "nodes" / f"{rank}.json", record)
+    return 0
+
+
+def _shaper_comes() -> socket.socket:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(_MEETING)
+        listener.listen(1)
+        listener.settimeout(_WAIT_SECONDS)
+        try:
+            return listener.accept()[0]
+        except TimeoutError:
+            raise LinkError("no shaper has come: links that are not shaped are not used.") from None
+
+
+class _Shaper:
+    """The connection of this node's shaper, for as long as the link counts."""
+
+    def __enter__(self) -> Any:
+        self.sock = _shaper_comes()
+        self.file = self.sock.makefile("rb")
+        if not select.select([self.sock], [], [], _WAIT_SECONDS)[0]:
+            raise LinkError("the shaper has not said that it has shaped the link.")
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.sock.close()
+
+
+def _train(arm: str, number: int, rank: int, nodes: int, guard: Any) -> dict[str, Any]:
+    """One arm, as a rank of its own; ended if the shaper ends."""
+    out = OUT / arm
+    argv = [sys.executable, "-m", "testbed.trainer", "--arm", arm, "--out", str(out), "--transport", "sockets"]
+    for name in ("PRESET", "STEPS", "SEED"):
+        if (value := _given(name)) is not None:
+            argv += [f"--{name.lower()}", value]
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(nodes),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "node0",
+        "MASTER_PORT": str(_PORT + number),
+        "OMP_NUM_THREADS": "1",
+    }
+    before, began = _wire_bytes(), time.monotonic()
+    process = subprocess.Popen(argv, env=environment)
+    try:
+        while process.poll() is None:
+            if select.select([guard], [], [], _CHECK_SECONDS)[0]:  # it says nothing more: this is its end
+                raise LinkError("the shaper has ended: what is measured on its link does not count.")
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise RunFailed(f"arm {arm} ended with status {process.returncode} on rank {rank}")
+    return {"seconds": time.monotonic() - began, "wire_tx_bytes": _wire_bytes() - before}
+
+
+def _wire_bytes() -> int:
+    """Sent, as the shaper counts it (layer 2); reading takes no capability."""
+    return read_devices([INTERFACE])[INTERFACE]["bytes"]
+
+
+# -- the collector
+
+
+def collector() -> int:
+    """A folder in runs/ from what the nodes wrote, and a table."""
+    nodes, arms = _nodes(), _arms()
+    name = _given("NAME") or time.strftime("%Y-%m-%d_%H-%M-%S_compose")
+    number = next(number for number in count(1) if not (RUNS / _numbered(name, number)).exists())
+    folder = check_name(_numbered(name, number), "")
+    records = []
+    for rank in range(nodes):
+        file = OUT / "nodes" / f"{rank}.json"
+        if not file.is_file():
+            raise RunFailed(f"node {rank} has left no record")
+        records.append(json.loads(file.read_text()))
+    rows = [_row(arm, records) for arm in arms]
+    folder.mkdir(parents=True)
+    for arm in arms:
+        shutil.copytree(OUT / arm / "metrics", folder / arm / "metrics")
+    write_json(folder / "compose.json", {"kind": "compose", "nodes": records, "arms": rows})
+    _print(rows, records, folder)
+    return 0
+
+
+def _numbered(name: str, number: int) -> str:
+    """Another name where one is taken: it is too late to ask."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _row(arm: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an arm came to, from rank 0's steps and all ranks' bytes."""
+    lines = [json.loads(line) for line in (OUT / arm / "metrics" / "rank0.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "step_seconds" in line]
+    validations = [line["validation"] for line in lines if "validation" in line]
+    return {
+        "arm": arm,
+        "steps": len(steps),
+        "step_seconds_mean": sum(line["step_seconds"] for line in steps) / len(steps),
+        "hours": steps[-1]["time_seconds"] / 3600,
+        "loss_last": steps[-1]["loss"],
+        "validation": validations[-1] if validations else None,
+        "payload_bytes_per_step_each": sum(sum(line["payload_bytes"].values()) for line in steps) / len(steps),
+        "wire_tx_bytes": [record["arms"][arm]["wire_tx_bytes"] for record in records],
+    }
+
+
+def _print(rows: list[dict[str, Any]], records: list[dict[str, Any]], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    links = Table(title="links, measured by the nodes in a ring")
+    for name in ("from", "to", "goodput, Mbit/s", "expected", "round trip, ms", "asked"):
+        links.add_column(name)
+    for record in records:
+        link = record["link"]
+        expected = "–" if link["expected_bps"] is None else f"{link['expected_bps'] / 1e6:.1f}"
+        trips = [f"{link[key] / 1000:.2f}" for key in ("round_trip_us", "expected_round_trip_us")]
+        links.add_row(f"node{record['rank']}", link["peer"], f"{link['goodput_bps'] / 1e6:.1f}", expected, *trips)
+    console.print(links)
+    table = Table(title="arms, trained on these links at this machine's own pace")
+    for name in ("arm", "steps", "s a step", "payload a step", "sent in all, MB", "last loss"):
+        table.add_column(name)
+    for row in rows:
+        sent = sum(row["wire_tx_bytes"]) / 1e6
+        payload = f"{row['payload_bytes_per_step_each'] / 1e6:.3f} MB"
+        cells = (
+            f"{row['steps']}",
+            f"{row['step_seconds_mean']:.3f}",
+            payload,
+            f"{sent:.2f}",
+            f"{row['loss_last']:.4f}",
+        )
+        table.add_row(row["arm"], *cells)
+    console.print(table)
+    print(f"everything is in {folder}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """The exit status of a container."""
+    roles = {"node": lambda: node(rank), "shaper": shaper, "collector": collector}
+    if len(argv) != 1 or argv[0] not in roles:
+        print(f"testbed: a role is needed: {', '.join(roles)}", file=sys.stderr)
+        return 2
+    try:
+        rank = int(_given("RANK", "0") or 0)
+        if argv[0] != "collector" and rank >= _nodes():  # a shaper can only join a container that is there
+            (_meet if argv[0] == "shaper" else _shaper_comes)().close()
+            return 0
+        return roles[argv[0]]()
+    except (UsageError, NetworkUsageError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2
+    except (TestbedError, EmulationError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Two machines and a cable, in a world: `testbed shape` on both ends, and what they measure of their link then.
+
+`python -m tests.emulation.two_machines --bw 50mbit …` prints it as JSON: what each command said and its status, what
+the interfaces carried before, while and after, and what both ends measured.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+from emulation.syscalls import netns_path
+from emulation.world import run_in_world
+
+ENDS = {"a": "10.78.0.1", "b": "10.78.0.2"}
+_MEASURE = """
+import json, sys
+from emulation.ring import measure
+from testbed.runs.asked import AskedLink
+from testbed.runs.shape import link_of
+rank, *words = sys.argv[1:]
+asked = dict(zip(words[::2], words[1::2]))
+link = link_of(AskedLink(**{key.strip("-"): value for key, value in asked.items()}).changes())
+try:
+    print(json.dumps(measure(int(rank), ["10.78.0.1", "10.78.0.2"], link).record()))
+except Exception as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+def sh(line: str) -> str:
+    return subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+def on(end: str, *words: str) -> list[str]:
+    return ["nsenter", f"--net={netns_path(end)}", "--", *words]
+
+
+def testbed(end: str, *words: str) -> list[str]:
+    return on(end, sys.executable, "-m", "testbed", "shape", *words)
+
+
+def state() -> list[str]:
+    parts = []
+    for end in ENDS:
+        inside = f"ip netns exec {end} "
+        parts += [sh(f"{inside}tc qdisc show"), sh(f"{inside}ip -o -d link"), sh(f"{inside}iptables -t mangle -S")]
+    later = r"<[^>]*>|state \w+|gso_max_segs 65535 "  # what the kernel says of a cable that was just plugged in
+    return [re.sub(later, "", text) for text in parts]
+
+
+def measure_both(words: list[str]) -> list[dict]:
+    """As if the link were what the words say."""
+    measuring = [
+        subprocess.Popen(on(end, sys.executable, "-c", _MEASURE, str(rank), *words), stdout=subprocess.PIPE, text=True)
+        for rank, end in enumerate(ENDS)
+    ]
+    return [json.loads(each.communicate()[0].splitlines()[-1]) for each in measuring]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    for end in ENDS:
+        sh(f"ip netns add {end}; ip -n {end} link set lo up")
+    sh("ip -n a link add eth0 type veth peer name eth0 netns b")
+    for end, address in ENDS.items():
+        sh(f"ip -n {end} addr add {address}/24 dev eth0; ip -n {end} link set eth0 up")
+    found: dict = {"before": state()}
+    found["unshaped"] = measure_both(words)
+    print_to = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    holds = {end: subprocess.Popen(testbed(end, "eth0", *words, "--hold"), **print_to) for end in ENDS}
+    found["said"] = [held.stdout.readline() for held in holds.values()]
+    found["while"] = state()
+    again = subprocess.run(testbed("a", "nosuch", *words), **print_to, check=False)
+    found["nosuch"] = [again.returncode, again.stderr]
+    found["measured"] = measure_both(words)
+    for held in holds.values():
+        held.send_signal(signal.SIGINT)
+    found["ended"] = [[*held.communicate(), held.returncode] for held in holds.values()]
+    found["after"] = state()
+    once = subprocess.run(testbed("a", "eth0", "--bw", "50mbit"), **print_to, check=False)
+    found["once"] = [once.returncode, once.stdout + once.stderr]
+    undone = subprocess.run(testbed("a", "eth0", "--undo"), **print_to, check=False)
+    found["undone"] = [undone.returncode, undone.stdout, state() == found["before"]]
+    sh("ip netns exec a tc qdisc add dev eth0 root handle 5: tbf rate 1mbit burst 8000 limit 60000")
+    foreign = subprocess.run(testbed("a", "eth0", "--bw", "50mbit"), **print_to, check=False)
+    kept = "tbf 5:" in sh("ip netns exec a tc qdisc show")
+    forced = subprocess.run(testbed("a", "eth0", "--bw", "50mbit", "--force"), **print_to, check=False)
+    found["foreign"] = [foreign.returncode, foreign.stderr, kept, forced.returncode]
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_in_world(main))
