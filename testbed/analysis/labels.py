@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 
-__all__ = ["EndLabel", "place"]
+__all__ = ["EndLabel", "place", "place_below"]
 
 _GAP = 9.0  # pixels between a line's end and its name
 _SHIFTS = (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)  # heights of a name that it may be moved by
@@ -53,6 +53,39 @@ def place(axes: Axes, labels: Sequence[EndLabel], lines: Sequence[tuple[np.ndarr
         _, _, side, shift, box = min(candidates, key=lambda one: one[:2])
         taken.append(box)
         _write(axes, label, (side * _GAP, shift * height))
+
+
+def place_below(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Write the labels upright under points of about one height, in their order, each with a leader if it had to move.
+
+    Call it last, as `place`; there must be room.
+    """
+    if not labels:
+        return
+    ordered = sorted(labels, key=lambda one: one.x)
+    points = np.array([axes.transData.transform((label.x, label.y)) for label in ordered])
+    pitch = _extent(axes, ordered[0])[1]
+    at = points[:, 0].copy()
+    for index in range(1, len(at)):
+        at[index] = max(at[index], at[index - 1] + pitch)
+    at -= max(0.0, float(np.mean(at - points[:, 0])))
+    top, scale = points[:, 1].min() - 2 * _GAP, 72 / axes.figure.dpi
+    for label, point, x in zip(ordered, points, at, strict=True):
+        moved = abs(x - point[0]) > 2
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=((x - point[0]) * scale, (top - point[1]) * scale),
+            textcoords="offset points",
+            color=label.colour,
+            fontsize=9,
+            fontweight="bold",
+            rotation=90,
+            ha="center",
+            va="top",
+            annotation_clip=False,
+            arrowprops=_leader(label, from_left=True) | {"relpos": (0.5, 1.0)} if moved else None,
+        )
 
 
 def _extent(axes: Axes, label: EndLabel) -> tuple[float, float]:

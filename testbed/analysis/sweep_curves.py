@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from testbed.analysis.formats import duration, rate, significant, trimmed
-from testbed.analysis.labels import EndLabel, place
+from testbed.analysis.labels import EndLabel, place, place_below
 from testbed.analysis.style import INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
 from testbed.analysis.sweep_tables import HELD, at_first, sweep_caption
 from testbed.analysis.sweeps import Sweep
@@ -99,13 +99,13 @@ def figure_loss_against_bandwidth(sweep: Sweep) -> Figure:
                 strength = 0.35 + 0.65 * (place_ + 1) / len(rates)
                 ends += _loss_line(axes, part.sort_values("step"), sweep.arms, arm, rate(each), alpha=strength)
             _hours(axes, first)
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+            axes.set_ylim(low - 0.45 * (high - low), high + 0.05 * (high - low))
             axes.set_title(shown(arm), fontsize=10.5)
             axes.set_xlabel("hours after the warm start")
             if number:
                 axes.set_ylabel("")
                 axes.tick_params(axis="y", labelleft=False)
-            place(axes, [label for label, _ in ends], [line for _, line in ends])
+            place_below(axes, [label for label, _ in ends])
         figure.subplots_adjust(top=figure.subplotpars.top - 0.045)
         bottom(figure, _time_legend(first))
     return figure
