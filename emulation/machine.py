@@ -123,7 +123,7 @@ def docker() -> Capability:
             detail = "engine answers" if ok else "engine does not answer"
     except OSError:
         pass
-    remedy = "" if ok else "none is needed: nodes are namespaces"
+    remedy = "" if ok else "only --backend docker needs one: 'sudo apt-get install docker.io'"
     return Capability(name="docker engine", ok=ok, detail=detail, remedy=remedy)
 
 

@@ -73,12 +73,19 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def _in_world(main: Callable[[], int], backend: str, image: str | None) -> int:
-    """`main` in a private world; what it raises on purpose becomes a sentence and a status there."""
+def _require(backend: str, image: str | None) -> None:
+    """Raise CapabilityError where nodes of this kind cannot be, before anything is created."""
+    if backend == "host":
+        return
+    require_tools()
     if backend == "docker":
         from emulation.nodes.engine import check
 
         check(image)
+
+
+def _in_world(main: Callable[[], int], backend: str) -> int:
+    """`main` in a private world; what it raises on purpose becomes a sentence and a status there."""
     return run_in_world(lambda: _guarded(main), beside_engine=backend == "docker")
 
 
@@ -124,11 +131,11 @@ def _emulate(command: Emulate, _: list[str]) -> int:
             record = emulate(settings, progress.report)
         return _conclude(settings.folder, record, console, as_json=command.json)
 
+    _require(settings.backend, settings.image)
     with machine_lock(share=settings.share):
         if settings.backend == "host":
             return run()
-        require_tools()
-        return _in_world(run, settings.backend, settings.image)
+        return _in_world(run, settings.backend)
 
 
 class _Console(Console):
@@ -173,9 +180,9 @@ def _verify(command: Verify, _: list[str]) -> int:
     nodes = make_nodes(network, command.backend, run=f"verify-{os.getpid()}", image=command.image)
     if command.dry_run:
         return _print_commands(nodes)
-    require_tools()
+    _require(command.backend, command.image)
     with machine_lock(share=command.share):
-        return _in_world(lambda: verify_links(nodes, tolerance, as_json=command.json), command.backend, command.image)
+        return _in_world(lambda: verify_links(nodes, tolerance, as_json=command.json), command.backend)
 
 
 def _exec(command: Exec, program: list[str]) -> int:
@@ -197,9 +204,9 @@ def _exec(command: Exec, program: list[str]) -> int:
     nodes = make_nodes(network, command.backend, run=f"exec-{os.getpid()}", image=command.image)
     if command.dry_run:
         return _print_commands(nodes, shlex.join(program))
-    require_tools()
+    _require(command.backend, command.image)
     with machine_lock(share=command.share):
-        return _in_world(lambda: run_everywhere(nodes, errand), command.backend, command.image)
+        return _in_world(lambda: run_everywhere(nodes, errand), command.backend)
 
 
 def _network(asked: Asked) -> Network:
