@@ -54,7 +54,7 @@ verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure the
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
 
 image: ## the image of a container node, slowlink-testbed (docs/docker.md)
-	docker build -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
+	docker build --target node -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor

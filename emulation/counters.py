@@ -6,7 +6,6 @@ eth0, what it receives by that of its port on the switch.
 """
 
 import json
-import os
 import socket
 import threading
 from contextlib import suppress
@@ -112,7 +111,6 @@ class CounterServer:
         self._descriptions = descriptions
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
-        os.chmod(path, 0o666)  # who may enter the folder decides
         self._socket.listen(len(descriptions))
         threading.Thread(target=self._serve, name="counters", daemon=True).start()
 
@@ -122,10 +120,12 @@ class CounterServer:
                 client, _ = self._socket.accept()
                 with client, suppress(OSError, ValueError, LookupError):  # a client that asks for nothing gets nothing
                     client.settimeout(1.0)
-                    self._hand_over(client)
+                    self._hand_over(client, client.recv(2))
 
-    def _hand_over(self, client: socket.socket) -> None:
-        ends = open_ends(self._descriptions[int.from_bytes(client.recv(2), "big")])
+    def _hand_over(self, client: socket.socket, asked: bytes) -> None:
+        if len(asked) != 2:
+            return
+        ends = open_ends(self._descriptions[int.from_bytes(asked, "big")])
         try:
             indexes = json.dumps([index for _, index in ends]).encode()
             socket.send_fds(client, [indexes], [end.fileno() for end, _ in ends])

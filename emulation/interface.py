@@ -2,20 +2,22 @@
 
     leaves     root qdisc of the interface: a token bucket, behind which netem delays where the kernel has it
     arrives    redirected to an intermediate device (ifb), whose root qdisc is a token bucket
-    delay      without netem: what arrives waits in NFQUEUE (mangle INPUT), a relay lets it go, as long as we live
+    delay      without netem: what arrives waits in NFQUEUE (mangle INPUT), a relay lets it go, as long as we live; when
+               the relay is gone the kernel lets all pass, for a real machine must not lose its network
 
-Everything of ours can be told by its name: qdiscs have the handle 7e5:, the device and the chain of rules are called
-tb-…. Nothing else is touched, and an interface that carries another's qdisc is left alone unless told otherwise.
-Needs NET_ADMIN in the interface's network namespace, which is the present one.
+Everything of ours can be told by its name: the root qdisc has the handle 7e5:, the device and the chain of rules are
+called tb-<the interface's number>. Nothing else is touched, and an interface that carries another's qdisc is left alone
+unless told otherwise. Needs NET_ADMIN in the interface's network namespace, which is the present one.
 """
 
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from emulation.commands import iptables, tool_path
-from emulation.errors import CapabilityError, EmulationError, LinkError, UsageError
+from emulation.commands import Batch, iptables, tool_path
+from emulation.errors import CapabilityError, LinkError, UsageError
 from emulation.network import Framing, Link, star
 from emulation.nodes.reading import read_devices
 from emulation.shaping import tc
@@ -26,12 +28,10 @@ __all__ = ["HANDLE", "Interface"]
 
 HANDLE = 0x7E5
 _PREFIX = "tb-"
-_QUEUE = 30_021
+_FIRST_QUEUE, _QUEUES = 30_000, 30_000
 _INGRESS = "ffff:"
-_HARMLESS = ("noqueue", "pfifo_fast", "fq_codel", "fq", "mq")
-"""What kernels and distributions put on an interface by themselves, with handle 0."""
-_KERNELS_SEGMENTS = 65_535
-"""gso_max_segs unless told."""
+_LARGEST_MTU = 9000
+"""That sizes are reckoned for; a cloud's 9001 is the same."""
 
 
 class Interface:
@@ -44,15 +44,19 @@ class Interface:
             there = [each["ifname"] for each in _json("ip", "-j", "link", "show")]
             known = ", ".join(each for each in there if each != "lo" and not each.startswith(_PREFIX))
             raise UsageError(f"there is no interface '{name}' here that could be shaped; there are: {known or 'none'}.")
-        self.name = name
-        self.helper = f"{_PREFIX}{name}"[:15]
+        self.name = found[0]["ifname"]
+        """The kernel's own, also where another of its names was given."""
+        self.helper = f"{_PREFIX}{found[0]['ifindex']}"
         """The device through which what arrives passes, and the chain of rules."""
+        self.queue = _FIRST_QUEUE + found[0]["ifindex"] % _QUEUES
         self.link = link or Link()
-        self.network = replace(star(2, self.link, "nic"), mtu=int(found[0]["mtu"]), framing=framing)
+        mtu = max(576, min(_LARGEST_MTU, int(found[0]["mtu"])))
+        self.network = replace(star(2, self.link, "nic"), mtu=mtu, framing=framing)
         """This node, and whoever is at the other end."""
         self.delays: str | None = None
         """What delays: netem, delay line, or nothing."""
         self._line: DelayLine | None = None
+        self._segments = 0
 
     def __enter__(self) -> "Interface":
         self.shape(hold=True)
@@ -66,52 +70,53 @@ class Interface:
     def _qdiscs(self) -> list[dict[str, Any]]:
         return _json("tc", "-j", "qdisc", "show", "dev", self.name)
 
-    def _has_helper(self) -> bool:
-        return bool(_json("ip", "-j", "link", "show", "dev", self.helper))
+    def _helper(self) -> dict[str, Any] | None:
+        found = _json("ip", "-j", "link", "show", "dev", self.helper)
+        return found[0] if found else None
 
     def foreign(self) -> list[str]:
-        """Qdiscs that somebody has put there, and not we."""
+        """Qdiscs that somebody has put there: neither we nor the kernel, whose own have no handle."""
         return [
             f"{each['kind']} {each['handle']}"
             for each in self._qdiscs()
             if each["handle"] not in ("0:", f"{HANDLE:x}:")
             and not each.get("parent", "").startswith(f"{HANDLE:x}:")
-            and not (each["kind"] == "ingress" and self._has_helper())
-            and not (each["kind"] in _HARMLESS and each["handle"] == "0:")
+            and not (each["kind"] == "ingress" and self.ours)
         ]
 
     @property
     def ours(self) -> bool:
         """Whether anything of ours is there."""
-        return self._has_helper() or any(each["handle"] == f"{HANDLE:x}:" for each in self._qdiscs())
+        return self._helper() is not None or any(each["handle"] == f"{HANDLE:x}:" for each in self._qdiscs())
 
     # -- shaping
 
     def shape(self, *, hold: bool = False, force: bool = False) -> None:
         """Make it so, and read it back; LinkError if the kernel then has something else.
 
-        `hold`: this process stays, and may let a relay of its own delay what arrives.
+        `hold`: this process stays, and may let a relay of its own delay what arrives. `force`: replace what others have
+        put there.
         """
+        if self.ours:
+            raise UsageError(f"{self.name} carries a link of ours already: 'testbed shape {self.name} --undo' first.")
         if (found := self.foreign()) and not force:
             raise UsageError(
                 f"{self.name} carries {', '.join(found)}, which is not ours: take it away first, or add --force, which "
                 "replaces it (--undo does not bring it back)."
             )
-        self.undo()
-        if force:
-            for each in found:
-                place = "root" if each.split()[0] not in ("ingress", "clsact") else each.split()[0]
-                _run("tc", f"qdisc del dev {self.name} {place}")
+        for kind in sorted({each.split()[0] for each in found} & {"ingress", "clsact"}):
+            _run("tc", f"qdisc del dev {self.name} {kind}")
         try:
+            before = _json("ip", "-j", "-d", "link", "show", "dev", self.name)[0].get("gso_max_segs", 0)
+            self._segments = min(before, segments_of(self.network, 0)) if before else 0
             _run(
                 "ip",
                 f"link add {self.helper} type ifb",
-                f"link set {self.helper} mtu {self.network.mtu} up",
-                f"link set dev {self.name} gso_max_segs {segments_of(self.network, 0)}",
+                f"link set {self.helper} mtu {self.network.mtu} alias {before} up",
+                *([f"link set dev {self.name} gso_max_segs {self._segments}"] if before else []),
             )
             self.delays = self._choose_delays(hold=hold)
-            shapers = tc.node_shapers(self.network, self.network.nodes[0], netem=self.delays == "netem")
-            self._put(shapers)
+            self._put()
             self.check()
         except BaseException:
             self.undo()
@@ -130,11 +135,14 @@ class Interface:
             )
         return "delay line"
 
-    def _put(self, shapers: tuple[tc.Shaper, tc.Shaper]) -> None:
-        leaves, arrives = shapers
+    def _shapers(self) -> tuple[tc.Shaper, tc.Shaper]:
+        return tc.node_shapers(self.network, self.network.nodes[0], netem=self.delays == "netem")
+
+    def _put(self) -> None:
+        leaves, arrives = self._shapers()
         if self.delays == "delay line":
-            self._line = _Arrivals(self.name, self.helper)
-            self._line.apply([Rule(queue=_QUEUE, pairs=((0, 1),), link=self.link)])
+            self._line = _Arrivals(self.name, self.helper, self.queue)
+            self._line.apply([Rule(queue=self.queue, pairs=((0, 1),), link=self.link)])
         _run("tc", *arrives.lines(self.helper, HANDLE))
         _run(
             "tc",
@@ -146,16 +154,18 @@ class Interface:
 
     def check(self) -> dict[str, Any]:
         """What the kernel has, proven to be what was asked; LinkError otherwise."""
-        shapers = tc.node_shapers(self.network, self.network.nodes[0], netem=self.delays == "netem")
         try:
             found = read_devices([self.name, self.helper])
         except OSError as error:
             raise LinkError(f"{self.name} is shaped no more: {error.strerror or error}.") from None
-        others = found[self.name]["others"]
-        problems = [] if "ingress" in others else [f"{self.name}: what arrives is not redirected"]
-        found[self.name] = found[self.name] | {"others": [kind for kind in others if kind != "ingress"]}
-        for device, shaper in zip((self.name, self.helper), shapers, strict=True):
-            problems += tc.differences(shaper.expected(), found[device], device)
+        filters = _json("tc", "-j", "filter", "show", "dev", self.name, "parent", _INGRESS)
+        redirects = [act.get("to_dev") for each in filters for act in each.get("options", {}).get("actions", [])]
+        problems = [] if redirects == [self.helper] else [f"what arrives is redirected to {redirects or 'nothing'}"]
+        others = [kind for kind in found[self.name]["others"] if kind != "ingress"]
+        found[self.name] = found[self.name] | {"others": others}
+        own = {"gso_max_segs": self._segments} if self._segments else {}
+        for device, shaper, more in zip((self.name, self.helper), self._shapers(), (own, {}), strict=True):
+            problems += tc.differences(shaper.expected() | more, found[device], device)
         if self._line is not None:
             self._line.check()
             problems += [] if self._line.read_rules() == self._line.lines() else ["the delay line's rules are others"]
@@ -165,29 +175,30 @@ class Interface:
 
     def undo(self) -> bool:
         """Take away what is ours; whether anything was."""
+        there = _remove_chain(self.name, self.helper)  # first, so that nothing waits for nobody
         if self._line is not None:
             self._line.close()
             self._line = None
-        _remove_chain(self.name, self.helper)
         if not self.ours:
-            return False
+            return there
         kinds = [(each["kind"], each["handle"]) for each in self._qdiscs()]
         if any(handle == f"{HANDLE:x}:" for _, handle in kinds):
             _run("tc", f"qdisc del dev {self.name} root")
-        if self._has_helper():
-            if any(kind == "ingress" for kind, _ in kinds):
-                _run("tc", f"qdisc del dev {self.name} ingress")
+        if any(kind == "ingress" for kind, _ in kinds):
+            _run("tc", f"qdisc del dev {self.name} ingress")
+        if (helper := self._helper()) is not None:
+            if int(helper.get("ifalias") or 0):
+                _run("ip", f"link set dev {self.name} gso_max_segs {helper['ifalias']}")
             _run("ip", f"link del {self.helper}")
-        _run("ip", f"link set dev {self.name} gso_max_segs {_KERNELS_SEGMENTS}")
         return True
 
 
 class _Arrivals(DelayLine):
     """A delay line for what arrives at one interface, in a chain of its own beside whatever rules there are."""
 
-    def __init__(self, device: str, chain: str) -> None:
+    def __init__(self, device: str, chain: str, queue: int) -> None:
         super().__init__(None, 2)
-        self.device, self.chain = device, chain
+        self.device, self.chain, self.queue = device, chain, queue
 
     def apply(self, rules: list[Rule]) -> None:
         """The relay first, so that nothing waits for nobody."""
@@ -195,34 +206,34 @@ class _Arrivals(DelayLine):
         self._tell({"lines": [rule.settings() for rule in rules]})
         self.rules = rules
         _remove_chain(self.device, self.chain)
-        for words in _chain_lines(self.device, self.chain):
+        for words in self._kernel_lines(rules):
             iptables(None, "", "-w", "-t", "mangle", *words.split())
 
-    def lines(self) -> list[str]:
-        return _chain_lines(self.device, self.chain)
+    def _kernel_lines(self, rules: list[Rule]) -> list[str]:
+        del rules  # there is one
+        queue = f"-A {self.chain} -j NFQUEUE --queue-num {self.queue} --queue-bypass"
+        return [f"-N {self.chain}", f"-A INPUT -i {self.device} -j {self.chain}", queue]
 
-    def read_rules(self) -> list[str]:
-        said = iptables(None, "", "-w", "-t", "mangle", "-S")
-        return [line.strip() for line in said.splitlines() if self.chain in line.split()]
-
-
-def _chain_lines(device: str, chain: str) -> list[str]:
-    """As iptables takes them, and as it prints them."""
-    return [f"-N {chain}", f"-A INPUT -i {device} -j {chain}", f"-A {chain} -j NFQUEUE --queue-num {_QUEUE}"]
+    def _read_kernel(self) -> list[str]:
+        return [line for line in _rules() if self.chain in line.split()]
 
 
-def _remove_chain(device: str, chain: str) -> None:
-    """Whatever of it is there."""
-    try:
-        said = iptables(None, "", "-w", "-t", "mangle", "-S")
-    except CapabilityError:
-        return  # where there are no tables there is no chain
-    if f"-N {chain}" not in said:
-        return
-    if f"-A INPUT -i {device} -j {chain}" in said:
+def _rules() -> list[str]:
+    return [line.strip() for line in iptables(None, "", "-w", "-t", "mangle", "-S").splitlines()]
+
+
+def _remove_chain(device: str, chain: str) -> bool:
+    """Whatever of it is there; whether anything was."""
+    there: list[str] = []
+    with suppress(CapabilityError):  # where there are no tables there is no chain
+        there = _rules()
+    if f"-N {chain}" not in there:
+        return False
+    if f"-A INPUT -i {device} -j {chain}" in there:
         iptables(None, "", "-w", "-t", "mangle", "-D", "INPUT", "-i", device, "-j", chain)
     for word in ("-F", "-X"):
         iptables(None, "", "-w", "-t", "mangle", word, chain)
+    return True
 
 
 def _json(tool: str, *words: str) -> list[dict[str, Any]]:
@@ -231,11 +242,9 @@ def _json(tool: str, *words: str) -> list[dict[str, Any]]:
     return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else []
 
 
-def _run(tool: str, *lines: str) -> None:
-    argv = [tool_path(tool) or tool, "-batch", "-"]
-    done = subprocess.run(argv, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
-    if done.returncode or done.stderr.strip():
-        said = " / ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-        if "not permitted" in said:
-            raise CapabilityError(f"shaping an interface takes NET_ADMIN ('{tool} {lines[0]}': {said}): use sudo.")
-        raise EmulationError(f"'{tool} {lines[0]}' and what follows it failed: {said or done.returncode}")
+def _run(tool: Any, *lines: str) -> None:
+    """In the present namespace; CapabilityError that says what it takes."""
+    try:
+        Batch(tool=tool, netns=None, lines=lines).run()
+    except CapabilityError as error:
+        raise CapabilityError(f"{error} Shaping an interface takes root (NET_ADMIN).") from None

@@ -9,7 +9,7 @@ same tick, so a mark whose driver is gone belongs to nobody any more.
 import os
 from pathlib import Path
 
-__all__ = ["VARIABLE", "lives", "mark", "orphans"]
+__all__ = ["VARIABLE", "lives", "mark", "orphans", "sees"]
 
 VARIABLE = "TESTBED_WORLD"
 
@@ -30,6 +30,11 @@ def lives(name: str) -> bool:
         return _started(Path(f"/proc/{int(number)}")) == started
     except (OSError, ValueError):
         return False
+
+
+def sees() -> str:
+    """Whose processes' numbers we know: the pid namespace, in which alone `lives` means anything."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def orphans() -> list[int]:

@@ -1,7 +1,8 @@
 """The links of machines that nobody drives from one place, measured by themselves, in a ring: rank r to rank r+1.
 
     ping     one rank after the other, on links that nothing else uses: the median of round trips
-    flow     all at once, each to the next: the rate at which bytes arrive, once the flow is under way
+    flow     all at once, each to the next: the rate at which bytes arrive, once the flow is under way; held against the
+             rate unless the link loses packets, for then TCP takes less of it
 
 Each rank is told of the link from it to the next. Used beside `testbed shape`: by the nodes of docker-compose.yml.
 """
@@ -9,6 +10,7 @@ Each rank is told of the link from it to the next. Used beside `testbed shape`: 
 import json
 import socket
 import statistics
+import struct
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -23,11 +25,13 @@ __all__ = ["Measured", "measure"]
 PORT = 29_600
 _JOIN_SECONDS, _ANSWER_SECONDS = 120.0, 60.0
 _PINGS = 20
-_FLOW_SECONDS, _UNDER_WAY_SECONDS = 3.0, 1.0
+_FLOW_SECONDS, _UNDER_WAY_SECONDS, _UNDER_WAY_ROUND_TRIPS = 2.0, 1.0, 20
+"""Counted for so long, after so long or so many round trips, whichever is more."""
 _CHUNK = bytes(1 << 16)
 TOLERANCE, ROUND_TRIP_TOLERANCE_US = 0.05, 2_000
 """Of the goodput, which shares its link with the acknowledgements of what comes (up to 2 %), and of the round trip."""
 _PING, _TURN, _FLOW = b"p", b"t", b"f"
+_UNDER_WAY = struct.Struct("!d")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class Measured:
     peer: str
     goodput_bps: float
     expected_bps: float | None
-    """None: no rate was asked for."""
+    """None: no rate was asked for, or packets are lost."""
     round_trip_us: float
     expected_round_trip_us: int
 
@@ -157,13 +161,13 @@ def _measure(
         after.sendall(_TURN)
         if not rank:
             before.turn()
-    found = _flow(after)
+    found = _flow(after, max(_UNDER_WAY_SECONDS, _UNDER_WAY_ROUND_TRIPS * round_trip))
     before.flowed()
     rates = [rate for rate in (link.rate_bps, link.down_bps) if rate is not None]
     return Measured(
         peer=following,
         goodput_bps=found["goodput_bps"],
-        expected_bps=goodput_bps(min(rates), mtu, framing) if rates else None,
+        expected_bps=goodput_bps(min(rates), mtu, framing) if rates and not link.packetwise else None,
         round_trip_us=round_trip * 1e6,
         expected_round_trip_us=2 * link.delay_us,
     )
@@ -172,14 +176,15 @@ def _measure(
 def _ping(after: socket.socket) -> float:
     began = time.perf_counter()
     after.sendall(_PING)
-    after.recv(1)
+    if not after.recv(1):
+        raise OSError("the other end has gone")
     return time.perf_counter() - began
 
 
-def _flow(after: socket.socket) -> dict[str, Any]:
+def _flow(after: socket.socket, under_way_seconds: float) -> dict[str, Any]:
     """Send for so long; what the other end says of it."""
-    after.sendall(_FLOW)
-    deadline = time.monotonic() + _FLOW_SECONDS
+    after.sendall(_FLOW + _UNDER_WAY.pack(under_way_seconds))
+    deadline = time.monotonic() + under_way_seconds + _FLOW_SECONDS
     sent = 0
     while time.monotonic() < deadline:
         after.sendall(_CHUNK)
@@ -195,6 +200,7 @@ def _flow(after: socket.socket) -> dict[str, Any]:
 
 def _received(connection: socket.socket) -> dict[str, Any]:
     """The rate at which a flow's bytes arrive, without its beginning."""
+    (under_way_seconds,) = _UNDER_WAY.unpack(connection.recv(_UNDER_WAY.size, socket.MSG_WAITALL))
     buffer = bytearray(1 << 18)
     began = now = time.perf_counter()
     since, count = None, 0
@@ -202,7 +208,7 @@ def _received(connection: socket.socket) -> dict[str, Any]:
         now = time.perf_counter()
         if since is not None:
             count += got
-        elif now - began > _UNDER_WAY_SECONDS:
+        elif now - began > under_way_seconds:
             since = now
         if buffer[got - 1]:
             break

@@ -24,20 +24,36 @@ from typing import Any, Literal
 
 from emulation.counters import CounterServer
 from emulation.errors import CapabilityError, EmulationError, LinkError, UsageError
-from emulation.mark import VARIABLE, mark
+from emulation.mark import VARIABLE, mark, sees
 from emulation.network import Network, Node
-from emulation.nodes.engine import IMAGE, OWNER, RUN, engine, make_room, orphaned, remove, require_image
+from emulation.nodes.engine import (
+    IMAGE,
+    OWNER,
+    RUN,
+    SEEN_BY,
+    engine,
+    engine_address,
+    make_room,
+    orphaned,
+    remove,
+    require_image,
+)
 from emulation.nodes.netns import NetnsBackend, processes_in
 from emulation.syscalls import MS_BIND, mount, netns_path
 
 __all__ = ["DockerBackend"]
 
 _KEEPER = "import sys; sys.stdin.buffer.read()"
-_HOSTS_OWN = ("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+_HOSTS_OWN = (
+    *("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD"),
+    *("DOCKER_HOST", "DOCKER_CONTEXT"),
+)
 """What of an environment means nothing in a container."""
 _SHARE_OF_MEMORY = 0.9
 _START_SECONDS = 20.0
 _MOST_PROCESSES = 512
+_KEEPERS = 2
+"""The engine's init and the program that waits for the end of standard input."""
 
 
 class DockerBackend(NetnsBackend):
@@ -82,10 +98,7 @@ class DockerBackend(NetnsBackend):
         self._check_names()
         require_image(self._client, self.image)
         self._room = make_room(mark()[VARIABLE])
-        os.chmod(self._room, 0o755)
         self.delay_line.prepare(self._room)
-        assert self.delay_line.statistics_path is not None
-        os.chmod(self.delay_line.statistics_path, 0o644)
         for node in self.network.nodes:
             self._start(node)
         for node, container in zip(self.network.nodes, self._containers, strict=True):
@@ -114,7 +127,7 @@ class DockerBackend(NetnsBackend):
                 ["python", "-c", _KEEPER],
                 name=self._name(node),
                 hostname=node.name,
-                labels={RUN: self.run, OWNER: owner},
+                labels={RUN: self.run, OWNER: owner, SEEN_BY: sees()},
                 entrypoint=[],
                 stdin_open=True,
                 auto_remove=True,
@@ -140,24 +153,32 @@ class DockerBackend(NetnsBackend):
 
     def _enter(self, node: Node, container: Any) -> None:
         """Give its network namespace the name by which all else finds it."""
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            container.reload()
-            pid = container.attrs["State"]["Pid"]
-            if pid:
-                break
-            if container.status == "exited" or time.monotonic() > deadline:
-                raise EmulationError(f"{container.name} did not start: {container.logs().decode().strip()[-300:]}")
+        import docker.errors
+
+        deadline, own = time.monotonic() + _START_SECONDS, f"{VARIABLE}={mark()[VARIABLE]}".encode()
+        pid = 0
+        while not pid or own not in _environment_of(pid):  # for a moment it is the runtime's
+            if time.monotonic() > deadline:
+                raise CapabilityError(
+                    f"the process of {container.name} is not on this machine: the engine is elsewhere, or keeps its "
+                    "containers in a virtual machine. Run it there, or use docker compose (docs/docker.md)."
+                    if pid
+                    else f"{container.name} did not start in {_START_SECONDS:g} s."
+                )
             time.sleep(0.02)
-        if f"{VARIABLE}={mark()[VARIABLE]}".encode() not in _environment_of(pid):
-            raise CapabilityError(
-                f"the process of {container.name} is not on this machine: the engine is elsewhere, or keeps its "
-                "containers in a virtual machine. Run it there, or use docker compose (docs/docker.md)."
-            )
+            try:
+                container.reload()
+            except docker.errors.NotFound:
+                raise CapabilityError(
+                    f"the image '{self.image}' cannot run python: build one with 'make image'."
+                ) from None
+            pid = container.attrs["State"]["Pid"]
         place = Path(netns_path(node.name))
         place.touch()
         mount(f"/proc/{pid}/ns/net", str(place), None, MS_BIND)
-        self._keepers |= {pid, *processes_in(node.name)}
+        while len(inside := processes_in(node.name)) < _KEEPERS and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._keepers |= {pid, *inside}
 
     def close(self) -> None:
         """Remove the containers, and with them what runs in them; a second time does nothing."""
@@ -207,7 +228,17 @@ class DockerBackend(NetnsBackend):
         terminal = popen_kwargs.get("stdin")
         tty = ["--tty"] if isinstance(terminal, int) and terminal >= 0 and os.isatty(terminal) else []
         named = [f"--env={key}" for key in given]  # values stay out of the command line
-        command = ["docker", "exec", "--interactive", *tty, *named, self._containers[node.index].id, *argv]
+        command = [
+            "docker",
+            "--host",
+            engine_address(),
+            "exec",
+            "--interactive",
+            *tty,
+            *named,
+            self._containers[node.index].id,
+            *argv,
+        ]
         return subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
 
     def signal(self, node: Node, number: int) -> None:

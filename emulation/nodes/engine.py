@@ -6,27 +6,48 @@ is ever touched.
 """
 
 import os
+import re
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from emulation.errors import CapabilityError, EmulationError
-from emulation.mark import lives
+from emulation.mark import lives, sees
 
-__all__ = ["IMAGE", "OWNER", "RUN", "check", "engine", "make_room", "orphaned", "remove", "require_image", "rooms"]
+__all__ = [
+    "IMAGE",
+    "OWNER",
+    "RUN",
+    "SEEN_BY",
+    "check",
+    "engine",
+    "engine_address",
+    "make_room",
+    "orphaned",
+    "remove",
+    "require_image",
+    "rooms",
+]
 
 IMAGE = "slowlink-testbed"
 """Unless another is asked for."""
-RUN, OWNER = "org.slowlink-testbed.run", "org.slowlink-testbed.owner"
+RUN, OWNER, SEEN_BY = (f"org.slowlink-testbed.{name}" for name in ("run", "owner", "pid-namespace"))
 _ROOM = "testbed-node."
+_ROOM_NAME = re.compile(r"testbed-node\.(\d+)-(\d+)-(\d+)\.\w+")
 _NONE_NEEDED = "or leave --backend docker out: netns nodes need no engine"
+
+
+def engine_address() -> str:
+    """Of the engine that is used, whatever the client's contexts say."""
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
 
 def engine() -> Any:
     """A client of the engine of this machine; CapabilityError that says what is missing."""
-    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    address = engine_address()
     if not address.startswith("unix://"):
         raise CapabilityError(
             f"the engine at {address} is another machine's, and cannot be shaped from here: type it there, "
@@ -44,11 +65,10 @@ def engine() -> Any:
         raise CapabilityError(f"{path} may not be used by you: type it with sudo, {_NONE_NEEDED}.")
     import docker
 
-    client = docker.DockerClient(base_url=address, timeout=30)
     try:
+        client = docker.DockerClient(base_url=address, timeout=30)
         about = client.info()
     except Exception as error:  # whatever it is, there is no engine to talk to
-        client.close()
         raise CapabilityError(f"the engine at {path} does not answer ({error}): start it, {_NONE_NEEDED}.") from None
     if "Docker Desktop" in about.get("OperatingSystem", ""):
         client.close()
@@ -78,11 +98,14 @@ def require_image(client: Any, image: str) -> Any:
         raise CapabilityError(
             f"there is no image '{image}' on this engine: type 'make image', or name another with --image."
         ) from None
+    except docker.errors.APIError as error:
+        raise CapabilityError(f"the engine has no image '{image}': {error.explanation or error}.") from None
 
 
 def orphaned(client: Any) -> list[Any]:
-    """Containers of ours whose driver is gone."""
-    marked = client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+    """Containers of ours whose driver is gone; of those that another pid namespace made nobody knows it here."""
+    filters = {"label": [OWNER, f"{SEEN_BY}={sees()}"]}
+    marked = client.containers.list(all=True, filters=filters, ignore_removed=True)
     return [each for each in marked if not lives(each.labels[OWNER])]
 
 
@@ -92,20 +115,24 @@ def remove(containers: list[Any]) -> None:
 
     for container in containers:
         with suppress(docker.errors.APIError):  # it is being removed already
-            container.remove(force=True)
+            container.remove(force=True, v=True)
     for room in rooms():
         shutil.rmtree(room, ignore_errors=True)
 
 
 def rooms() -> list[Path]:
-    """Folders (`make_room`) whose driver is gone."""
-    found = sorted(Path(tempfile.gettempdir()).glob(f"{_ROOM}*"))
-    return [room for room in found if not lives(room.name.split(".")[1].replace("-", ":"))]
+    """Folders of ours (`make_room`) whose driver is gone."""
+    found = []
+    for room in sorted(Path(tempfile.gettempdir()).glob(f"{_ROOM}*")):
+        name, about = _ROOM_NAME.fullmatch(room.name), room.lstat()
+        if name and name[3] == sees() and stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid():
+            found += [] if lives(f"{name[1]}:{name[2]}") else [room]
+    return found
 
 
 def make_room(owner: str) -> str:
     """A folder for a driver's sockets, which containers see; it can be told whose it is."""
     try:
-        return tempfile.mkdtemp(prefix=f"{_ROOM}{owner.replace(':', '-')}.")
+        return tempfile.mkdtemp(prefix=f"{_ROOM}{owner.replace(':', '-')}-{sees()}.")
     except OSError as error:
         raise EmulationError(f"no temporary folder could be made: {error}") from None

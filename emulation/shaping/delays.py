@@ -143,7 +143,10 @@ class DelayLine:
 
     def lines(self) -> list[str]:
         """What `read_rules` should find: the kernel's rules, and what the relay holds for each queue."""
-        return [*rule_lines(self.rules, self.nodes), *(_held(rule.settings()) for rule in self.rules)]
+        return [*self._kernel_lines(self.rules), *(_held(rule.settings()) for rule in self.rules)]
+
+    def _kernel_lines(self, rules: list[Rule]) -> list[str]:
+        return rule_lines(rules, self.nodes)
 
     def batch(self, rules: list[Rule]) -> Batch:
         """The command that puts `rules` in place of those before."""
@@ -151,11 +154,13 @@ class DelayLine:
 
     def read_rules(self) -> list[str]:
         """The rules that the kernel has, and what the relay holds for the queues in use."""
-        said = iptables(self.netns, "", "-w", "-t", "mangle", "-S")
         used = {rule.queue for rule in self.rules}
         holds = self._tell({"lines": []})["holds"] if used else []
-        kernel = [line.strip() for line in said.splitlines() if not line.startswith("-P")]
-        return [*kernel, *(_held(each) for each in holds if each["queue"] in used)]
+        return [*self._read_kernel(), *(_held(each) for each in holds if each["queue"] in used)]
+
+    def _read_kernel(self) -> list[str]:
+        said = iptables(self.netns, "", "-w", "-t", "mangle", "-S")
+        return [line.strip() for line in said.splitlines() if not line.startswith("-P")]
 
     # -- the relay's life
 

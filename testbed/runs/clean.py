@@ -1,9 +1,10 @@
 """End what carries our mark and has no run any more. Worlds clean up after themselves; this is for the impossible.
 
 Namespaces, interfaces, shapers and rules live in worlds only and go with them, as do the files in a world's own
-/dev/shm: on the host there is nothing of that kind to remove, and none is looked at. The two lock files in /tmp stay:
-a free one locks nothing, and without it two runs could each hold a lock of its own. Containers, and the folders through
-which they were handed their counters, are known by a label and by their name, which say whose they were.
+/dev/shm: on the host there is nothing of that kind to remove, and none is looked at (what `testbed shape` has made of
+an interface stays until its --undo). The two lock files in /tmp stay: a free one locks nothing, and without it two runs
+could each hold a lock of its own. Containers, and the folders through which they were handed their counters, are known
+by a label and by their name, which say whose they were.
 """
 
 import os
@@ -47,9 +48,10 @@ def clean(*, dry_run: bool) -> str:
 def _containers() -> list[Any]:
     """Whose driver is gone, on this machine's engine if there is one."""
     try:
-        return orphaned(engine())
+        client = engine()
     except CapabilityError:
         return []
+    return orphaned(client)
 
 
 def _half_written() -> list[Path]:

@@ -1,8 +1,9 @@
-"""What the containers of docker-compose.yml do: `python -m testbed.runs.compose node | shaper | collector`.
+"""What the containers of docker-compose.yml do: `python -m testbed.runs.compose ROLE`.
 
     node       waits until its shaper has shaped its link and read it back, measures it with the others, then trains
                arm after arm as a rank; it has no capability
     shaper     shares its node's network, shapes it, checks it every second, and ends with its node; NET_ADMIN alone
+    check      says, before anything else starts, what is wrong with what is asked for
     collector  starts when all nodes have ended well; from what they wrote it makes a folder in runs/
 
 Node and shaper know of each other through an abstract socket of their network namespace, which no other container
@@ -30,9 +31,12 @@ from emulation.interface import Interface
 from emulation.network import Link
 from emulation.nodes.reading import read_devices
 from emulation.ring import measure
+from testbed.config.training import Train, resolve_training
+from testbed.data.integrity import check_data
 from testbed.errors import RunFailed, TestbedError, UsageError
 from testbed.runs.asked import AskedLink
 from testbed.runs.directory import RUNS, check_name, write_json
+from testbed.runs.settings import check_arm, check_nodes
 from testbed.runs.shape import link_of, words_of
 
 __all__ = ["main"]
@@ -44,8 +48,6 @@ _MEETING = "\0slowlink-testbed"
 _WAIT_SECONDS, _CHECK_SECONDS = 60.0, 1.0
 _PORT = 29_500
 _MOST_NODES = 8
-_SHAPED = Path("/tmp/shaped")
-"""For the health check."""
 
 
 def _given(name: str, default: str | None = None) -> str | None:
@@ -67,7 +69,10 @@ def _link() -> Link:
 
 
 def _arms() -> list[str]:
-    return [arm.strip() for arm in (_given("ARMS", "subspace,control") or "").split(",") if arm.strip()]
+    names = [arm.strip() for arm in (_given("ARMS", "subspace,control") or "").split(",") if arm.strip()]
+    if not names or any("/" in name for name in names):
+        raise UsageError(f"ARMS={os.environ.get('ARMS')} was given; type names: ARMS=subspace,control")
+    return names
 
 
 # -- the shaper
@@ -76,11 +81,13 @@ def _arms() -> list[str]:
 def shaper() -> int:
     """Shape, tell the node, and stay as long as it does."""
     with Interface(INTERFACE, _link()) as interface, _meet() as node:
-        found = interface.check()
-        _say(node, {"delays": interface.delays, "found": found})
+        _say(node, {"delays": interface.delays, "found": interface.check()})
         print(f"{INTERFACE} is {words_of(interface.link)}", flush=True)
         while not select.select([node], [], [], _CHECK_SECONDS)[0]:
             interface.check()
+        found = interface.check()
+        with suppress(OSError):  # it is gone
+            _say(node, {"found": found})  # it is done, and waits for this
     return 0
 
 
@@ -110,19 +117,20 @@ def node(rank: int) -> int:
     """Prove the link, train every arm, leave a record."""
     nodes, link = _nodes(), _link()
     names = [f"node{each}" for each in range(nodes)]
-    if rank == 0:  # of an earlier run, which its collector has taken; no rank writes before all have met
+    if rank == 0:  # what an earlier cluster left; no rank writes before all have met
         for old in OUT.iterdir():
             shutil.rmtree(old)
     with _Shaper() as guard:
-        shaped = json.loads(guard.readline())
-        _SHAPED.touch()
+        shaped = guard.hear()
         measured = measure(rank, names, link)
         print(
             f"link to {measured.peer}: {measured.goodput_bps / 1e6:.1f} Mbit/s of goodput, round trip "
             f"{measured.round_trip_us / 1000:.2f} ms",
             flush=True,
         )
+        guard.check()
         arms = {arm: _train(arm, number, rank, nodes, guard) for number, arm in enumerate(_arms())}
+        guard.done()
     record = {"rank": rank, "link": {**shaped, **measured.record()}, "arms": arms}
     write_json(OUT / "nodes" / f"{rank}.json", record)
     return 0
@@ -142,19 +150,39 @@ def _shaper_comes() -> socket.socket:
 class _Shaper:
     """The connection of this node's shaper, for as long as the link counts."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> "_Shaper":
         self.sock = _shaper_comes()
+        self.sock.settimeout(_WAIT_SECONDS)
         self.file = self.sock.makefile("rb")
-        if not select.select([self.sock], [], [], _WAIT_SECONDS)[0]:
-            raise LinkError("the shaper has not said that it has shaped the link.")
-        return self.file
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
         self.sock.close()
 
+    def hear(self) -> dict[str, Any]:
+        """What it says that the kernel has."""
+        try:
+            line = self.file.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            raise LinkError("the shaper has ended: what is measured on its link does not count.")
+        return json.loads(line)
 
-def _train(arm: str, number: int, rank: int, nodes: int, guard: Any) -> dict[str, Any]:
+    def check(self) -> None:
+        """Raise LinkError if it has ended: until it is asked it says nothing more."""
+        if select.select([self.sock], [], [], 0)[0]:
+            raise LinkError("the shaper has ended: what is measured on its link does not count.")
+
+    def done(self) -> None:
+        """Have it look once more."""
+        self.check()
+        self.sock.shutdown(socket.SHUT_WR)
+        self.hear()
+
+
+def _train(arm: str, number: int, rank: int, nodes: int, guard: _Shaper) -> dict[str, Any]:
     """One arm, as a rank of its own; ended if the shaper ends."""
     out = OUT / arm
     argv = [sys.executable, "-m", "testbed.trainer", "--arm", arm, "--out", str(out), "--transport", "sockets"]
@@ -175,8 +203,8 @@ def _train(arm: str, number: int, rank: int, nodes: int, guard: Any) -> dict[str
     process = subprocess.Popen(argv, env=environment)
     try:
         while process.poll() is None:
-            if select.select([guard], [], [], _CHECK_SECONDS)[0]:  # it says nothing more: this is its end
-                raise LinkError("the shaper has ended: what is measured on its link does not count.")
+            time.sleep(_CHECK_SECONDS)
+            guard.check()
     finally:
         process.kill()
         process.wait()
@@ -190,15 +218,43 @@ def _wire_bytes() -> int:
     return read_devices([INTERFACE])[INTERFACE]["bytes"]
 
 
-# -- the collector
+# -- before and after
+
+
+def check() -> int:
+    """Whether what is asked for can be trained, and the results will have a place; nothing is written."""
+    _folder()
+    _link()
+    nodes = _nodes()
+    for arm in _arms():
+        training = resolve_training(
+            Train(arm=arm, preset=_given("PRESET"), steps=_number("STEPS"), seed=_number("SEED"))
+        )
+        preset = training.resolved_preset()
+        check_data(preset.data, preset.model)
+        check_arm(training.resolved_arm(), preset, nodes, None)
+        check_nodes(nodes, preset, None, whole=False)
+    return 0
+
+
+def _number(name: str) -> int | None:
+    text = _given(name)
+    if text is not None and not text.isdigit():
+        raise UsageError(f"{name}={text} was given; type a whole number")
+    return None if text is None else int(text)
+
+
+def _folder() -> Path:
+    """Of the results; another name where one is taken, for at the end it is too late to ask."""
+    name = _given("NAME") or time.strftime("%Y-%m-%d_%H-%M-%S_compose")
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return check_name(next(name for name in names if not (RUNS / name).exists()), "")
 
 
 def collector() -> int:
     """A folder in runs/ from what the nodes wrote, and a table."""
     nodes, arms = _nodes(), _arms()
-    name = _given("NAME") or time.strftime("%Y-%m-%d_%H-%M-%S_compose")
-    number = next(number for number in count(1) if not (RUNS / _numbered(name, number)).exists())
-    folder = check_name(_numbered(name, number), "")
+    folder = _folder()
     records = []
     for rank in range(nodes):
         file = OUT / "nodes" / f"{rank}.json"
@@ -212,11 +268,6 @@ def collector() -> int:
     write_json(folder / "compose.json", {"kind": "compose", "nodes": records, "arms": rows})
     _print(rows, records, folder)
     return 0
-
-
-def _numbered(name: str, number: int) -> str:
-    """Another name where one is taken: it is too late to ask."""
-    return name if number == 1 else f"{name}-{number}"
 
 
 def _row(arm: str, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -270,13 +321,13 @@ def _print(rows: list[dict[str, Any]], records: list[dict[str, Any]], folder: Pa
 
 def main(argv: list[str]) -> int:
     """The exit status of a container."""
-    roles = {"node": lambda: node(rank), "shaper": shaper, "collector": collector}
+    roles = {"check": check, "node": lambda: node(rank), "shaper": shaper, "collector": collector}
     if len(argv) != 1 or argv[0] not in roles:
         print(f"testbed: a role is needed: {', '.join(roles)}", file=sys.stderr)
         return 2
     try:
         rank = int(_given("RANK", "0") or 0)
-        if argv[0] != "collector" and rank >= _nodes():  # a shaper can only join a container that is there
+        if argv[0] in ("node", "shaper") and rank >= _nodes():  # a shaper can only join a container that is there
             (_meet if argv[0] == "shaper" else _shaper_comes)().close()
             return 0
         return roles[argv[0]]()
@@ -285,6 +336,9 @@ def main(argv: list[str]) -> int:
         return 2
     except (TestbedError, EmulationError) as error:
         print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"testbed: {error.strerror}: {error.filename or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

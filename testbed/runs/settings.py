@@ -18,7 +18,7 @@ from testbed.runs.asked import Asked, BackendName, network_for
 from testbed.runs.directory import check_name
 from testbed.targets import Target
 
-__all__ = ["Request", "Settings", "preset_of", "resolve", "settle", "target_of"]
+__all__ = ["Request", "Settings", "check_arm", "check_nodes", "preset_of", "resolve", "settle", "target_of"]
 
 SUB_CHUNKS = 4
 """A node's chunk must divide by it (`testbed.codecs.subspace`)."""
@@ -155,10 +155,10 @@ def settle(
 ) -> Settings:
     """What was asked for, with preset, target and arms as they are given; raises `UsageError` with one sentence."""
     network = _network(asked, target)
-    _check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")
+    check_nodes(len(network.nodes), preset, target, whole=network.accounting == "nic")
     _check_fit(preset, target)
     for arm in arms:
-        _check_arm(arm, preset, len(network.nodes), target)
+        check_arm(arm, preset, len(network.nodes), target)
     if asked.backend == "host" and (network.impaired or not network.uniform):
         raise UsageError("host nodes are loopback: links there have a modelled rate only; use netns nodes for the rest")
     schedule = load_schedule(asked.schedule, network) if asked.schedule else None
@@ -205,7 +205,7 @@ def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
     return pace or target
 
 
-def _check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: bool) -> None:
+def check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: bool) -> None:
     """Whether so many nodes can share the preset's sequences, and stand for the target."""
     most = preset.batch * preset.task_chunks
     if target is not None:
@@ -239,7 +239,7 @@ def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
     return tuple(arms[name] for name in order)
 
 
-def _check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> None:
+def check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> None:
     """Whether so many nodes can train it, and a folder can be called by its name."""
     model = preset.model
     if not fullmatch(r"[\w.+-]{1,60}", arm.name) or arm.name.startswith("."):

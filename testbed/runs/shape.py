@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["link_of", "shape", "words_of"]
 
 _CHECK_SECONDS = 1.0
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def shape(command: "Shape") -> int:
@@ -27,6 +28,10 @@ def shape(command: "Shape") -> int:
     if command.undo:
         if changes:
             raise UsageError("--undo takes a link away, and another was asked for: type one of the two")
+        if command.dry_run:
+            there = "would be taken away" if Interface(command.interface).ours else "nothing of ours is there"
+            print(f"{command.interface}: {there}")
+            return 0
         done = Interface(command.interface).undo()
         print(f"{command.interface} is as it was" if done else f"nothing of ours is on {command.interface}")
         return 0
@@ -36,13 +41,14 @@ def shape(command: "Shape") -> int:
         there = ", ".join(interface.foreign()) or ("a link of ours" if interface.ours else "nothing")
         print(f"{command.interface}, which carries {there}, would be {words_of(link)}")
         return 0
+    for number in _ENDS:  # a connection that breaks must not leave a link half taken away
+        signal.signal(number, signal.default_int_handler)
     interface.shape(hold=command.hold, force=command.force)
     said = f"{command.interface} is {words_of(link)}" + (f" (delayed by {interface.delays})" if link.impaired else "")
     if not command.hold:
         print(f"{said}; testbed shape {command.interface} --undo takes it away")
         return 0
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"{said} until this ends (Ctrl-C)", flush=True)
         while True:
             time.sleep(_CHECK_SECONDS)
@@ -50,6 +56,8 @@ def shape(command: "Shape") -> int:
     except KeyboardInterrupt:
         return 0
     finally:
+        for number in _ENDS:
+            signal.signal(number, signal.SIG_IGN)
         interface.undo()
         print(f"{command.interface} is as it was", flush=True)
 
@@ -65,7 +73,7 @@ def link_of(changes: dict[str, object]) -> Link:
 
 
 def words_of(link: Link) -> str:
-    """For people: "300 Mbit/s each way, 20 ms, 1 % lost"."""
+    """For people: "300mbit each way, 20ms late, 1% lost"."""
     rate = "as fast as it was"
     if link.rate_bps is not None:
         rate = f"{format_rate(link.rate_bps)} each way"

@@ -11,7 +11,8 @@ import pytest
 from tests.docker.own_engine import BASE, OwnEngine, make_base
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "slowlink-testbed"
+IMAGE = "slowlink-testbed-test"
+"""Not the user's own, which may be on the same engine."""
 
 
 def missing() -> str | None:
@@ -55,13 +56,16 @@ def context(engine, tmp_path_factory):
         shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
     wheels = [sys.executable, "-m", "pip", "download", "-q", "-c", "constraints.txt", "-d", "wheels", ".", "setuptools"]
     subprocess.run(wheels, cwd=context, check=True)
-    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
-        make_base()
-    return context
+    make_base()
+    yield context
+    subprocess.run(["docker", "rmi", "-f", IMAGE, f"{IMAGE}-shaper", BASE], capture_output=True, check=False)
 
 
 def build(context: Path, tag: str, *options: str) -> str:
-    arguments = [f"--build-arg={each}" for each in ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")]
+    arguments = [
+        f"--build-arg={each}"
+        for each in (f"BASE_IMAGE={BASE}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")
+    ]
     done = subprocess.run(
         ["docker", "build", "-q", "-t", tag, *arguments, *options, "--network", "none", "."],
         cwd=context,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from emulation.commands import tool_path
 
-BASE = "python:3.11-slim"
-"""What the Dockerfile begins with."""
+BASE = "slowlink-testbed-test-base"
+"""What the Dockerfile begins with here."""
 _START_SECONDS = 30
 _TOOLS = ("sh", "cat", "ls", "id", "sleep", "ip", "tc", "iptables", "iptables-nft", "iptables-legacy")
 """What a node's image has of them, and a shaper's."""

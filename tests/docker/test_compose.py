@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docker.conftest import IMAGE
 from tests.runs.tiny import PRESET
 from tests.worlds import needs_world
 
@@ -24,7 +25,7 @@ def compose(folder: Path, *words: str, **asked: str) -> subprocess.CompletedProc
     return subprocess.run(
         [*COMPOSE, "--project-name", "slowlinktest", *words],
         cwd=folder,
-        env={**os.environ, "OWNER": f"{os.getuid()}:{os.getgid()}", **asked},
+        env={**os.environ, "OWNER": f"{os.getuid()}:{os.getgid()}", "IMAGE": IMAGE, **asked},
         capture_output=True,
         text=True,
         timeout=300,
@@ -47,7 +48,7 @@ def project(shaper_image, tmp_path):
 
 
 def test_a_cluster_trains_and_says_what_it_found(project):
-    """Two nodes of eight; their links within 5 % by their own measurement; compressed sends less."""
+    """Two nodes of eight; their links within 5 % by their own measurement; no exchange sends less."""
     asked = {"NODES": "2", "BW": "60mbit", "DELAY": "5ms", "STEPS": "4", "NAME": "look", "ARMS": "subspace,control"}
     asked["PRESET"] = "experiments/tiny.toml"
     done = compose(project, "up", "--no-build", **asked)
@@ -60,15 +61,26 @@ def test_a_cluster_trains_and_says_what_it_found(project):
         assert node["link"]["goodput_bps"] == pytest.approx(57_384_412, rel=0.05)
         assert node["link"]["found"]["eth0"]["rate_bps"] // 8 == 60_000_000 // 8
     sent = {row["arm"]: sum(row["wire_tx_bytes"]) for row in record["arms"]}
-    assert sent["subspace"] > sent["control"] > 0
+    assert sent["subspace"] > sent["control"] > 0  # weights, and the store
     for arm in ("subspace", "control"):
         assert len((project / "runs" / "look" / arm / "metrics" / "rank0.jsonl").read_text().splitlines()) >= 4
     assert "links, measured by the nodes" in logs
 
 
-def test_bad_input_ends_it_with_a_sentence(project):
-    """The services say it, and none trains."""
-    done = compose(project, "up", "--no-build", NODES="2", BW="fast")
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"BW": "fast"}, "fast"),
+        ({"NODES": "3"}, "NODES=2"),
+        ({"ARMS": "lattent"}, "did you mean"),
+        ({"NAME": "a/b"}, "a/b"),
+    ],
+)
+def test_bad_input_ends_it_with_a_sentence(project, asked, said):
+    """Before anything else starts; a name that is taken is no mistake, for another is taken then."""
+    done = compose(project, "up", "--no-build", **asked)
     assert done.returncode != 0
-    assert "fast" in compose(project, "logs", "--no-color").stdout
+    logs = compose(project, "logs", "--no-color").stdout
+    assert said in logs
+    assert "node0" not in logs
     assert list((project / "runs").iterdir()) == []

@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from emulation.mark import mark
-from emulation.nodes.engine import OWNER, RUN, rooms
+from emulation.mark import mark, sees
+from emulation.nodes.engine import OWNER, RUN, SEEN_BY, rooms
+from tests.docker.conftest import IMAGE
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
 
 pytestmark = [pytest.mark.world, needs_world]
 RENAME = "import socket; socket.sethostname('x')"
 LINK = ("--bw", "60mbit", "--delay", "10ms", "--accounting", "nic")
+
+
+def on(backend: str, image: str) -> tuple[str, ...]:
+    """Flags."""
+    return ("--backend", backend, *(("--image", image) if backend == "docker" else ()))
 
 
 def docker(*words: str) -> str:
@@ -40,7 +46,7 @@ def waits_for(what, seconds: float) -> bool:
 @pytest.mark.parametrize("backend", ["netns", "docker"])
 def test_links_are_what_was_asked_on_both_backends(backend, image, tmp_path):
     """Four nodes, the same tolerances."""
-    done = run_testbed(tmp_path, "verify", *LINK, "--backend", backend, "--json")
+    done = run_testbed(tmp_path, "verify", *LINK, *on(backend, image), "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0, found["problems"]
     assert found["ok"]
@@ -55,7 +61,7 @@ def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
         done = run_testbed(
             tmp_path,
             *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
-            *("--arms", "decentralised,subspace,control", "--backend", backend, "--name", backend, "--budget", "4s"),
+            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", backend, "--budget", "4s"),
         )
         assert done.returncode == 0, backend + done.stdout + done.stderr
         record = json.loads((tmp_path / "runs" / backend / "comparison.json").read_text())
@@ -103,7 +109,7 @@ def test_programs_links_that_change_and_nodes_that_fail(image, tmp_path):
     (tmp_path / "faults.toml").write_text(FAULTS)
     done = run_testbed(
         tmp_path,
-        *("exec", "--bw", "40mbit", "--nodes", "2", "--backend", "docker", "--schedule", "faults.toml"),
+        *("exec", "--bw", "40mbit", "--nodes", "2", *on("docker", image), "--schedule", "faults.toml"),
         *("--record", "moved.json", "--", "python", "-c", TICK),
     )
     assert done.returncode == 137, done.stdout + done.stderr
@@ -121,7 +127,7 @@ def start(tmp_path: Path, name: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command(
             *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2", "--name", name),
-            *("--live", "60s", "--backend", "docker", "--arms", "decentralised,control", "--steps", "200"),
+            *("--live", "60s", *on("docker", IMAGE), "--arms", "decentralised,control", "--steps", "200"),
         ),
         cwd=tmp_path,
         env=environment(name),
@@ -157,34 +163,43 @@ def test_containers_may_nothing_and_end_with_their_driver(image, tmp_path):
             assert refused.returncode
             refused = subprocess.run(["docker", "exec", node, "python", "-c", RENAME], capture_output=True, check=False)
             assert b"PermissionError" in refused.stderr
-        again = run_testbed(tmp_path, "emulate", "--bw", "40mbit", "--backend", "docker", "--name", "killed")
+        again = run_testbed(tmp_path, "emulate", "--bw", "40mbit", *on("docker", IMAGE), "--name", "killed")
         assert again.returncode == 2
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert waits_for(lambda: not ours(), 5), docker("ps", "-a")
-    done = run_testbed(tmp_path, "verify", "--bw", "40mbit", "--nodes", "2", "--backend", "docker")
+    done = run_testbed(tmp_path, "verify", "--bw", "40mbit", "--nodes", "2", *on("docker", IMAGE))
     assert done.returncode == 0, done.stdout + done.stderr
     assert rooms() == []
 
 
+def sleeper(image: str, *labels: str) -> str:
+    """A container that does nothing; its id."""
+    named = [word for label in labels for word in ("--label", label)]
+    return docker("run", "-d", "--network", "none", *named, image, "sleep", "60")
+
+
 def test_what_a_dead_driver_left_is_removed_and_nothing_else(image, tmp_path):
-    """By label and by whether its driver lives; a container without our label is nobody's business of ours."""
+    """By label and by whether its driver lives, where that can be known; one without our label is not ours."""
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    left = docker("run", "-d", "--network", "none", "--label", f"{OWNER}={dead.pid}:1", image, "sleep", "60")
-    live = docker(
-        "run", "-d", "--network", "none", "--label", f"{OWNER}={mark()['TESTBED_WORLD']}", image, "sleep", "60"
-    )
-    other = docker("run", "-d", "--network", "none", image, "sleep", "60")
+    gone, here = f"{OWNER}={dead.pid}:1", f"{SEEN_BY}={sees()}"
+    left = sleeper(image, gone, here)
+    kept = [
+        sleeper(image, f"{OWNER}={mark()['TESTBED_WORLD']}", here),
+        sleeper(image, gone, f"{SEEN_BY}=1"),
+        sleeper(image),
+    ]
     try:
         done = run_testbed(tmp_path, "clean")
         assert done.returncode == 0, done.stderr
+        assert "removed 1 container" in done.stdout
         there = docker("ps", "-aq", "--no-trunc").split()
         assert left not in there
-        assert {live, other} <= set(there)
+        assert set(kept) <= set(there)
     finally:
-        subprocess.run(["docker", "rm", "-f", left, live, other], capture_output=True, check=False)
+        subprocess.run(["docker", "rm", "-f", left, *kept], capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(
