@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from testbed.analysis.formats import rate, significant, size, trimmed
+from testbed.analysis.labels import EndLabel, place
 from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
 from testbed.analysis.sweep_tables import at_first, sweep_caption
 from testbed.analysis.sweeps import Sweep
@@ -144,6 +145,10 @@ def figure_bytes(sweep: Sweep) -> Figure:
     return figure
 
 
+_APART = 1.3
+"""Of two ticks on a logarithmic axis, for their numbers to stand side by side."""
+
+
 def data_pareto(sweep: Sweep) -> pd.DataFrame:
     """Validation loss against K and V bytes, a row per arm: mean, lowest and highest seed."""
     table, _ = at_first(sweep)
@@ -172,6 +177,7 @@ def figure_pareto(sweep: Sweep) -> Figure:
         figure, (axes,) = canvas("Quality against bytes", sweep_caption(sweep, note, held, learned=True), height=4.6)
         sent = table["kv_payload_bytes_per_step_and_peer"][table["kv_payload_bytes_per_step_and_peer"] > 0]
         nothing = float(sent.min()) / 6 if len(sent) else 1.0
+        labels = []
         for row in table.to_dict("records"):
             x, y = row["kv_payload_bytes_per_step_and_peer"] or nothing, row["val_loss"]
             tone = colour(row["arm"], sweep.arms)
@@ -183,22 +189,17 @@ def figure_pareto(sweep: Sweep) -> Figure:
                 dot,
                 [f"{row['arm']}: {significant(y, 4)} nats, {size(row['kv_payload_bytes_per_step_and_peer'])}{share}"],
             )
-            axes.annotate(
-                shown(row["arm"]),
-                (x, y),
-                xytext=(9, 0),
-                textcoords="offset points",
-                color=tone,
-                fontweight="bold",
-                va="center",
-            )
+            labels.append(EndLabel(text=shown(row["arm"]), x=x, y=y, colour=tone))
         axes.set_xscale("log")
-        ticks = [nothing, *sorted(set(sent))]
+        ticks = [nothing]
+        for tick in sorted(set(sent)):
+            ticks += [tick] if tick > _APART * ticks[-1] else []
         axes.set_xticks(ticks, ["none", *(size(tick) for tick in ticks[1:])])
         axes.minorticks_off()
-        axes.set_xlim(ticks[0] / 2, ticks[-1] * 6)
+        axes.set_xlim(ticks[0] / 2, max([ticks[0], *sent]) * 6)
         axes.set_xlabel("K and V bytes that a node sends to each peer in a step, logarithmic")
         axes.set_ylabel("validation loss (nats per token)")
+        place(axes, labels, [(np.array([label.x]), np.array([label.y])) for label in labels])
     return figure
 
 
