@@ -1,6 +1,7 @@
 """Delay, jitter, loss and reordering, by whichever this machine has: netem or the delay line. One suite for both."""
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -183,7 +184,7 @@ network = net(2, "50mbit", "nic", delay_us=10_000)
 with NetnsBackend(linked(network, rate_bps=50_000_000, delay_us=12_000)) as backend:
     return verify.check(verify.measure(backend, network, 0.3))
 """)
-    assert any("round trip of 24." in each for each in problems), problems
+    assert any(re.search(r"round trip of 2[4-9]\.", each) for each in problems), problems  # a busy machine adds some
 
 
 WRONG = """
