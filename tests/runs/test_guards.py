@@ -77,11 +77,11 @@ comparison.Comparison._learn = learn
     late = f"""
 import testbed.cli as cli
 inner = cli._in_world
-def in_world(main):
+def in_world(main, backend):
     def sabotaged():
         exec({sabotage!r}, {{}})
         return main()
-    return inner(sabotaged)
+    return inner(sabotaged, backend)
 cli._in_world = in_world
 """
     done = sabotaged(tmp_path, late, *PACED)
@@ -111,7 +111,7 @@ def test_a_link_that_changes_behind_our_back_makes_the_arms_invalid(tmp_path):
     late = """
 import testbed.cli as cli
 inner = cli._in_world
-def in_world(main):
+def in_world(main, backend):
     def sabotaged():
         from testbed.runs.links import Links
         from dataclasses import replace
@@ -122,7 +122,7 @@ def in_world(main):
             return real(self)
         Links.verify_again = verify_again
         return main()
-    return inner(sabotaged)
+    return inner(sabotaged, backend)
 cli._in_world = in_world
 """
     done = sabotaged(tmp_path, late, *UNPACED)
@@ -137,7 +137,7 @@ def test_a_relay_that_dies_ends_the_run(tmp_path):
     deadly = """
 import testbed.cli as cli
 inner = cli._in_world
-def in_world(main):
+def in_world(main, backend):
     def sabotaged():
         import os, signal
         from testbed.runs.comparison import Comparison
@@ -149,7 +149,7 @@ def in_world(main):
             real(self, result)
         Comparison._train_steps = train
         return main()
-    return inner(sabotaged)
+    return inner(sabotaged, backend)
 cli._in_world = in_world
 """
     done = sabotaged(tmp_path, deadly, *UNPACED, "--delay", "5ms")
