@@ -81,18 +81,28 @@ def valid(folder: Path) -> set[str]:
     return {cell for cell, file in files.items() if json.loads(file.read_text())["valid"]}
 
 
+def sweep_till_done(place: Path) -> subprocess.CompletedProcess:
+    """The last of at most three times of the same command: on a busy machine a link measures wrong now and then, and
+    the next time takes up just those cells."""
+    for _ in range(3):
+        done = run_testbed(place, "sweep", "grid.toml")
+        if done.returncode == 0 and len(valid(place / "runs" / "grid")) == len(summaries(place / "runs" / "grid")):
+            break
+    return done
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep, done; the folder it was typed in, and what it said."""
     place = tmp_path_factory.mktemp("sweep")
     grid(place)
-    return place, run_testbed(place, "sweep", "grid.toml")
+    return place, sweep_till_done(place)
 
 
 def test_every_cell_is_learned_once_timed_once_and_composed(swept):
     """A row per cell and seed; seconds as bytes and compute ask for; the same clock for every seed."""
     place, done = swept
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     folder = place / "runs" / "grid"
     table = pd.read_parquet(folder / "results.parquet")
     assert len(table) == len(POINTS) * len(ARMS) * 2
@@ -161,8 +171,8 @@ def test_killed_it_goes_on_and_loses_nothing_that_was_done(swept, tmp_path):
     while marked("sweep-kill") and time.monotonic() < gone:
         time.sleep(0.1)
     assert marked("sweep-kill") == []
-    again = run_testbed(tmp_path, "sweep", "grid.toml")
-    assert again.returncode == 0, again.stderr
+    again = sweep_till_done(tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
     assert {cell: there[cell] for cell in kept}.items() <= summaries(folder).items()
     mine = pd.read_parquet(folder / "results.parquet")
     whole = pd.read_parquet(swept[0] / "runs" / "grid" / "results.parquet")
