@@ -18,7 +18,11 @@ COPY pyproject.toml README.md ./
 COPY experiments experiments
 COPY emulation emulation
 COPY testbed testbed
-RUN /opt/testbed/bin/pip install -q -c /wheels/constraints.txt -e .
+# Small: without headers and the packages' own tests. Compiled here, for a node may write nothing (a file that is for
+# a later Python does not compile, and is not ours).
+RUN /opt/testbed/bin/pip install -q --no-compile -c /wheels/constraints.txt -e . \
+    && cd /opt/testbed/lib/python3*/site-packages && rm -rf torch/include torch/test */tests */*/tests \
+    && { /opt/testbed/bin/python -m compileall -qq -j 0 . ../../../src || true; }
 
 FROM ${BASE_IMAGE} AS node
 COPY --from=build /opt/testbed /opt/testbed

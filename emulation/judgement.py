@@ -7,7 +7,7 @@ from typing import Any
 
 from emulation.datagrams import LONGEST_WINDOW_SECONDS, LOSS_DEVIATIONS
 
-__all__ = ["Tolerance", "check", "loss_problems"]
+__all__ = ["Tolerance", "check", "contended", "loss_problems"]
 
 FEWEST_RUNS = 20
 """Of losses, before their mean length is judged."""
@@ -35,10 +35,10 @@ def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[
     together at most 5 % less (where nodes are alike; where they differ, nothing is said of less).
     """
     allowed = tolerance or Tolerance()
-    contended = [each for each in measured["links"] if each["phase"] == "together" and not each["peer"]]
-    single = [each for each in measured["links"] if each not in contended]
+    divided = [each for each in measured["links"] if contended(each)]
+    single = [each for each in measured["links"] if not contended(each)]
     problems = [_problem(each) for each in single if each["ratio"] and abs(each["ratio"] - 1) > allowed.rate]
-    problems += [_problem(each) for each in contended if each["ratio"] and each["ratio"] - 1 > allowed.rate]
+    problems += [_problem(each) for each in divided if each["ratio"] and each["ratio"] - 1 > allowed.rate]
     problems += [f"no byte arrived: {_where(each)}" for each in measured["links"] if each["ratio"] == 0]
     problems += [
         f"{_where(each)}: in the first {each['first_seconds']:.2f} s {each['first_ratio']:.2f} times what the rate "
@@ -46,7 +46,7 @@ def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[
         for each in measured["links"]
         if each["first_ratio"] and each["first_ratio"] > 1 + allowed.rate
     ]
-    ratios = [each["ratio"] for each in contended if each["ratio"] is not None and each["binding"]]
+    ratios = [each["ratio"] for each in divided if each["ratio"] is not None and each["binding"]]
     if ratios and statistics.mean(ratios) < 1 - max(allowed.rate, allowed.contended):
         problems.append(f"all links together carried {(statistics.mean(ratios) - 1) * 100:+.1f} % of what they should")
     for ping in measured["round_trips"]:
@@ -54,6 +54,11 @@ def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[
     for loss in measured["losses"]:
         problems += loss_problems(loss)
     return problems
+
+
+def contended(link: dict[str, Any]) -> bool:
+    """Whether flows that share two queues with different others passed it: of these the mean is judged."""
+    return link["phase"] == "together" and not link["peer"]
 
 
 def loss_problems(loss: dict[str, Any]) -> list[str]:

@@ -72,3 +72,16 @@ with NetnsBackend(net(4)) as backend:
 """)
     assert found["aggregate_bps"] > 5e8
     assert found["seconds"] < 5
+
+
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_many_connections_load_every_link_with_what_the_delay_line_carries(world, accounting):
+    """32 connections make super-packets of two segments: on 300 Mbit/s they are too many for four flows at once."""
+    measured = world(f"""
+network = net(4, "300mbit", "{accounting}", delay_us=20_000)
+with NetnsBackend(network) as backend:
+    return verify.verify(backend, network, streams=(1, 32))
+""")
+    many = [each["ratio"] for each in measured["links"] if each["phase"] == "32 streams"]
+    assert len(many) == (8 if accounting == "nic" else 12)
+    assert all(0.98 <= ratio <= 1.02 for ratio in many)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from emulation import verify
 from emulation.network import Link, star
 from emulation.verify import Tolerance
 from testbed.runs import arm_record, execute
@@ -67,4 +68,13 @@ def test_verify_counts_what_it_measured(capsys):
     measured = {"links": CABLE, "round_trips": [], "losses": []}
     network = star(2, Link(rate_bps=40_000_000, rate_down_bps=300_000_000), "nic")
     execute._print_measured(network, measured, [], Tolerance(rate=0.005))
-    assert "all 2 measurements within 0.5% of" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "within 0.5%: 40mbit per node asked, goodput within" in said
+    assert "on all 2 measurements" in said
+
+
+def test_where_all_send_to_all_the_mean_is_said():
+    """Beside the worst of the others, for congestion control divides those."""
+    lines = [line("alone", "up", 38e6, 0.99), line("together", "up", 36e6, 0.9), line("together", "down", 40e6, 1.02)]
+    said = verify.proof(star(2, Link(rate_bps=40_000_000), "nic"), {"links": lines, "round_trips": [], "losses": []})
+    assert "goodput within 1.00% of the expected on all 1 measurements, -4.00% in the mean of 2 where all" in said
