@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.markup import escape
 from emulation.capability import require_tools
 from emulation.errors import CapabilityError, EmulationError
 from emulation.errors import UsageError as NetworkUsageError
-from emulation.network import Network
+from emulation.network import Network, Node
 from emulation.nodes.base import Backend
 from emulation.world import run_in_world
 from testbed.commandline import parse
@@ -73,15 +73,16 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def _require(backend: str, image: str | None) -> None:
-    """Raise CapabilityError where nodes of this kind cannot be, before anything is created."""
+def _require(backend: str, image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> None:
+    """Raise CapabilityError where nodes of this kind cannot be, UsageError where others have the names of this run's,
+    before anything is created."""
     if backend == "host":
         return
     require_tools()
     if backend == "docker":
         from emulation.nodes.engine import check
 
-        check(image)
+        check(image, run, nodes)
 
 
 def _in_world(main: Callable[[], int], backend: str) -> int:
@@ -131,7 +132,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
             record = emulate(settings, progress.report)
         return _conclude(settings.folder, record, console, as_json=command.json)
 
-    _require(settings.backend, settings.image)
+    _require(settings.backend, settings.image, settings.folder.name, settings.network.nodes)
     with machine_lock(share=settings.share):
         if settings.backend == "host":
             return run()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emulation.counters import CounterServer
-from emulation.errors import CapabilityError, EmulationError, LinkError, UsageError
+from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.mark import VARIABLE, mark, sees
 from emulation.network import Network, Node
 from emulation.nodes.engine import (
@@ -31,12 +31,14 @@ from emulation.nodes.engine import (
     OWNER,
     RUN,
     SEEN_BY,
+    container_name,
     engine,
     engine_address,
     make_room,
     orphaned,
     remove,
     require_image,
+    require_names,
 )
 from emulation.nodes.netns import NetnsBackend, processes_in
 from emulation.syscalls import MS_BIND, mount, netns_path
@@ -95,7 +97,7 @@ class DockerBackend(NetnsBackend):
     def _prepare(self) -> None:
         self._client = engine()
         remove(orphaned(self._client))
-        self._check_names()
+        require_names(self._client, self.run, self.network.nodes)
         require_image(self._client, self.image)
         self._room = make_room(mark()[VARIABLE])
         self.delay_line.prepare(self._room)
@@ -103,17 +105,6 @@ class DockerBackend(NetnsBackend):
             self._start(node)
         for node, container in zip(self.network.nodes, self._containers, strict=True):
             self._enter(node, container)
-
-    def _check_names(self) -> None:
-        taken = {each.name for each in self._client.containers.list(all=True, ignore_removed=True)}
-        if found := sorted(taken & {self._name(node) for node in self.network.nodes}):
-            raise UsageError(
-                f"this engine has a container named {found[0]} already: another run is called '{self.run}'; "
-                "give this one another --name, or wait for the other."
-            )
-
-    def _name(self, node: Node) -> str:
-        return f"testbed-{self.run}-{node.name}"
 
     def _start(self, node: Node) -> None:
         import docker.errors
@@ -125,7 +116,7 @@ class DockerBackend(NetnsBackend):
             container = self._client.containers.create(
                 self.image,
                 ["python", "-c", _KEEPER],
-                name=self._name(node),
+                name=container_name(self.run, node),
                 hostname=node.name,
                 labels={RUN: self.run, OWNER: owner, SEEN_BY: sees()},
                 entrypoint=[],
@@ -149,7 +140,8 @@ class DockerBackend(NetnsBackend):
             self._inputs.append(container.attach_socket(params={"stdin": 1, "stream": 1}))
             container.start()
         except docker.errors.APIError as error:
-            raise EmulationError(f"the engine did not start {self._name(node)}: {error.explanation or error}") from None
+            name, why = container_name(self.run, node), error.explanation or error
+            raise EmulationError(f"the engine did not start {name}: {why}") from None
 
     def _enter(self, node: Node, container: Any) -> None:
         """Give its network namespace the name by which all else finds it."""
@@ -258,7 +250,7 @@ class DockerBackend(NetnsBackend):
 
     def commands(self) -> list[str]:
         made = [
-            f"docker run --name {self._name(node)} --network none --cap-drop ALL --read-only {self.image}"
+            f"docker run --name {container_name(self.run, node)} --network none --cap-drop ALL --read-only {self.image}"
             for node in self.network.nodes
         ]
         return [*made, *super().commands()]

@@ -10,12 +10,14 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emulation.errors import CapabilityError, EmulationError
+from emulation.errors import CapabilityError, EmulationError, UsageError
 from emulation.mark import lives, sees
+from emulation.network import Node
 
 __all__ = [
     "IMAGE",
@@ -23,12 +25,14 @@ __all__ = [
     "RUN",
     "SEEN_BY",
     "check",
+    "container_name",
     "engine",
     "engine_address",
     "make_room",
     "orphaned",
     "remove",
     "require_image",
+    "require_names",
     "rooms",
 ]
 
@@ -79,13 +83,31 @@ def engine() -> Any:
     return client
 
 
-def check(image: str | None) -> None:
-    """Raise CapabilityError unless there is an engine with this image (None: the usual one); nothing is changed."""
+def check(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> None:
+    """Raise CapabilityError unless there is an engine with this image (None: the usual one), UsageError if another
+    run's containers have the names of this one's; nothing is changed."""
     client = engine()
     try:
         require_image(client, image or IMAGE)
+        if run is not None:
+            require_names(client, run, nodes)
     finally:
         client.close()
+
+
+def container_name(run: str, node: Node) -> str:
+    return f"testbed-{run}-{node.name}"
+
+
+def require_names(client: Any, run: str, nodes: Sequence[Node]) -> None:
+    """Raise UsageError if a container that will not be removed has the name of one of these."""
+    gone = {each.id for each in orphaned(client)}
+    taken = {each.name for each in client.containers.list(all=True, ignore_removed=True) if each.id not in gone}
+    if found := sorted(taken & {container_name(run, node) for node in nodes}):
+        raise UsageError(
+            f"this engine has a container named {found[0]} already: another run is called '{run}'; "
+            "give this one another --name, or wait for the other."
+        )
 
 
 def require_image(client: Any, image: str) -> Any:

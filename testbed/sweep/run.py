@@ -135,11 +135,22 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
     if asked_for.command:
         return folder, _sweep_command(asked, asked_for, folder, report)
     plan = _plan(asked, asked_for, folder)
+    if asked.launcher == "local":
+        _require_images(asked_for)
     with _hosts(asked) as hosts:
         report("building every trainer once")
         rehearse_all(list(plan.trainers.values()))
         with _folder(folder, _config(plan)):
             return folder, _done(plan, report, hosts, live)
+
+
+def _require_images(sweep: Sweep) -> None:
+    """CapabilityError, before anything is made, unless this machine's engine has what the grid's containers are of."""
+    points = points_of(sweep)[0]
+    for image in {point.get("image") for point in points if point.get("backend") == "docker"}:
+        from emulation.nodes.engine import check
+
+        check(image)
 
 
 def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, Any]:
@@ -174,6 +185,7 @@ def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Re
     from testbed.analysis.sweeps import conclude_commands
 
     own = _errands(command, asked)
+    _require_images(asked)
     cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands_of(asked)]
     with _folder(folder, _about(asked) | {"cells": cells}):
         return conclude_commands(folder, run_errands(own, folder, report)).record

@@ -223,3 +223,17 @@ def test_bad_input_is_one_sentence(image, tmp_path, words, variables, said):
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert said in done.stderr
     assert ours() == []
+
+
+def test_another_runs_names_are_not_taken(image, tmp_path):
+    """Said before anything is made; what a dead driver left is in nobody's way."""
+    other = docker("run", "-d", "--network", "none", "--name", "testbed-busy-n1", image, "sleep", "60")
+    try:
+        done = run_testbed(
+            tmp_path, "emulate", "--bw", "40mbit", "--preset", PRESET, *on("docker", IMAGE), "--name", "busy"
+        )
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+        assert "another run is called 'busy'" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        docker("rm", "-f", other)

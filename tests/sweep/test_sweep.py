@@ -343,3 +343,23 @@ def test_bad_input_leaves_nothing(tmp_path):
     assert (done.returncode, "nothing.toml" in done.stderr) == (2, True)
     assert not (tmp_path / "runs").exists()
     assert sorted(os.listdir(tmp_path)) == ["bad.toml", "grid.toml"]
+
+
+def test_containers_without_an_engine_are_refused_before_anything_is_made(tmp_path):
+    """Of arms and of commands alike."""
+    grid(tmp_path, more="backend = ['docker']")
+    (tmp_path / "mine.toml").write_text(
+        'title = "Mine"\ncommand = ["true"]\n[settings]\nbackend = "docker"\nbw = "40mbit"\n'
+    )
+    for file in ("grid.toml", "mine.toml"):
+        done = subprocess.run(
+            command("sweep", file),
+            cwd=tmp_path,
+            env=environment() | {"DOCKER_HOST": "unix:///nowhere/docker.sock"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert "need no engine" in done.stderr
+        assert not list((tmp_path / "runs").glob("*/*"))
