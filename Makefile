@@ -40,6 +40,7 @@ emulate: $(STAMP) ## five trainers over links of BW=300mbit, or NETWORK=cable (D
 
 sweep: $(STAMP) ## every arm on every link of a grid: GRID=experiments/bandwidth_latency.toml (docs/sweeps.md)
 	@test -n "$(GRID)" || { echo "no grid was given: type 'make sweep GRID=experiments/bandwidth_latency.toml'" >&2; exit 2; }
+	@test -z '$(strip $(FLAGS_link))' || { echo "the links of a sweep stand in its file: write them (bw, backend, …) under [settings] of $(GRID)" >&2; exit 2; }
 	@$(BIN)/testbed sweep "$(GRID)" $(call flag,NAME,name) $(ARGS)
 
 report: $(STAMP) ## one HTML file of a run: RUN=bandwidth_latency
@@ -48,7 +49,12 @@ report: $(STAMP) ## one HTML file of a run: RUN=bandwidth_latency
 
 notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
-	@cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb 0*.py && ../$(BIN)/jupyter-execute --inplace 0*.ipynb
+	@cd notebooks && done=1 && for name in 0*.py; do name=$${name%.py}; \
+		../$(BIN)/jupytext --quiet --to ipynb -o .$$name.ipynb $$name.py && \
+		if ../$(BIN)/jupyter-execute --inplace .$$name.ipynb 2>.$$name.log; \
+		then mv .$$name.ipynb $$name.ipynb; done=0; echo "notebooks/$$name.ipynb"; \
+		else echo "notebooks/$$name.ipynb stays as it was: $$(grep . .$$name.log | tail -1)"; fi; \
+		rm -f .$$name.ipynb .$$name.log; done; exit $$done
 
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)

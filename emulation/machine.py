@@ -2,10 +2,11 @@
 
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from emulation.capability import Capability
+from emulation.errors import CapabilityError
+from emulation.nodes.engine import engine
 
 __all__ = ["Steal", "congestion_control", "cores", "disk", "docker", "gpu", "memory", "pressure", "waiting"]
 
@@ -110,21 +111,14 @@ def gpu() -> Capability:
 
 
 def docker() -> Capability:
-    """Whether an engine answers; nothing is started."""
-    path = "/var/run/docker.sock"
-    detail = "no client" if shutil.which("docker") is None else f"client found, no engine at {path}"
-    ok = False
+    """Whether there is an engine that a run could use; nothing is started."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(2.0)
-            sock.connect(path)
-            sock.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-            ok = b"200 OK" in sock.recv(4096)
-            detail = "engine answers" if ok else "engine does not answer"
-    except OSError:
-        pass
-    remedy = "" if ok else "only --backend docker needs one: 'sudo apt-get install docker.io'"
-    return Capability(name="docker engine", ok=ok, detail=detail, remedy=remedy)
+        engine().close()
+    except CapabilityError as error:
+        return Capability(
+            name="docker engine", ok=False, detail=f"{error}".rstrip("."), remedy="only --backend docker needs one"
+        )
+    return Capability(name="docker engine", ok=True, detail="engine answers")
 
 
 def _text(path: str) -> str:

@@ -75,7 +75,8 @@ def measure(
     """
     following = names[(rank + 1) % len(names)]
     try:
-        with _Before(names[rank], port) as before, _connected(following, port) as after:
+        patience = _ANSWER_SECONDS + len(names) * (_PINGS + 2) * 2 * link.delay_us / 1e6
+        with _Before(names[rank], port, patience) as before, _connected(following, port, patience) as after:
             before.wait(_JOIN_SECONDS)
             found = _measure(rank, following, before, after, link, mtu, framing)
     except (OSError, TimeoutError) as error:
@@ -88,7 +89,8 @@ def measure(
 class _Before:
     """What the rank before sends, answered by a thread: pings and flows. A turn is for us."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, patience: float) -> None:
+        self._patience = patience
         address = socket.gethostbyname(name)
         self._listener = socket.create_server((address, port))
         self._turn = threading.Semaphore(0)
@@ -102,7 +104,7 @@ class _Before:
             return  # closed
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(_ANSWER_SECONDS)
+            connection.settimeout(self._patience)
             self._came.set()
             try:
                 while what := connection.recv(1):
@@ -121,11 +123,11 @@ class _Before:
             raise TimeoutError("the rank before it has not come")
 
     def turn(self) -> None:
-        if not self._turn.acquire(timeout=_ANSWER_SECONDS):
+        if not self._turn.acquire(timeout=self._patience):
             raise TimeoutError("its turn has not come")
 
     def flowed(self) -> None:
-        if not self._flowed.wait(_ANSWER_SECONDS):
+        if not self._flowed.wait(self._patience):
             raise TimeoutError("the rank before it has sent nothing")
 
     def __enter__(self) -> "_Before":
@@ -135,11 +137,11 @@ class _Before:
         self._listener.close()
 
 
-def _connected(name: str, port: int) -> socket.socket:
+def _connected(name: str, port: int, patience: float) -> socket.socket:
     deadline = time.monotonic() + _JOIN_SECONDS
     while True:
         try:
-            connection = socket.create_connection((name, port), timeout=_ANSWER_SECONDS)
+            connection = socket.create_connection((name, port), timeout=patience)
             break
         except OSError:
             if time.monotonic() > deadline:

@@ -70,12 +70,14 @@ def measure(
     first, warm, window = _windows(network, seconds)
     nodes = network.nodes
     links: list[dict[str, Any]] = []
+    relayed = backend.describe().get("delays") == "delay line"
     with Probers(backend) as probers:
         lossless = network.change(_lossless)
         if lossless != network:
             backend.change(lossless)
         for number in streams:
-            for flows, groups in _rounds(network, _at_once(network, number)) if len(nodes) > 1 else []:
+            at_once = _at_once(network, number) if relayed else len(nodes)
+            for flows, groups in _rounds(network, at_once) if len(nodes) > 1 else []:
                 results = probers.flows(flows, first, warm, window, _drain(network), streams=number)
                 links += _lines(network, "alone" if number == 1 else f"{number} streams", groups, results)
         if len(nodes) > 1:
@@ -147,12 +149,13 @@ Group = tuple[Node, Node | None, str, list[Flow], list[Flow]]
 
 
 def _at_once(network: Network, streams: int) -> int:
-    """Flows in a round. TCP makes super-packets of a millisecond of a connection's rate, of two segments at least
-    (tcp_tso_autosize), so that many connections make many more of them, and each passes the delay line."""
+    """Flows in a round where the delay line relays. TCP makes super-packets of a millisecond of a connection's rate, of
+    two segments at least (tcp_tso_autosize), so that many connections make many more of them, and each is relayed."""
     rate = max((link.rate_bps or 10**9 for link in network.links), default=10**9)
-    if streams == 1 or not network.impaired:
+    if streams == 1:
         return len(network.nodes)
-    super_packet_bytes = max(2 * network.mtu, rate / streams / 8 / 1000)
+    fewest = min(2, segments_of(network, 0))
+    super_packet_bytes = max(fewest * network.mtu, rate / streams / 8 / 1000)
     return max(1, int(DELAYED_PACKETS_PER_SECOND * super_packet_bytes * 8 / rate))
 
 

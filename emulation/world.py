@@ -20,7 +20,7 @@ from typing import NoReturn
 from emulation import syscalls
 from emulation.errors import CapabilityError, UsageError
 from emulation.mark import mark
-from emulation.refusal import remedy_for
+from emulation.refusal import CONTAINERS, remedy_for
 
 __all__ = ["run_in_world"]
 
@@ -47,10 +47,7 @@ def run_in_world(main: Callable[[], int], *, beside_engine: bool = False) -> int
     `main` does.
     """
     if beside_engine and os.geteuid() != 0:
-        raise CapabilityError(
-            "containers are shaped from outside, through their processes' namespaces, which takes root on the engine's "
-            "machine: type it with sudo, or use netns nodes, which need no root, or docker compose (docs/docker.md)."
-        )
+        raise CapabilityError(CONTAINERS)
     if len(os.listdir("/proc/self/task")) != 1:
         raise UsageError(
             "a world must be entered before any thread starts: call run_in_world first, then import torch."

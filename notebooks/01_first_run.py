@@ -10,8 +10,8 @@
 
 # %% [markdown]
 # # A first run
-# `make emulate BW=300mbit` has compared five trainers over links of 300 Mbit/s. This notebook reads what it left.
-# Another run: set `TESTBED_COMPARISON` to its folder before the notebook is opened.
+# `make emulate BW=300mbit NAME=first` has compared five trainers over links of 300 Mbit/s. This notebook reads what it
+# left. Another run: set `TESTBED_COMPARISON` to its folder (an absolute path) before the notebook is opened.
 
 # %%
 # %matplotlib inline

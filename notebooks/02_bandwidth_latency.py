@@ -11,7 +11,7 @@
 # %% [markdown]
 # # At which bandwidth and latency does compression pay?
 # `make sweep GRID=experiments/bandwidth_latency.toml` has timed every arm on every link. Another sweep: set
-# `TESTBED_SWEEP` to its folder before the notebook is opened.
+# `TESTBED_SWEEP` to its folder (an absolute path) before the notebook is opened.
 
 # %%
 # %matplotlib inline

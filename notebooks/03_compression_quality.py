@@ -10,8 +10,8 @@
 
 # %% [markdown]
 # # What does compression cost in quality?
-# `testbed learn experiments/figure5_baselines.toml` has learned some codecs on a task that needs an exchange. Another
-# run: set `TESTBED_QUALITY` to its folder before the notebook is opened.
+# `.venv/bin/testbed learn experiments/figure5_baselines.toml` has learned some codecs on a task that needs an exchange.
+# Another run: set `TESTBED_QUALITY` to its folder (an absolute path) before the notebook is opened.
 
 # %%
 # %matplotlib inline

@@ -11,7 +11,9 @@
 # %% [markdown]
 # # The paper's figures 2 and 14, at small scale
 # Losses are those of a small model (measured), times those of the paper's nodes on real links (composed of measured
-# steps; compute modelled). Another sweep: set `TESTBED_SWEEP` to its folder before the notebook is opened.
+# steps; compute modelled). Made by `make sweep GRID=experiments/figure2_convergence.toml` and
+# `make sweep GRID=experiments/figure14_bandwidths.toml`. Other sweeps: set `TESTBED_FIGURE2` and `TESTBED_FIGURE14` to
+# their folders (absolute paths) before the notebook is opened.
 
 # %%
 # %matplotlib inline
@@ -24,20 +26,21 @@ from testbed.analysis.sweep_figures import (
 )
 from testbed.analysis.sweeps import load_sweep
 
-sweep = load_sweep(os.environ.get("TESTBED_SWEEP", "../runs/bandwidth_latency"))
+convergence = load_sweep(os.environ.get("TESTBED_FIGURE2", "../runs/figure2_convergence"))
+bandwidths = load_sweep(os.environ.get("TESTBED_FIGURE14", "../runs/figure14_bandwidths"))
 
 # %% [markdown]
 # ## Figure 2: loss against hours
 # Bands: lowest and highest seed. The control, which exchanges nothing, belongs into every such figure.
 
 # %%
-figure_loss_against_hours(sweep)
+figure_loss_against_hours(convergence)
 
 # %% [markdown]
 # ## Figure 14: the same for every bandwidth
 
 # %%
-figure_loss_against_bandwidth(sweep)
+figure_loss_against_bandwidth(bandwidths)
 
 # %%
-data_loss_against_bandwidth(sweep).groupby(["arm", "bandwidth_bps"])[["hours", "val_loss"]].last()
+data_loss_against_bandwidth(bandwidths).groupby(["arm", "bandwidth_bps"])[["hours", "val_loss"]].last()

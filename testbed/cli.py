@@ -42,7 +42,7 @@ from testbed.commands import (
 )
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
-from testbed.runs.nodes import make_nodes
+from testbed.runs.nodes import make_nodes, require_image
 from testbed.runs.settings import resolve
 
 __all__ = ["main"]
@@ -80,9 +80,7 @@ def _require(backend: str, image: str | None, run: str | None = None, nodes: Seq
         return
     require_tools()
     if backend == "docker":
-        from emulation.nodes.engine import check
-
-        check(image, run, nodes)
+        require_image(image, run, nodes)
 
 
 def _in_world(main: Callable[[], int], backend: str) -> int:

@@ -44,17 +44,20 @@ arms = ["decentralised", "control", "best"]
     orders = {
         "TESTBED_COMPARISON": (
             *("emulate", "--bw", "80mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
-            *("--name", "first", "--budget", "2s"),
+            *("--budget", "2s"),
         ),
-        "TESTBED_SWEEP": ("sweep", "grid.toml", "--name", "grid"),
-        "TESTBED_QUALITY": ("learn", "codecs.toml", "--name", "codecs"),
+        "TESTBED_SWEEP": ("sweep", "grid.toml"),
+        "TESTBED_QUALITY": ("learn", "codecs.toml"),
     }
     found = {}
     for variable, order in orders.items():
-        done = run_testbed(place, *order)
+        for attempt in range(3):  # a busy machine makes a link, an arm or a cell invalid now and then
+            done = run_testbed(place, *order, "--name", f"{order[0]}{attempt}")
+            if done.returncode == 0:
+                break
         assert done.returncode == 0, done.stdout + done.stderr
-        found[variable] = str(place / "runs" / order[order.index("--name") + 1])
-    return found
+        found[variable] = str(place / "runs" / f"{order[0]}{attempt}")
+    return found | dict.fromkeys(("TESTBED_FIGURE2", "TESTBED_FIGURE14"), found["TESTBED_SWEEP"])
 
 
 @pytest.mark.world

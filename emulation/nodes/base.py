@@ -61,8 +61,8 @@ class Backend(ABC):
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
-        """Start a program on a node; the process's pid is the program's own. `env` is its whole
-        environment."""
+        """Start a program on a node; it is there when this returns. `env` is its whole environment. The process's pid
+        is the program's own, except where `starts_programs` is false."""
 
     @abstractmethod
     def check_alive(self) -> None:

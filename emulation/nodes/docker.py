@@ -29,11 +29,13 @@ from emulation.network import Network, Node
 from emulation.nodes.engine import (
     IMAGE,
     OWNER,
+    RIGHTS,
     RUN,
     SEEN_BY,
     container_name,
     engine,
     engine_address,
+    engine_errors,
     make_room,
     orphaned,
     remove,
@@ -80,6 +82,7 @@ class DockerBackend(NetnsBackend):
         self._inputs: list[Any] = []
         """Standard inputs of the containers: they live as long as these are open."""
         self._keepers: set[int] = set()
+        self._image_id: str | None = None
         self._room: str | None = None
         self._counters: CounterServer | None = None
 
@@ -98,7 +101,7 @@ class DockerBackend(NetnsBackend):
         self._client = engine()
         remove(orphaned(self._client))
         require_names(self._client, self.run, self.network.nodes)
-        require_image(self._client, self.image)
+        self._image_id = require_image(self._client, self.image).id
         self._room = make_room(mark()[VARIABLE])
         self.delay_line.prepare(self._room)
         for node in self.network.nodes:
@@ -107,8 +110,6 @@ class DockerBackend(NetnsBackend):
             self._enter(node, container)
 
     def _start(self, node: Node) -> None:
-        import docker.errors
-
         share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         owner = mark()[VARIABLE]
         seen = {str(folder): {"bind": str(folder), "mode": mode} for folder, mode in self.folders.items()}
@@ -123,11 +124,6 @@ class DockerBackend(NetnsBackend):
                 stdin_open=True,
                 auto_remove=True,
                 init=True,
-                network_mode="none",
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges"],
-                read_only=True,
-                tmpfs={"/tmp": "mode=1777"},
                 user=f"{os.getuid()}:{os.getgid()}",
                 environment={VARIABLE: owner, "HOME": "/tmp"},
                 volumes=seen | {self._room: {"bind": self._room, "mode": "ro"}},
@@ -135,12 +131,13 @@ class DockerBackend(NetnsBackend):
                 mem_limit=share,
                 nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
                 pids_limit=_MOST_PROCESSES,
+                **RIGHTS,
             )
             self._containers.append(container)
             self._inputs.append(container.attach_socket(params={"stdin": 1, "stream": 1}))
             container.start()
-        except docker.errors.APIError as error:
-            name, why = container_name(self.run, node), error.explanation or error
+        except engine_errors() as error:
+            name, why = container_name(self.run, node), getattr(error, "explanation", None) or error
             raise EmulationError(f"the engine did not start {name}: {why}") from None
 
     def _enter(self, node: Node, container: Any) -> None:
@@ -168,14 +165,15 @@ class DockerBackend(NetnsBackend):
         place = Path(netns_path(node.name))
         place.touch()
         mount(f"/proc/{pid}/ns/net", str(place), None, MS_BIND)
-        while len(inside := processes_in(node.name)) < _KEEPERS and time.monotonic() < deadline:
+        while len(inside := processes_in(node.name)) < _KEEPERS:
+            if time.monotonic() > deadline:
+                raise CapabilityError(f"{container.name} runs no python after {_START_SECONDS:g} s.")
             time.sleep(0.02)
         self._keepers |= {pid, *inside}
 
     def close(self) -> None:
-        """Remove the containers, and with them what runs in them; a second time does nothing."""
-        import docker.errors
-
+        """Remove the containers, and with them what runs in them; a second time does nothing. Where the engine is gone,
+        containers end with their standard inputs."""
         if self._counters is not None:
             self._counters.close()
             self._counters = None
@@ -184,7 +182,7 @@ class DockerBackend(NetnsBackend):
             with suppress(OSError):
                 stream.close()
         for container in self._containers:
-            with suppress(docker.errors.APIError):  # it has ended, and is gone
+            with suppress(*engine_errors()):  # it has ended, and is gone
                 container.remove(force=True)
         self._inputs, self._containers = [], []
         if self._room is not None:
@@ -215,7 +213,9 @@ class DockerBackend(NetnsBackend):
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
-        """The process here is the engine's client, whose pipes and status are the program's."""
+        """The process here is the engine's client, whose pipes and status are the program's. As in a namespace, the
+        program is on its node when this returns, so that a signal finds it."""
+        before = processes_in(node.name)
         given = {key: value for key, value in (env or {}).items() if key not in _HOSTS_OWN}
         terminal = popen_kwargs.get("stdin")
         tty = ["--tty"] if isinstance(terminal, int) and terminal >= 0 and os.isatty(terminal) else []
@@ -231,7 +231,11 @@ class DockerBackend(NetnsBackend):
             self._containers[node.index].id,
             *argv,
         ]
-        return subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
+        process = subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
+        deadline = time.monotonic() + _START_SECONDS
+        while set(processes_in(node.name)) <= set(before) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return process
 
     def signal(self, node: Node, number: int) -> None:
         for pid in processes_in(node.name):
@@ -250,13 +254,14 @@ class DockerBackend(NetnsBackend):
 
     def commands(self) -> list[str]:
         made = [
-            f"docker run --name {container_name(self.run, node)} --network none --cap-drop ALL --read-only {self.image}"
+            f"# by the engine's API: container {container_name(self.run, node)} of {self.image}, without network, "
+            "capabilities, or a root it could write"
             for node in self.network.nodes
         ]
         return [*made, *super().commands()]
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"backend": "docker", "image": self.image}
+        return super().describe() | {"backend": "docker", "image": self.image, "image_id": self._image_id}
 
 
 def _environment_of(pid: int) -> list[bytes]:

@@ -16,29 +16,42 @@ from pathlib import Path
 from typing import Any
 
 from emulation.errors import CapabilityError, EmulationError, UsageError
-from emulation.mark import lives, sees
+from emulation.mark import VARIABLE, lives, mark, sees
 from emulation.network import Node
+from emulation.refusal import CONTAINERS
 
 __all__ = [
     "IMAGE",
     "OWNER",
+    "RIGHTS",
     "RUN",
     "SEEN_BY",
     "check",
     "container_name",
     "engine",
     "engine_address",
+    "engine_errors",
+    "has_engine",
     "make_room",
     "orphaned",
     "remove",
     "require_image",
     "require_names",
     "rooms",
+    "said_by",
 ]
 
 IMAGE = "slowlink-testbed"
 """Unless another is asked for."""
 RUN, OWNER, SEEN_BY = (f"org.slowlink-testbed.{name}" for name in ("run", "owner", "pid-namespace"))
+RIGHTS: dict[str, Any] = {
+    "network_mode": "none",
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "read_only": True,
+    "tmpfs": {"/tmp": "mode=1777"},
+}
+"""What a container of ours may: next to nothing."""
 _ROOM = "testbed-node."
 _ROOM_NAME = re.compile(r"testbed-node\.(\d+)-(\d+)-(\d+)\.\w+")
 _NONE_NEEDED = "or leave --backend docker out: netns nodes need no engine"
@@ -47,6 +60,11 @@ _NONE_NEEDED = "or leave --backend docker out: netns nodes need no engine"
 def engine_address() -> str:
     """Of the engine that is used, whatever the client's contexts say."""
     return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def has_engine() -> bool:
+    """Whether one of this machine's could be asked, by whoever may."""
+    return os.path.exists(engine_address().removeprefix("unix://"))
 
 
 def engine() -> Any:
@@ -83,16 +101,56 @@ def engine() -> Any:
     return client
 
 
-def check(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> None:
-    """Raise CapabilityError unless there is an engine with this image (None: the usual one), UsageError if another
-    run's containers have the names of this one's; nothing is changed."""
+def check(image: str, program: str, run: str | None = None, nodes: Sequence[Node] = ()) -> str:
+    """What a Python program prints in this image (`said_by`).
+
+    CapabilityError unless there is an engine that has it and that we may shape; UsageError if another run's containers
+    have the names of this one's. Nothing is left.
+    """
+    if os.geteuid() != 0:
+        raise CapabilityError(CONTAINERS)
     client = engine()
     try:
-        require_image(client, image or IMAGE)
+        require_image(client, image)
         if run is not None:
             require_names(client, run, nodes)
+        return said_by(client, image, program)
+    except engine_errors() as error:
+        raise CapabilityError(f"the engine does not answer ({error}): start it anew, {_NONE_NEEDED}.") from None
     finally:
         client.close()
+
+
+def engine_errors() -> tuple[type[Exception], ...]:
+    """What a client raises where its engine refuses, is slow, or is gone."""
+    import docker.errors
+    import requests
+
+    return docker.errors.DockerException, requests.RequestException
+
+
+def said_by(client: Any, image: str, program: str) -> str:
+    """What a Python program prints in a container of this image that may nothing and is gone afterwards."""
+    import docker.errors
+
+    try:
+        printed = client.containers.run(
+            image,
+            ["python", "-c", program],
+            entrypoint=[],
+            remove=True,
+            labels={OWNER: mark()[VARIABLE], SEEN_BY: sees()},
+            **RIGHTS,
+        )
+    except docker.errors.ContainerError as error:
+        said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else f"{error.stderr}"
+        why = said.strip().splitlines() or ["it said nothing"]
+        raise CapabilityError(
+            f"the image '{image}' does not hold this testbed ({why[-1]}): build it with 'make image'."
+        ) from None
+    except docker.errors.APIError:
+        raise CapabilityError(f"the image '{image}' cannot run python: build one with 'make image'.") from None
+    return printed.decode()
 
 
 def container_name(run: str, node: Node) -> str:
@@ -133,10 +191,8 @@ def orphaned(client: Any) -> list[Any]:
 
 def remove(containers: list[Any]) -> None:
     """End them, and what drivers that are gone have left in temporary folders."""
-    import docker.errors
-
     for container in containers:
-        with suppress(docker.errors.APIError):  # it is being removed already
+        with suppress(*engine_errors()):  # it is being removed already
             container.remove(force=True, v=True)
     for room in rooms():
         shutil.rmtree(room, ignore_errors=True)

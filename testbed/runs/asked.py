@@ -25,9 +25,9 @@ class AskedLink:
     bw: Annotated[str | None, flag("RATE")] = None
     """Rate of a link: 300mbit, 1gbit, 2.5gbit …"""
     down: Annotated[str | None, flag("RATE")] = None
-    """Rate of what a node receives, where it differs (with --accounting nic)."""
+    """Rate of what a node receives, where it differs (access links: accounting nic)."""
     delay: Annotated[str | None, flag("TIME")] = None
-    """One-way delay of a path: 20ms; a round trip is twice that."""
+    """One-way delay of a path: 20ms; between two such nodes a round trip is twice that."""
     jitter: Annotated[str | None, flag("TIME")] = None
     """Spread of the delay: 2ms."""
     distribution: Annotated[Literal["normal", "uniform", "pareto"] | None, flag("normal|uniform|pareto")] = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from emulation.errors import CapabilityError
 from emulation.mark import orphans
-from emulation.nodes.engine import engine, orphaned, remove, rooms
+from emulation.nodes.engine import engine, engine_errors, has_engine, orphaned, remove, rooms
 from testbed.analysis.formats import counted
 from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, machine_lock
@@ -28,7 +28,8 @@ def clean(*, dry_run: bool) -> str:
     try:
         with machine_lock(share=False):
             processes = orphans()
-            partial, folders, containers = _half_written(), rooms(), _containers()
+            partial, folders = _half_written(), rooms()
+            containers, unseen = _containers()
             if not dry_run:
                 remove(containers)
                 for pid in processes:
@@ -42,16 +43,15 @@ def clean(*, dry_run: bool) -> str:
     found = [f"{ended} {len(processes)} {'process' if len(processes) == 1 else 'processes'}"] if processes else []
     for things, name in ((containers, "container"), (folders, "temporary folder"), (partial, "half-written file")):
         found += [f"{removed} {counted(len(things), name)}"] if things else []
-    return "; ".join(found) or "nothing of ours is left on this machine"
+    return "; ".join([*(found or ["nothing of ours is left on this machine"]), *([unseen] if unseen else [])])
 
 
-def _containers() -> list[Any]:
-    """Whose driver is gone, on this machine's engine if there is one."""
+def _containers() -> tuple[list[Any], str]:
+    """Whose driver is gone, on this machine's engine if there is one; why they could not be looked for, if so."""
     try:
-        client = engine()
-    except CapabilityError:
-        return []
-    return orphaned(client)
+        return orphaned(engine()), ""
+    except (CapabilityError, *engine_errors()) as error:
+        return [], f"containers were not looked for: {error}" if has_engine() else ""
 
 
 def _half_written() -> list[Path]:

@@ -84,6 +84,8 @@ class Comparison:
         self.ranks: Ranks
         self.results: dict[str, ArmResult] = {}
         self.warm: dict[str, Any] = {}
+        self.interpreter: dict[str, Any] = {}
+        """What runs the ranks."""
         self._synced: dict[Any, ArmResult] = {}
         """An arm whose averagings have been timed, by what decides their time."""
 
@@ -109,6 +111,7 @@ class Comparison:
                 "the image's sources are not this checkout's: build it again ('make image'), so that what is measured "
                 "is what you read"
             )
+        self.interpreter = data[0]["interpreter"]
         self._warm_up(data[0]["corpus_sha256"])
 
     def go_on_from(self, other: "Comparison") -> None:
@@ -116,7 +119,7 @@ class Comparison:
         self.links.backend.shape(self.links.network.unshaped())
         self._use(other.ranks)
         self.ranks.order("reconnect")
-        self.warm = other.warm
+        self.warm, self.interpreter = other.warm, other.interpreter
 
     def _use(self, ranks: Ranks) -> None:
         self.ranks = ranks

@@ -22,6 +22,7 @@ __all__ = [
     "RUNS",
     "check_name",
     "environment",
+    "interpreter",
     "machine_lock",
     "program_sha256",
     "read_json",
@@ -131,18 +132,22 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: a whitelist, never the whole environment."""
-    packages = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "psutil", "pydantic", "tyro")
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty_diff": _git("diff", "HEAD"),
         "sources_sha256": sources_sha256(Path(__file__).parents[1]),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        **interpreter(),
         "kernel": platform.release(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads_per_rank": 1,
     }
+
+
+def interpreter() -> dict[str, Any]:
+    """What runs a program here, or in a container: of ranks it is what a result depends on."""
+    packages = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "psutil", "pydantic", "tyro")
+    return {"python": platform.python_version(), "packages": {name: version(name) for name in packages}}
 
 
 def sources_sha256(package: Path) -> str:

@@ -9,6 +9,7 @@ from emulation.nodes.base import Backend
 from testbed.analysis.load import write_results
 from testbed.analysis.relations import relate, void_reason
 from testbed.config import Arm
+from testbed.config.data import STDLIB, corpus_folder
 from testbed.pace import plan_for
 from testbed.runs.arm_record import arm_record
 from testbed.runs.comparison import ArmResult, Comparison
@@ -22,12 +23,14 @@ __all__ = ["emulate", "make_backend", "write_arm"]
 
 def make_backend(settings: Settings) -> Backend:
     """Nodes for the settings' network, not yet built."""
+    corpus = settings.preset.data.corpus
     return make_nodes(
         settings.network.unshaped(),
         settings.backend,
         run=settings.folder.name,
         image=settings.image,
         folder=settings.folder,
+        corpus=None if corpus == STDLIB else corpus_folder(corpus),
     )
 
 
@@ -80,7 +83,7 @@ def write_arm(
     comparison.links.write(result.arm, result.link)
     write_json(folder / "config.json", {"arm": asdict(result.arm), "plan": result.plan and asdict(result.plan)})
     (folder / "command.txt").write_text(comparison.settings.command + "\n")
-    write_json(folder / "environment.json", where)
+    write_json(folder / "environment.json", where | comparison.interpreter)
     write_json(folder / "ledger.json", {"schema_version": 1, "ranks": result.ledger})
     if result.events:
         write_json(folder / "events.json", {"schema_version": 1, "events": result.events})

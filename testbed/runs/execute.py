@@ -86,7 +86,7 @@ def _print_measured(
         console.print(f"OUT OF TOLERANCE: {problem}", style="bold red", markup=False)
     if not problems:
         allowed = format_percent(tolerance.rate)
-        console.print(f"every link is what was asked, within {allowed}: {verify.proof(network, measured)}")
+        console.print(f"every link is what was asked ({allowed} allowed): {verify.proof(network, measured)}")
 
 
 # -- exec

@@ -1,22 +1,38 @@
 """Where the nodes of a run are: in network namespaces, in containers, or plain processes of this machine."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from emulation.network import Network
+from emulation.errors import CapabilityError
+from emulation.network import Network, Node
 from emulation.nodes.base import Backend
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from testbed.config.data import CORPORA
 from testbed.runs.asked import BackendName
 
-__all__ = ["make_nodes"]
+__all__ = ["make_nodes", "require_image"]
+
+_ABOUT = """
+import json
+from testbed.runs.directory import interpreter, program_sha256
+print(json.dumps({"program_sha256": program_sha256()} | interpreter()))
+"""
 
 
 def make_nodes(
-    network: Network, backend: BackendName, *, run: str, image: str | None = None, folder: Path | None = None
+    network: Network,
+    backend: BackendName,
+    *,
+    run: str,
+    image: str | None = None,
+    folder: Path | None = None,
+    corpus: Path | None = None,
 ) -> Backend:
-    """Nodes not yet built. Containers are named after the run, and see `folder`, to write to, and corpora/, to read."""
+    """Nodes not yet built. Containers are named after the run; they see `folder`, to write to, and corpora/ and
+    `corpus`, to read."""
     if backend == "host":
         return HostBackend(network)
     if backend == "netns":
@@ -24,7 +40,27 @@ def make_nodes(
     from emulation.nodes.docker import DockerBackend
     from emulation.nodes.engine import IMAGE
 
-    seen: dict[Path, Literal["ro", "rw"]] = {CORPORA.resolve(): "ro"} if CORPORA.is_dir() else {}
+    seen: dict[Path, Literal["ro", "rw"]] = {CORPORA.absolute(): "ro"} if CORPORA.is_dir() else {}
+    if corpus is not None:
+        seen[corpus.absolute()] = "ro"
     if folder is not None:
-        seen[folder.resolve()] = "rw"
+        seen[folder.absolute()] = "rw"
     return DockerBackend(network, run=run, image=image or IMAGE, folders=seen)
+
+
+def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> dict[str, Any]:
+    """What programs of the image are run by (`interpreter`); nothing is created.
+
+    CapabilityError unless this machine's engine has it and its sources are this checkout's; UsageError if another run's
+    containers have these names.
+    """
+    from emulation.nodes.engine import IMAGE, check
+    from testbed.runs.directory import program_sha256
+
+    about = json.loads(check(image or IMAGE, _ABOUT, run, nodes))
+    if about.pop("program_sha256") != program_sha256():
+        raise CapabilityError(
+            f"the image '{image or IMAGE}' has other sources than this checkout: build it again ('make image'), so "
+            "that what is measured is what you read."
+        )
+    return about

@@ -38,7 +38,7 @@ from testbed.data.source import Source, open_source
 from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
-from testbed.runs.directory import program_sha256
+from testbed.runs.directory import interpreter, program_sha256
 from testbed.runs.records import combine_validations
 from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
 
@@ -90,7 +90,11 @@ class Rank:
         """Read the data."""
         self.preset, self.seed = parse(Preset, preset, "preset"), seed
         self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks)
-        return {"corpus_sha256": self.mix.sha256, "program_sha256": program_sha256()}
+        return {
+            "corpus_sha256": self.mix.sha256,
+            "program_sha256": program_sha256(),
+            "interpreter": interpreter(),
+        }
 
     def warm_up(self, folder: str) -> dict[str, Any]:
         """The warm start that all arms share; rank 0 keeps its weights on disk."""

@@ -39,7 +39,8 @@ def shape(command: "Shape") -> int:
     interface = Interface(command.interface, link, framing=command.framing or "layer2")
     if command.dry_run:
         there = ", ".join(interface.foreign()) or ("a link of ours" if interface.ours else "nothing")
-        print(f"{command.interface}, which carries {there}, would be {words_of(link)}")
+        held = "; on a kernel without netem it takes --hold" if link.impaired and not command.hold else ""
+        print(f"{command.interface}, which carries {there}, would be {words_of(link)}{held}")
         return 0
     for number in _ENDS:  # a connection that breaks must not leave a link half taken away
         signal.signal(number, signal.default_int_handler)

@@ -24,10 +24,11 @@ from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
-from testbed.runs.directory import environment, write_json
+from testbed.runs.directory import environment, interpreter, write_json
 from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
+from testbed.runs.nodes import require_image
 from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import cells_of, checks_of
 from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
@@ -136,7 +137,7 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
         return folder, _sweep_command(asked, asked_for, folder, report)
     plan = _plan(asked, asked_for, folder)
     if asked.launcher == "local":
-        _require_images(asked_for)
+        _require_containers(plan)
     with _hosts(asked) as hosts:
         report("building every trainer once")
         rehearse_all(list(plan.trainers.values()))
@@ -144,13 +145,22 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
             return folder, _done(plan, report, hosts, live)
 
 
-def _require_images(sweep: Sweep) -> None:
-    """CapabilityError, before anything is made, unless this machine's engine has what the grid's containers are of."""
-    points = points_of(sweep)[0]
-    for image in {point.get("image") for point in points if point.get("backend") == "docker"}:
-        from emulation.nodes.engine import check
-
-        check(image)
+def _require_containers(plan: Plan) -> None:
+    """Before anything is made: this machine's engine has what the grid's containers are of, and what is learned here
+    can be found again in them, to the last bit."""
+    wanted = [cell.settings for cell in (*plan.cells, *plan.checks) if cell.settings.backend == "docker"]
+    for image in {each.image for each in wanted}:
+        nodes = max((each.network.nodes for each in wanted if each.image == image), key=len)
+        theirs, ours = require_image(image, plan.folder.name, nodes), interpreter()
+        for what, there, here in (
+            ("Python", theirs["python"], ours["python"]),
+            *((name, theirs["packages"][name], ours["packages"][name]) for name in ("torch", "numpy")),
+        ):
+            if there != here:
+                raise UsageError(
+                    f"a sweep learns here and times in containers, where losses must be the same to the last bit: the "
+                    f"image has {what} {there}, and here is {here}; build it on this one (BASE_IMAGE, docs/docker.md)"
+                )
 
 
 def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, Any]:
@@ -185,7 +195,8 @@ def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Re
     from testbed.analysis.sweeps import conclude_commands
 
     own = _errands(command, asked)
-    _require_images(asked)
+    for image in {point.get("image") for point in points_of(asked)[0] if point.get("backend") == "docker"}:
+        require_image(image)
     cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands_of(asked)]
     with _folder(folder, _about(asked) | {"cells": cells}):
         return conclude_commands(folder, run_errands(own, folder, report)).record

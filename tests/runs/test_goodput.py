@@ -69,7 +69,7 @@ def test_verify_counts_what_it_measured(capsys):
     network = star(2, Link(rate_bps=40_000_000, rate_down_bps=300_000_000), "nic")
     execute._print_measured(network, measured, [], Tolerance(rate=0.005))
     said = " ".join(capsys.readouterr().out.split())
-    assert "within 0.5%: 40mbit per node asked, goodput within" in said
+    assert "(0.5% allowed): 40mbit per node asked, goodput within" in said
     assert "on all 2 measurements" in said
 
 
