@@ -237,3 +237,20 @@ def test_another_runs_names_are_not_taken(image, tmp_path):
         assert list(tmp_path.iterdir()) == []
     finally:
         docker("rm", "-f", other)
+
+
+def test_an_image_of_other_sources_is_refused(image, tmp_path):
+    """What is measured is what one reads: said before anything is made, of programs that only measure links too."""
+    changed = docker(
+        *("run", "-d", "--network", "none", "--user", "0:0", image),
+        *("sh", "-c", "echo >> /opt/testbed/src/emulation/prober.py"),
+    )
+    try:
+        docker("wait", changed)
+        docker("commit", changed, f"{IMAGE}-changed")
+        done = run_testbed(tmp_path, "verify", "--bw", "40mbit", "--nodes", "2", *on("docker", f"{IMAGE}-changed"))
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+        assert "other sources" in done.stderr
+    finally:
+        subprocess.run(["docker", "rm", "-f", changed], capture_output=True, check=False)
+        subprocess.run(["docker", "rmi", "-f", f"{IMAGE}-changed"], capture_output=True, check=False)
