@@ -70,12 +70,15 @@ class DockerBackend(NetnsBackend):
         run: str,
         image: str = IMAGE,
         folders: Mapping[Path, Literal["ro", "rw"]] | None = None,
+        elsewhere: Mapping[Path, tuple[str, str]] | None = None,
         delays: Literal["netem", "delay line"] | None = None,
     ) -> None:
         super().__init__(network, delays=delays)
         self.run, self.image = run, image
         self.folders = folders or {}
         """Of this machine, that containers see at the same place."""
+        self.elsewhere = elsewhere or {}
+        """Of this machine, that they may read at another place, which stands in a variable: (place, variable)."""
         self._given = frozenset(node.name for node in network.nodes)
         self._client: Any = None
         self._containers: list[Any] = []
@@ -113,6 +116,7 @@ class DockerBackend(NetnsBackend):
         share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         owner = mark()[VARIABLE]
         seen = {str(folder): {"bind": str(folder), "mode": mode} for folder, mode in self.folders.items()}
+        seen |= {str(folder): {"bind": place, "mode": "ro"} for folder, (place, _) in self.elsewhere.items()}
         try:
             container = self._client.containers.create(
                 self.image,
@@ -125,7 +129,8 @@ class DockerBackend(NetnsBackend):
                 auto_remove=True,
                 init=True,
                 user=f"{os.getuid()}:{os.getgid()}",
-                environment={VARIABLE: owner, "HOME": "/tmp"},
+                environment={VARIABLE: owner, "HOME": "/tmp"}
+                | {variable: place for place, variable in self.elsewhere.values()},
                 volumes=seen | {self._room: {"bind": self._room, "mode": "ro"}},
                 working_dir=os.getcwd(),
                 mem_limit=share,

@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +17,18 @@ __all__ = [
     "DESCRIPTION",
     "MAX_VOCABULARY",
     "STDLIB",
+    "STDLIB_FOLDER",
     "Data",
     "check_vocabulary",
     "corpus_folder",
     "read_description",
+    "standard_library_folder",
     "vocabulary_needed",
 ]
 
 STDLIB = "stdlib"
+STDLIB_FOLDER = "TESTBED_STDLIB"
+"""The variable that names another folder of it than the interpreter's."""
 CORPORA = Path("corpora")
 """Where `testbed data prepare` puts a corpus unless told otherwise, and where a bare name is looked for."""
 DESCRIPTION = "data.json"
@@ -105,6 +111,12 @@ def corpus_vocabulary(data: Data) -> int:
             f"out, or prepare it again with --tokenizer {data.tokenizer}"
         )
     return int(tokenizer["vocabulary"])
+
+
+def standard_library_folder() -> Path:
+    """The interpreter's standard library; in a container the one of the machine that drives it, so that nodes of every
+    kind read the same text."""
+    return Path(os.environ.get(STDLIB_FOLDER) or sysconfig.get_paths()["stdlib"])
 
 
 def corpus_folder(name: str) -> Path:

@@ -5,13 +5,13 @@ order of the files nor on where they lie.
 """
 
 import hashlib
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from testbed.config.data import standard_library_folder
 from testbed.data.batch import Split, Stream, digest_of
 
 __all__ = ["Corpus", "standard_library", "standard_library_files"]
@@ -47,10 +47,9 @@ class Corpus:
 
 
 def standard_library_files(root: Path | None = None) -> Iterator[Path]:
-    """The `*.py` files below `root` (default: the interpreter's standard library, without site-packages)."""
-    root = root or Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if "site-packages" not in path.parts and "dist-packages" not in path.parts:
+    """The `*.py` files below `root` (default: `standard_library_folder`), without site-packages and links."""
+    for path in sorted((root or standard_library_folder()).rglob("*.py")):
+        if "site-packages" not in path.parts and "dist-packages" not in path.parts and not path.is_symlink():
             yield path
 
 

@@ -10,11 +10,12 @@ from emulation.network import Network, Node
 from emulation.nodes.base import Backend
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
-from testbed.config.data import CORPORA
+from testbed.config.data import CORPORA, STDLIB_FOLDER, standard_library_folder
 from testbed.runs.asked import BackendName
 
 __all__ = ["make_nodes", "require_image"]
 
+_STDLIB_PLACE = "/stdlib"
 _ABOUT = """
 import json
 from testbed.runs.directory import interpreter, program_sha256
@@ -31,8 +32,8 @@ def make_nodes(
     folder: Path | None = None,
     corpus: Path | None = None,
 ) -> Backend:
-    """Nodes not yet built. Containers are named after the run; they see `folder`, to write to, and corpora/ and
-    `corpus`, to read."""
+    """Nodes not yet built. Containers are named after the run; they see `folder`, to write to, and corpora/, `corpus`
+    and this machine's standard library, to read."""
     if backend == "host":
         return HostBackend(network)
     if backend == "netns":
@@ -45,7 +46,8 @@ def make_nodes(
         seen[corpus.absolute()] = "ro"
     if folder is not None:
         seen[folder.absolute()] = "rw"
-    return DockerBackend(network, run=run, image=image or IMAGE, folders=seen)
+    read = {standard_library_folder(): (_STDLIB_PLACE, STDLIB_FOLDER)}
+    return DockerBackend(network, run=run, image=image or IMAGE, folders=seen, elsewhere=read)
 
 
 def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> dict[str, Any]:

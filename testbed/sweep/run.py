@@ -152,14 +152,12 @@ def _require_containers(plan: Plan) -> None:
     for image in {each.image for each in wanted}:
         nodes = max((each.network.nodes for each in wanted if each.image == image), key=len)
         theirs, ours = require_image(image, plan.folder.name, nodes), interpreter()
-        for what, there, here in (
-            ("Python", theirs["python"], ours["python"]),
-            *((name, theirs["packages"][name], ours["packages"][name]) for name in ("torch", "numpy")),
-        ):
+        for name in ("torch", "numpy"):
+            there, here = theirs["packages"][name], ours["packages"][name]
             if there != here:
                 raise UsageError(
                     f"a sweep learns here and times in containers, where losses must be the same to the last bit: the "
-                    f"image has {what} {there}, and here is {here}; build it on this one (BASE_IMAGE, docs/docker.md)"
+                    f"image has {name} {there}, and here is {here}; 'make image' with what is here (docs/docker.md)"
                 )
 
 

@@ -55,8 +55,8 @@ def test_links_are_what_was_asked_on_both_backends(backend, image, tmp_path):
 
 
 def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
-    """Paced steps within 10 %; every byte on the ledger; nothing is left."""
-    seconds = {}
+    """Paced steps within 10 %; the same losses; every byte on the ledger; nothing is left."""
+    seconds, losses = {}, {}
     for backend in ("netns", "docker"):
         done = run_testbed(
             tmp_path,
@@ -67,9 +67,11 @@ def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
         record = json.loads((tmp_path / "runs" / backend / "comparison.json").read_text())
         assert record["backend"] == backend
         seconds[backend] = {arm["arm"]: arm["step_seconds_mean"] for arm in record["arms"]}
+        losses[backend] = {arm["arm"]: arm["final_val_loss"] for arm in record["arms"]}
         for arm in record["arms"]:
             assert arm["valid"], arm["why"]
             assert arm["ledger"]["largest_difference"] < 0.01
+    assert losses["docker"] == losses["netns"]  # of the same text, to the last bit
     for arm, expected in seconds["netns"].items():
         assert seconds["docker"][arm] == pytest.approx(expected, rel=0.1), arm
     assert ours() == []
@@ -254,3 +256,27 @@ def test_an_image_of_other_sources_is_refused(image, tmp_path):
     finally:
         subprocess.run(["docker", "rm", "-f", changed], capture_output=True, check=False)
         subprocess.run(["docker", "rmi", "-f", f"{IMAGE}-changed"], capture_output=True, check=False)
+
+
+def test_a_sweep_learns_here_and_times_in_containers(image, tmp_path):
+    """The first losses in the containers are those learned in this machine's own processes."""
+    (tmp_path / "grid.toml").write_text(
+        f"""
+title = "A tiny grid"
+arms = ["decentralised", "control"]
+seeds = [0]
+[settings]
+preset = {json.dumps(PRESET)}
+target = {json.dumps(TARGET)}
+nodes = 2
+budget = "2s"
+backend = "docker"
+image = {json.dumps(image)}
+[grid]
+bw = ["40mbit"]
+"""
+    )
+    done = run_testbed(tmp_path, "sweep", "grid.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "runs" / "grid" / "sweep.json").read_text())["states"] == {"done": 2}
+    assert ours() == []
