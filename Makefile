@@ -53,7 +53,7 @@ notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 		../$(BIN)/jupytext --quiet --to ipynb -o .$$name.ipynb $$name.py && \
 		if ../$(BIN)/jupyter-execute --inplace .$$name.ipynb 2>.$$name.log; \
 		then mv .$$name.ipynb $$name.ipynb; done=0; echo "notebooks/$$name.ipynb"; \
-		else echo "notebooks/$$name.ipynb stays as it was: $$(grep . .$$name.log | tail -1)"; fi; \
+		else echo "notebooks/$$name.ipynb stays as it was: $$(grep . .$$name.log | tail -1 | sed 's/\x1b\[[0-9;]*m//g')"; fi; \
 		rm -f .$$name.ipynb .$$name.log; done; exit $$done
 
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them

@@ -28,7 +28,7 @@ record = json.loads((Path(os.environ.get("TESTBED_QUALITY", "../runs/figure5_bas
 
 # %% [markdown]
 # ## Recovered of what exchange is worth, against bytes
-# 1 is as good as exchanging everything, 0 as good as exchanging nothing. The nulls have as many bytes as `best`.
+# 1 is as good as exchanging everything, 0 as good as exchanging nothing.
 
 # %%
 figure_recovered(record)
