@@ -13,7 +13,7 @@ from tests.runs.tiny import PRESET
 from tests.worlds import needs_world
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.world, needs_world]
+pytestmark = [pytest.mark.world, needs_world, pytest.mark.timeout(900)]  # the first builds an image
 COMPOSE = ("docker", "compose") if not shutil.which("docker-compose") else ("docker-compose",)
 
 
@@ -65,6 +65,9 @@ def test_a_cluster_trains_and_says_what_it_found(project):
     for arm in ("subspace", "control"):
         assert len((project / "runs" / "look" / arm / "metrics" / "rank0.jsonl").read_text().splitlines()) >= 4
     assert "links, measured by the nodes" in logs
+    node = subprocess.run(["docker", "inspect", "slowlinktest_node0_1"], capture_output=True, text=True, check=False)
+    if node.returncode == 0:  # compose v2 has hyphens
+        assert any(not each["ExitCode"] for each in json.loads(node.stdout)[0]["State"]["Health"]["Log"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.docker.conftest import IMAGE
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
 
-pytestmark = [pytest.mark.world, needs_world]
+pytestmark = [pytest.mark.world, needs_world, pytest.mark.timeout(900)]  # the first builds an image
 RENAME = "import socket; socket.sethostname('x')"
 LINK = ("--bw", "60mbit", "--delay", "10ms", "--accounting", "nic")
 
