@@ -27,7 +27,7 @@ RUN /opt/testbed/bin/pip install -q --no-compile -c /wheels/constraints.txt -e .
 FROM ${BASE_IMAGE} AS node
 COPY --from=build /opt/testbed /opt/testbed
 ENV PATH=/opt/testbed/bin:$PATH PYTHONPATH=/opt/testbed/src PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HOME=/tmp
-WORKDIR /work
+WORKDIR /cluster
 RUN ["python3", "-c", "import os; os.makedirs('out'); os.chown('out', 10001, 10001)"]
 USER 10001:10001
 CMD ["testbed", "--help"]

@@ -126,7 +126,7 @@ def _fill(tar: tarfile.TarFile) -> None:
     _link(tar, "bin", "usr/bin")
     for path in sorted(_libraries([python, *tools.values(), *modules])):
         tar.add(path.resolve(), str(path).lstrip("/"))
-    for name in ("tmp", "proc", "sys", "dev", "etc", "run", "work"):
+    for name in ("tmp", "proc", "sys", "dev", "etc", "run"):
         folder = tarfile.TarInfo(name)
         folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
         tar.addfile(folder)
