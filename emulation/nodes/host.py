@@ -13,7 +13,7 @@ from emulation.errors import EmulationError, UsageError
 from emulation.network import Link, Network, Node
 from emulation.nodes.base import Backend
 
-__all__ = ["HostBackend"]
+__all__ = ["HostBackend", "free_port"]
 
 _PORTS = range(20000, 30000)
 
@@ -34,7 +34,7 @@ class HostBackend(Backend):
         self.shape(network)
 
     def open(self) -> None:
-        self._port = _free_port([node.address for node in self.network.nodes])
+        self._port = free_port([node.address for node in self.network.nodes])
 
     def close(self) -> None:
         self._port = None
@@ -98,8 +98,8 @@ class HostBackend(Backend):
         }
 
 
-def _free_port(addresses: Sequence[str]) -> int:
-    """A port free at every address, below the ports that the kernel gives to outgoing connections."""
+def free_port(addresses: Sequence[str]) -> int:
+    """A port free at every one of `addresses`, below the ports that the kernel gives to outgoing connections."""
     for port in random.sample(_PORTS, 100):
         with ExitStack() as sockets, suppress(OSError):
             for address in addresses:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from emulation.nodes.host import free_port
 from tests.runs.tiny import PRESET, environment
 
 pytestmark = pytest.mark.alone
@@ -51,8 +51,7 @@ def start(
     """
     agent = {"TORCHELASTIC_USE_AGENT_STORE": str(port is not None)}
     if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port(["0.0.0.0"])
     preset = folder / "preset.toml"
     if not preset.exists():
         preset.write_text(Path(PRESET).read_text().replace("validation_every = 2", "validation_every = 20"))

@@ -1,12 +1,12 @@
 """What ranks tell one another before and beside training, through a real store: each rank a thread."""
 
 import json
-import socket
 import threading
 
 import pytest
 import torch
 
+from emulation.nodes.host import free_port
 from testbed.errors import RunFailed, UsageError
 from testbed.trainer.launch import _transport
 from testbed.trainer.meeting import Meeting, first_step, store_client
@@ -19,8 +19,7 @@ def meet(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
 
     def run(world, work):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        monkeypatch.setenv("MASTER_PORT", str(free_port(["0.0.0.0"])))
         found: list = [None] * world
         meetings = [Meeting(rank, world) for rank in range(world)]
 
