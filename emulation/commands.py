@@ -4,16 +4,18 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from emulation import syscalls
 from emulation.errors import CapabilityError, EmulationError
 
-__all__ = ["Batch", "iptables", "run_all", "tool_path", "write_sysctl"]
+__all__ = ["At", "Batch", "iptables", "run_all", "run_batch", "tool_path", "write_sysctl"]
 
 Tool = Literal["ip", "tc", "sysctl", "iptables"]
+At = Callable[..., Any]
+"""`at(netns, task, *arguments)`: what a task gives in a namespace; `emulation.syscalls.at`, or one who asks there."""
 
 _UNSUPPORTED = ("Unknown device type", "qdisc kind is unknown", "Operation not supported", "not permitted")
 
@@ -52,9 +54,9 @@ class Batch:
         if self.tool == "iptables":
             self._restore_tables()
             return
-        argv = [tool_path(self.tool) or self.tool, *(["-n", self.netns] if self.netns else []), "-batch", "-"]
-        text = "\n".join(self.lines) + "\n"
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+        argv, text = [tool_path(self.tool) or self.tool, "-batch", "-"], "\n".join(self.lines) + "\n"
+        with syscalls.in_netns(self.netns):
+            done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
         if done.returncode != 0 or done.stderr.strip():
             said = " / ".join(done.stderr.split("\n")).strip(" /")
             self._fail(said or f"exit status {done.returncode}")
@@ -117,7 +119,12 @@ def write_sysctl(key: str, value: str) -> None:
         raise EmulationError(f"'sysctl -w {key}={value}' failed: {error.strerror}.") from error
 
 
-def run_all(batches: Sequence[Batch]) -> None:
-    """Run batches in order."""
+def run_batch(tool: Tool, netns: str | None, lines: Sequence[str], table: str) -> None:
+    """Run a `Batch` of these fields."""
+    Batch(tool=tool, netns=netns, lines=tuple(lines), table=table).run()
+
+
+def run_all(batches: Sequence[Batch], at: At = syscalls.at) -> None:
+    """Run batches in order, each where `at` says."""
     for batch in batches:
-        batch.run()
+        at(batch.netns, run_batch, batch.tool, batch.netns, batch.lines, batch.table)

@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
+from emulation.commands import At
+from emulation.errors import EmulationError
 from emulation.netlink import TcSocket
-from emulation.syscalls import in_netns
+from emulation.syscalls import at
 
-__all__ = ["CounterServer", "WireBytes", "WireCounter"]
+__all__ = ["CounterServer", "WireBytes", "WireCounter", "open_end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +48,14 @@ End = tuple[TcSocket, int]
 """Where a device's counters are read: a socket of its namespace, and its index there."""
 
 
-def open_ends(description: dict[str, Any]) -> list[End]:
+def open_end(device: str) -> End:
+    """Of a device of the present namespace."""
+    return TcSocket(), socket.if_nametoindex(device)
+
+
+def open_ends(description: dict[str, Any], at: At = at) -> list[End]:
     """What a node sends and receives."""
-    ends = []
-    for end in ("tx", "rx"):
-        with in_netns(description[end]["netns"]):
-            ends.append((TcSocket(), socket.if_nametoindex(description[end]["device"])))
-    return ends
+    return [at(description[end]["netns"], open_end, description[end]["device"]) for end in ("tx", "rx")]
 
 
 class WireCounter:
@@ -107,8 +110,8 @@ class CounterServer:
     Reading them needs no privilege, and costs those processes what it costs us.
     """
 
-    def __init__(self, path: str, descriptions: list[dict[str, Any]]) -> None:
-        self._descriptions = descriptions
+    def __init__(self, path: str, descriptions: list[dict[str, Any]], at: At = at) -> None:
+        self._descriptions, self._at = descriptions, at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
         self._socket.listen(len(descriptions))
@@ -118,14 +121,17 @@ class CounterServer:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._socket.accept()
-                with client, suppress(OSError, ValueError, LookupError):  # a client that asks for nothing gets nothing
+                with (
+                    client,
+                    suppress(OSError, ValueError, LookupError, EmulationError),
+                ):  # a client that asks for nothing gets nothing
                     client.settimeout(1.0)
                     self._hand_over(client, client.recv(2))
 
     def _hand_over(self, client: socket.socket, asked: bytes) -> None:
         if len(asked) != 2:
             return
-        ends = open_ends(self._descriptions[int.from_bytes(asked, "big")])
+        ends = open_ends(self._descriptions[int.from_bytes(asked, "big")], self._at)
         try:
             indexes = json.dumps([index for _, index in ends]).encode()
             socket.send_fds(client, [indexes], [end.fileno() for end, _ in ends])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from emulation.commands import tool_path
 from emulation.errors import EmulationError, LinkError
+from emulation.syscalls import in_netns
 
 if TYPE_CHECKING:
     from emulation.nodes.netns import NetnsBackend
@@ -30,20 +31,23 @@ down."""
 def check_isolation(backend: "NetnsBackend") -> None:
     """Raise LinkError unless each node has `lo`, `eth0` and the subnet's route only, and the switch only
     its ports."""
-    network = backend.network
-    problems: list[str] = []
+    network, problems = backend.network, []
+
+    def asked(netns: str, *words: str) -> list[dict[str, Any]]:
+        return backend.at(netns, ip_json, netns, *words)
+
     ports = {f"sw{node.index}" for node in network.nodes}
     routes = {(node.address, f"sw{node.index}") for node in network.nodes}
-    problems += _extra_links("switch", {"lo", *ports})
+    problems += _extra_links("switch", asked("switch", "link", "show"), {"lo", *ports})
     problems += [
         f"the switch has the extra route {route.get('dst')} by {route.get('dev')}"
-        for route in ip_json("switch", "route", "show")
+        for route in asked("switch", "route", "show")
         if (route.get("dst"), route.get("dev")) not in routes
     ]
     for node in network.nodes:
-        problems += _extra_links(node.name, {"lo", "eth0"})
+        problems += _extra_links(node.name, asked(node.name, "link", "show"), {"lo", "eth0"})
         subnet = node.address.rpartition(".")[0] + ".0/24"
-        for route in ip_json(node.name, "route", "show"):
+        for route in asked(node.name, "route", "show"):
             if route.get("dst") != subnet or route.get("dev") != "eth0":
                 problems.append(f"{node.name} has the extra route {route.get('dst')} by {route.get('dev')}")
     if problems:
@@ -53,9 +57,9 @@ def check_isolation(backend: "NetnsBackend") -> None:
         )
 
 
-def _extra_links(netns: str, allowed: set[str]) -> list[str]:
+def _extra_links(netns: str, links: list[dict[str, Any]], allowed: set[str]) -> list[str]:
     problems = []
-    for link in ip_json(netns, "link", "show"):
+    for link in links:
         name = link["ifname"]
         idle = name in _FALLBACK_DEVICES and "UP" not in link["flags"]
         if name not in allowed and not idle:
@@ -65,9 +69,8 @@ def _extra_links(netns: str, allowed: set[str]) -> list[str]:
 
 def ip_json(netns: str, *words: str) -> list[dict[str, Any]]:
     """What ip(8) prints as JSON inside a namespace."""
-    done = subprocess.run(
-        [tool_path("ip") or "ip", "-n", netns, "-j", *words], capture_output=True, text=True, check=False
-    )
+    with in_netns(netns):
+        done = subprocess.run([tool_path("ip") or "ip", "-j", *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise EmulationError(f"'ip -n {netns} -j {' '.join(words)}' failed: {done.stderr.strip()}")
     return json.loads(done.stdout or "[]")

@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 __all__ = [
     "CLONE_NEWIPC",
@@ -22,6 +23,7 @@ __all__ = [
     "MS_NOSUID",
     "MS_PRIVATE",
     "MS_REC",
+    "at",
     "die_with_parent",
     "in_netns",
     "loopback_up",
@@ -37,6 +39,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1
 _PR_SET_PDEATHSIG = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
+T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,8 +83,11 @@ def netns_path(name: str) -> str:
 
 @contextmanager
 def in_netns(name: str | None) -> Iterator[None]:
-    """This thread is in network namespace `name` inside the block; sockets opened there stay there. None: no other."""
-    if name is None:
+    """This thread is in network namespace `name` inside the block; sockets opened there stay there. None: no other.
+
+    Where it is there already it needs no right to enter.
+    """
+    if name is None or os.stat(netns_path(name)).st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
         yield
         return
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -97,3 +103,9 @@ def in_netns(name: str | None) -> Iterator[None]:
             _check(_libc.setns(home, CLONE_NEWNET), "setns back home")
     finally:
         os.close(home)
+
+
+def at(netns: str | None, task: Callable[..., T], *arguments: object) -> T:
+    """What `task` gives in a network namespace."""
+    with in_netns(netns):
+        return task(*arguments)

@@ -12,7 +12,7 @@ them. Neighbours are static and IPv6 is off, so an idle link carries no byte.
 import os
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from emulation.nodes.reading import (
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine, Rule, delay_rules
 from emulation.shaping.sizes import segments_of
-from emulation.syscalls import in_netns, netns_path
+from emulation.syscalls import at, in_netns, netns_path
 from emulation.units import format_rate
 
 __all__ = ["SWITCH", "NetnsBackend", "processes_in"]
@@ -78,7 +78,7 @@ class NetnsBackend(Backend):
         """Namespaces that are there before."""
         self._lock = threading.RLock()
         """Held while links or faults change, and while they are compared: a schedule has a thread of its own."""
-        self.delay_line = DelayLine(SWITCH, len(network.nodes))
+        self.delay_line = DelayLine(SWITCH, len(network.nodes), at=self.at)
 
     # -- life
 
@@ -86,7 +86,7 @@ class NetnsBackend(Backend):
         try:
             self._is_open = True
             self._prepare()
-            run_all(self._build_batches())
+            run_all(self._build_batches(), self.at)
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network)
             self.check_readback()
@@ -114,6 +114,10 @@ class NetnsBackend(Backend):
                 check=False,
             )
 
+    def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
+        """What a task gives in one of the namespaces."""
+        return at(netns, task, *arguments)
+
     # -- building
 
     def _build_batches(self) -> list[Batch]:
@@ -122,7 +126,7 @@ class NetnsBackend(Backend):
         quiet = tuple(line for line in IPV6_OFF if has_ipv6())
         received = steering()
         made = [name for name in names if name not in self._given]
-        batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))]
+        batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))] if made else []
         batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
         batches += [Batch(tool="sysctl", netns=name, lines=received) for name in names if received]
         batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
@@ -155,13 +159,12 @@ class NetnsBackend(Backend):
         """Set it by sysctl, or, where that is not allowed, on the route; the name and how it was set."""
         wanted = self.network.congestion_control or DEFAULT_CONGESTION_CONTROL
         try:
-            with in_netns(node.name):
-                write_sysctl("net.ipv4.tcp_congestion_control", wanted)
+            self.at(node.name, write_sysctl, "net.ipv4.tcp_congestion_control", wanted)
             return wanted
         except CapabilityError:
             subnet = node.address.rpartition(".")[0] + f".0/{PREFIX_LENGTH}"
             line = f"route replace {subnet} dev eth0 proto kernel scope link src {node.address} congctl {wanted}"
-            Batch(tool="ip", netns=node.name, lines=(line,)).run()
+            run_all([Batch(tool="ip", netns=node.name, lines=(line,))], self.at)
             return f"{wanted} (by route)"
 
     # -- shaping
@@ -176,7 +179,7 @@ class NetnsBackend(Backend):
             self._same_nodes(network)
             self._handle = self._handle % tc.LAST_HANDLE + 1
             self.delay_line.apply(self._delay_rules(network))  # first, so that nothing passes without its delay
-            run_all(self._shape_batches(network))
+            run_all(self._shape_batches(network), self.at)
             self.network = network
 
     def change(self, network: Network) -> None:
@@ -187,7 +190,7 @@ class NetnsBackend(Backend):
         """
         with self._lock:
             self._same_nodes(network)
-            run_all(self._shape_batches(network, self.network))
+            run_all(self._shape_batches(network, self.network), self.at)
             rules = self._delay_rules(network)
             if rules != self.delay_line.rules:
                 self.delay_line.apply(rules)
@@ -223,7 +226,7 @@ class NetnsBackend(Backend):
     def _by_netem(self, network: Network) -> bool:
         """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
         if network.impaired and self.delays is None:
-            self.delays = "netem" if self._is_open and try_netem() else "delay line"
+            self.delays = "netem" if self._is_open and self.at(SWITCH, try_netem) else "delay line"
         if network.accounting == "pair" and not network.shaped and not network.uniform:
             return False  # without rates a node has one queue for all pairs, and one netem would delay them alike
         return network.impaired and self.delays == "netem"
@@ -241,12 +244,11 @@ class NetnsBackend(Backend):
         """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, counters too; "cuts": of faults."""
         with self._lock:
             found: dict[str, Any] = {}
-            with in_netns(SWITCH):
-                ports = read_devices([port_of(node) for node in self.network.nodes])
+            ports = self.at(SWITCH, read_devices, [port_of(node) for node in self.network.nodes])
             for node in self.network.nodes:
-                with in_netns(node.name):
-                    found[node.name] = {"tx": read_devices(["eth0"])["eth0"], "rx": ports[port_of(node)]}
-            cuts = read_cuts()
+                own = self.at(node.name, read_devices, ["eth0"])
+                found[node.name] = {"tx": own["eth0"], "rx": ports[port_of(node)]}
+            cuts = self.at(SWITCH, read_cuts)
             return (
                 found
                 | ({"cuts": cuts} if cuts else {})
@@ -315,7 +317,7 @@ class NetnsBackend(Backend):
         lines = [rule.format("add", port_of(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
         lines += [rule.format("del", port_of(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
         if lines:
-            Batch(tool="ip", netns=SWITCH, lines=tuple(lines)).run()
+            run_all([Batch(tool="ip", netns=SWITCH, lines=tuple(lines))], self.at)
         self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:

@@ -61,7 +61,7 @@ def has_ipv6() -> bool:
 
 
 def try_netem() -> bool:
-    """Whether this kernel has netem: put one on the world's loopback for a moment."""
+    """Whether this kernel has netem: put one on the present loopback for a moment."""
     line = f"{tool_path('tc') or 'tc'} qdisc {{}} dev lo root handle 1: netem delay 1ms"
     done = subprocess.run(line.format("add").split(), capture_output=True, check=False)
     if done.returncode == 0:

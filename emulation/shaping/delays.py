@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulation.commands import Batch, iptables
+from emulation.commands import At, Batch, iptables, run_all
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.mark import mark
 from emulation.network import Link, Network
 from emulation.shaping.delay_line import COUNTERS, SLOT
 from emulation.shaping.netem import Netem
-from emulation.syscalls import in_netns
+from emulation.syscalls import at
 
-__all__ = ["DelayCounter", "DelayLine", "Rule", "delay_rules"]
+__all__ = ["DelayCounter", "DelayLine", "Rule", "delay_rules", "lost_by_queues"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ANSWER_SECONDS = 10.0
@@ -103,6 +103,13 @@ def rule_lines(rules: list[Rule], nodes: int) -> list[str]:
     return [*chains, *first, *behind]
 
 
+def lost_by_queues(queues: list[int]) -> int:
+    """Packets that these queues of the present namespace have lost."""
+    with open("/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii") as file:
+        found = [fields for fields in map(str.split, file) if int(fields[0]) in queues]
+    return sum(int(fields[5]) + int(fields[6]) for fields in found)
+
+
 def _held(settings: dict[str, Any]) -> str:
     return f"queue {settings['queue']}: {json.dumps(settings, sort_keys=True)}"
 
@@ -110,9 +117,10 @@ def _held(settings: dict[str, Any]) -> str:
 class DelayLine:
     """The relay of one network, and its rules. Nothing runs until a path delays or loses."""
 
-    def __init__(self, netns: str | None, nodes: int, *, seed: int = 0) -> None:
+    def __init__(self, netns: str | None, nodes: int, *, seed: int = 0, at: At = at) -> None:
         self.netns = netns
         """The switch's; None: the present one."""
+        self.at = at
         self.nodes = nodes
         self.seed = seed
         self.rules: list[Rule] = []
@@ -138,7 +146,7 @@ class DelayLine:
             self.start()
             self._tell({"lines": [rule.settings() for rule in rules]})
         if rule_lines(rules, self.nodes) != rule_lines(self.rules, self.nodes):
-            self.batch(rules).run()
+            run_all([self.batch(rules)], self.at)
         self.rules = rules
 
     def lines(self) -> list[str]:
@@ -159,7 +167,7 @@ class DelayLine:
         return [*self._read_kernel(), *(_held(each) for each in holds if each["queue"] in used)]
 
     def _read_kernel(self) -> list[str]:
-        said = iptables(self.netns, "", "-w", "-t", "mangle", "-S")
+        said = self.at(self.netns, iptables, self.netns, "", "-w", "-t", "mangle", "-S")
         return [line.strip() for line in said.splitlines() if not line.startswith("-P")]
 
     # -- the relay's life
@@ -169,11 +177,15 @@ class DelayLine:
         if self._process is not None:
             return
         self.prepare()
-        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
-        argv = [sys.executable, "-P", "-S", "-m", "emulation.shaping.delay_line"]
-        self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = self.spawn(["-P", "-S", "-m", "emulation.shaping.delay_line"])
         told = {"netns": self.netns, "statistics": self.statistics_path, "seed": self.seed}
         self.priority = self._tell(told)["priority"]
+
+    def spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        """Python with these arguments, where it can reach the namespace."""
+        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
+        argv = [sys.executable, *arguments]
+        return subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def _tell(self, message: dict[str, Any]) -> dict[str, Any]:
         """Give the relay one command, and its answer; a player's thread may ask at the same time."""
@@ -230,9 +242,7 @@ class DelayLine:
 
     def overflows(self) -> int:
         """Packets that the kernel dropped because the relay did not keep up."""
-        with in_netns(self.netns), open("/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii") as file:
-            queues = [fields for fields in map(str.split, file) if int(fields[0]) in self._queues]
-        return sum(int(fields[5]) + int(fields[6]) for fields in queues)
+        return self.at(self.netns, lost_by_queues, sorted(self._queues))
 
     def close(self) -> None:
         """End the relay; packets that wait are lost. A second time does nothing."""
