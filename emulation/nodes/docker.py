@@ -1,23 +1,23 @@
 """Nodes in containers, around the same switch: only the places where programs run are the engine's.
 
     container n0: eth0 ──veth── sw0 ┐
-    container n1: eth0 ──veth── sw1 ┤ routes (namespace "switch", this world's)
+    container n1: eth0 ──veth── sw1 ┤ routes (namespace "switch")
     container n2: eth0 ──veth── sw2 ┘
 
 A container has no network of the engine's (`--network none`), no capability, and a root file system that it cannot
-write. Its link is put into its namespace from outside, by root on the engine's machine, and is shaped, delayed, read
-back, cut and counted by the very code that does so for namespaces (`emulation.nodes.netns`). To be built inside
-`run_in_world(…, beside_engine=True)`.
+write. Its link is put into its namespace from outside, and is shaped, delayed, read back, cut and counted by the very
+code that does so for namespaces (`emulation.nodes.netns`): here by root on the engine's machine, who may enter any; by
+shapers beside the nodes in `emulation.nodes.sidecars`. To be built inside `run_in_world(…, beside_engine=True)`.
 
-A container ends when its standard input does, which is this process's: whatever kills the driver, none is left. The
-switch, the delay line and all links belong to the world and go with it.
+A container ends when its helper's connection does (`emulation.nodes.helper`), which is this process's: whatever kills
+the driver, none is left. The switch, the delay line and all links belong to the world and go with it.
 """
 
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from emulation.counters import CounterServer
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.mark import VARIABLE, mark, sees
 from emulation.network import Network, Node
+from emulation.nodes.channel import Channel, Door
 from emulation.nodes.engine import (
     IMAGE,
     OWNER,
@@ -42,12 +43,12 @@ from emulation.nodes.engine import (
     require_image,
     require_names,
 )
-from emulation.nodes.netns import NetnsBackend, processes_in
+from emulation.nodes.helper import programs, signal_programs
+from emulation.nodes.netns import NetnsBackend
 from emulation.syscalls import MS_BIND, mount, netns_path
 
 __all__ = ["DockerBackend"]
 
-_KEEPER = "import sys; sys.stdin.buffer.read()"
 _HOSTS_OWN = (
     *("PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD"),
     *("DOCKER_HOST", "DOCKER_CONTEXT"),
@@ -56,8 +57,7 @@ _HOSTS_OWN = (
 _SHARE_OF_MEMORY = 0.9
 _START_SECONDS = 20.0
 _MOST_PROCESSES = 512
-_KEEPERS = 2
-"""The engine's init and the program that waits for the end of standard input."""
+_HELPER = ("python", "-P", "-m", "emulation.nodes.helper")
 
 
 class DockerBackend(NetnsBackend):
@@ -82,9 +82,9 @@ class DockerBackend(NetnsBackend):
         self._given = frozenset(node.name for node in network.nodes)
         self._client: Any = None
         self._containers: list[Any] = []
-        self._inputs: list[Any] = []
-        """Standard inputs of the containers: they live as long as these are open."""
-        self._keepers: set[int] = set()
+        self._door: Door | None = None
+        self._helpers: dict[str, Channel] = {}
+        """By name: of nodes, and whatever else there is."""
         self._image_id: str | None = None
         self._room: str | None = None
         self._counters: CounterServer | None = None
@@ -95,7 +95,7 @@ class DockerBackend(NetnsBackend):
         try:
             super().open()
             ends = [super(DockerBackend, self).counter(node) for node in self.network.nodes]
-            self._counters = CounterServer(f"{self._room}/counters", ends)
+            self._counters = CounterServer(f"{self._room}/counters", ends, self.at)
         except BaseException:
             self.close()
             raise
@@ -106,90 +106,108 @@ class DockerBackend(NetnsBackend):
         require_names(self._client, self.run, self.network.nodes)
         self._image_id = require_image(self._client, self.image).id
         self._room = make_room(mark()[VARIABLE])
+        self._door = Door(f"{self._room}/door")
         self.delay_line.prepare(self._room)
-        for node in self.network.nodes:
-            self._start(node)
+        self._start_all()
         for node, container in zip(self.network.nodes, self._containers, strict=True):
             self._enter(node, container)
 
-    def _start(self, node: Node) -> None:
-        share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        owner = mark()[VARIABLE]
+    def _start_all(self) -> None:
+        """All containers, and the channels to their helpers."""
+        for node in self.network.nodes:
+            self._start_node(node)
+        self._meet(node.name for node in self.network.nodes)
+
+    def _start_node(self, node: Node, **options: Any) -> Any:
         seen = {str(folder): {"bind": str(folder), "mode": mode} for folder, mode in self.folders.items()}
         seen |= {str(folder): {"bind": place, "mode": "ro"} for folder, (place, _) in self.elsewhere.items()}
+        return self._start(
+            node.name,
+            self.image,
+            hostname=node.name,
+            user=f"{os.getuid()}:{os.getgid()}",
+            environment={variable: place for place, variable in self.elsewhere.values()},
+            volumes=seen,
+            working_dir=os.getcwd(),
+            **options,
+        )
+
+    def _start(
+        self, name: str, image: str, *, environment: dict[str, str], volumes: dict[str, Any], **options: Any
+    ) -> Any:
+        """One container, in which a helper runs by whose name it is known."""
+        share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        owner, called = mark()[VARIABLE], container_name(self.run, name)
+        assert self._door is not None
         try:
             container = self._client.containers.create(
-                self.image,
-                ["python", "-c", _KEEPER],
-                name=container_name(self.run, node),
-                hostname=node.name,
+                image,
+                [*_HELPER, self._door.path, name],
+                name=called,
                 labels={RUN: self.run, OWNER: owner, SEEN_BY: sees()},
                 entrypoint=[],
-                stdin_open=True,
                 auto_remove=True,
                 init=True,
-                user=f"{os.getuid()}:{os.getgid()}",
-                environment={VARIABLE: owner, "HOME": "/tmp"}
-                | {variable: place for place, variable in self.elsewhere.values()},
-                volumes=seen | {self._room: {"bind": self._room, "mode": "ro"}},
-                working_dir=os.getcwd(),
+                environment={VARIABLE: owner, "HOME": "/tmp"} | environment,
+                volumes={self._room: {"bind": self._room, "mode": "ro"}} | volumes,
                 mem_limit=share,
                 nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
                 pids_limit=_MOST_PROCESSES,
-                **RIGHTS,
+                **(RIGHTS | options),
             )
             self._containers.append(container)
-            self._inputs.append(container.attach_socket(params={"stdin": 1, "stream": 1}))
             container.start()
         except engine_errors() as error:
-            name, why = container_name(self.run, node), getattr(error, "explanation", None) or error
-            raise EmulationError(f"the engine did not start {name}: {why}") from None
+            why = getattr(error, "explanation", None) or error
+            raise EmulationError(f"the engine did not start {called}: {why}") from None
+        return container
 
-    def _enter(self, node: Node, container: Any) -> None:
-        """Give its network namespace the name by which all else finds it."""
+    def _meet(self, names: Iterable[str]) -> None:
+        assert self._door is not None
+        self._helpers |= self._door.meet(names, self._check_started)
+
+    def _check_started(self) -> None:
+        """Raise CapabilityError if a container has ended."""
         import docker.errors
 
-        deadline, own = time.monotonic() + _START_SECONDS, f"{VARIABLE}={mark()[VARIABLE]}".encode()
-        pid = 0
-        while not pid or own not in _environment_of(pid):  # for a moment it is the runtime's
-            if time.monotonic() > deadline:
-                raise CapabilityError(
-                    f"the process of {container.name} is not on this machine: the engine is elsewhere, or keeps its "
-                    "containers in a virtual machine. Run it there, or use docker compose (docs/docker.md)."
-                    if pid
-                    else f"{container.name} did not start in {_START_SECONDS:g} s."
-                )
-            time.sleep(0.02)
+        for container in self._containers:
             try:
                 container.reload()
             except docker.errors.NotFound:
                 raise CapabilityError(
-                    f"the image '{self.image}' cannot run python: build one with 'make image'."
+                    f"{container.name} ended at once: its image cannot run this testbed, or could not reach its "
+                    "driver; build it with 'make image'."
                 ) from None
-            pid = container.attrs["State"]["Pid"]
+
+    def _enter(self, node: Node, container: Any) -> None:
+        """Give its network namespace the name by which all else finds it."""
+        container.reload()
+        pid = container.attrs["State"]["Pid"]
+        if f"{VARIABLE}={mark()[VARIABLE]}".encode() not in _environment_of(pid):
+            raise CapabilityError(
+                f"the process of {container.name} is not on this machine: the engine is elsewhere, or keeps its "
+                "containers in a virtual machine. Run it there, or use docker compose (docs/docker.md)."
+            )
         place = Path(netns_path(node.name))
         place.touch()
         mount(f"/proc/{pid}/ns/net", str(place), None, MS_BIND)
-        while len(inside := processes_in(node.name)) < _KEEPERS:
-            if time.monotonic() > deadline:
-                raise CapabilityError(f"{container.name} runs no python after {_START_SECONDS:g} s.")
-            time.sleep(0.02)
-        self._keepers |= {pid, *inside}
 
     def close(self) -> None:
         """Remove the containers, and with them what runs in them; a second time does nothing. Where the engine is gone,
-        containers end with their standard inputs."""
+        containers end with their helpers."""
         if self._counters is not None:
             self._counters.close()
             self._counters = None
         super().close()
-        for stream in self._inputs:
-            with suppress(OSError):
-                stream.close()
-        for container in self._containers:
+        for channel in self._helpers.values():
+            channel.close()
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        for container in reversed(self._containers):
             with suppress(*engine_errors()):  # it has ended, and is gone
                 container.remove(force=True)
-        self._inputs, self._containers = [], []
+        self._helpers, self._containers = {}, []
         if self._room is not None:
             shutil.rmtree(self._room, ignore_errors=True)
             self._room = None
@@ -199,9 +217,9 @@ class DockerBackend(NetnsBackend):
 
     def check_alive(self) -> None:
         super().check_alive()
-        for pid in self._keepers:
-            if not os.path.exists(f"/proc/{pid}"):
-                raise LinkError("a node's container has ended; nothing measured after that counts; run again.")
+        for name, channel in self._helpers.items():
+            if not channel.alive():
+                raise LinkError(f"the container of {name} has ended; nothing measured after that counts; run again.")
 
     # -- using
 
@@ -220,33 +238,26 @@ class DockerBackend(NetnsBackend):
     ) -> subprocess.Popen[Any]:
         """The process here is the engine's client, whose pipes and status are the program's. As in a namespace, the
         program is on its node when this returns, so that a signal finds it."""
-        before = processes_in(node.name)
+        before = set(self._helpers[node.name].ask(programs))
         given = {key: value for key, value in (env or {}).items() if key not in _HOSTS_OWN}
         terminal = popen_kwargs.get("stdin")
         tty = ["--tty"] if isinstance(terminal, int) and terminal >= 0 and os.isatty(terminal) else []
         named = [f"--env={key}" for key in given]  # values stay out of the command line
-        command = [
-            "docker",
-            "--host",
-            engine_address(),
-            "exec",
-            "--interactive",
-            *tty,
-            *named,
-            self._containers[node.index].id,
-            *argv,
-        ]
+        command = [*self._exec(self._containers[node.index], *tty, *named), *argv]
         process = subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
         deadline = time.monotonic() + _START_SECONDS
-        while set(processes_in(node.name)) <= set(before) and process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if set(self._helpers[node.name].ask(programs)) - before:
+                break
             time.sleep(0.005)
         return process
 
+    def _exec(self, container: Any, *options: str) -> list[str]:
+        """The engine's client, to run what follows in a container."""
+        return ["docker", "--host", engine_address(), "exec", "--interactive", *options, container.id]
+
     def signal(self, node: Node, number: int) -> None:
-        for pid in processes_in(node.name):
-            if pid not in self._keepers:
-                with suppress(OSError):
-                    os.kill(pid, number)
+        self._helpers[node.name].ask(signal_programs, number)
 
     def counter(self, node: Node) -> dict[str, Any]:
         return {
@@ -259,7 +270,7 @@ class DockerBackend(NetnsBackend):
 
     def commands(self) -> list[str]:
         made = [
-            f"# by the engine's API: container {container_name(self.run, node)} of {self.image}, without network, "
+            f"# by the engine's API: container {container_name(self.run, node.name)} of {self.image}, without network, "
             "capabilities, or a root it could write"
             for node in self.network.nodes
         ]

@@ -153,15 +153,15 @@ def said_by(client: Any, image: str, program: str) -> str:
     return printed.decode()
 
 
-def container_name(run: str, node: Node) -> str:
-    return f"testbed-{run}-{node.name}"
+def container_name(run: str, name: str) -> str:
+    return f"testbed-{run}-{name}"
 
 
 def require_names(client: Any, run: str, nodes: Sequence[Node]) -> None:
     """Raise UsageError if a container that will not be removed has the name of one of these."""
     gone = {each.id for each in orphaned(client)}
     taken = {each.name for each in client.containers.list(all=True, ignore_removed=True) if each.id not in gone}
-    if found := sorted(taken & {container_name(run, node) for node in nodes}):
+    if found := sorted(taken & {container_name(run, node.name) for node in nodes}):
         raise UsageError(
             f"this engine has a container named {found[0]} already: another run is called '{run}'; "
             "give this one another --name, or wait for the other."

@@ -1,0 +1,154 @@
+"""The driver's connections to its helpers in containers (`emulation.nodes.helper`): questions, answers, descriptors."""
+
+import json
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import emulation.errors
+from emulation.errors import CapabilityError, LinkError
+
+__all__ = ["Channel", "Door", "receive", "send"]
+
+_LENGTH = struct.Struct("!I")
+_CREDENTIALS = struct.Struct("3i")
+_MOST_DESCRIPTORS = 8
+_ANSWER_SECONDS = 30.0
+_START_SECONDS = 20.0
+_LOOK_SECONDS = 0.2
+
+
+class Channel:
+    """One helper, which lives as long as this is open: one question at a time, from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.Lock()
+
+    def ask(self, task: Callable[..., Any], *arguments: Any, descriptors: Sequence[int] = ()) -> Any:
+        """What a task gives there; for tasks that give descriptors (value, descriptors). Those given here are handed
+        over behind the arguments.
+
+        Raises what the task raised there, and LinkError if the helper is gone.
+        """
+        with self._lock:
+            try:
+                self._socket.settimeout(_ANSWER_SECONDS)
+                send(self._socket, {"task": task.__name__, "arguments": arguments}, descriptors)
+                answer, received = receive(self._socket)
+            except (OSError, EOFError):
+                raise LinkError(
+                    "a container of this network has ended, or does not answer; nothing measured after that counts; "
+                    "run again."
+                ) from None
+        if "error" in answer:
+            raise getattr(emulation.errors, answer["error"])(answer["said"])
+        return (answer["value"], received) if received else answer["value"]
+
+    def alive(self) -> bool:
+        """Whether the helper still holds its end."""
+        if not self._lock.acquire(blocking=False):
+            return True  # it is being asked
+        try:
+            said = select.select([self._socket], [], [], 0)[0]
+            return not said or self._socket.recv(1, socket.MSG_PEEK) != b""
+        except OSError:
+            return False
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """And with it the helper's life."""
+        self._socket.close()
+
+
+class Door:
+    """Where helpers come in: a socket in a folder that containers see.
+
+    Let in are the engine's root and we, for others of this machine may reach it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(path)
+        os.chmod(path, 0o666)
+        self._socket.listen(64)
+        self._socket.settimeout(_LOOK_SECONDS)
+
+    def meet(self, names: Iterable[str], check: Callable[[], None]) -> dict[str, Channel]:
+        """A channel to each of these. While they do not come, `check` may say why not; CapabilityError in the end."""
+        missing, found = set(names), {}
+        deadline = time.monotonic() + _START_SECONDS
+        try:
+            while missing:
+                try:
+                    name, sock = self._one()
+                except TimeoutError:
+                    check()
+                    if time.monotonic() > deadline:
+                        raise CapabilityError(
+                            f"containers have not come within {_START_SECONDS:g} s ({', '.join(sorted(missing))}): the "
+                            "engine is elsewhere, keeps them in a virtual machine, or gives them other users "
+                            "(userns-remap). Run it there, or use docker compose (docs/docker.md)."
+                        ) from None
+                    continue
+                if name in missing:
+                    missing.discard(name)
+                    found[name] = Channel(sock)
+                else:
+                    sock.close()
+        except BaseException:
+            for channel in found.values():
+                channel.close()
+            raise
+        return found
+
+    def _one(self) -> tuple[str, socket.socket]:
+        sock, _ = self._socket.accept()
+        sock.settimeout(_LOOK_SECONDS)
+        said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        with suppress(OSError, EOFError, ValueError, LookupError, TypeError):
+            if _CREDENTIALS.unpack(said)[1] in (0, os.getuid()):
+                return receive(sock)[0]["name"], sock
+        sock.close()
+        raise TimeoutError
+
+    def close(self) -> None:
+        """Nobody else comes in."""
+        self._socket.close()
+
+
+def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """One message, and descriptors with it (SCM_RIGHTS, unix(7))."""
+    text = json.dumps(message).encode()
+    data = _LENGTH.pack(len(text)) + text
+    if descriptors:
+        socket.send_fds(sock, [data[:1]], list(descriptors))
+        data = data[1:]
+    sock.sendall(data)
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """One message; EOFError where the other end is closed."""
+    header, descriptors, _, _ = socket.recv_fds(sock, _LENGTH.size, _MOST_DESCRIPTORS)
+    header += _exactly(sock, _LENGTH.size - len(header)) if header else b""
+    if not header:
+        raise EOFError
+    return json.loads(_exactly(sock, _LENGTH.unpack(header)[0])), descriptors
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data

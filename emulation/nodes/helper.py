@@ -1,0 +1,105 @@
+"""The process of ours in a container: does there what the driver of a network asks for, and ends with it.
+
+    python -m emulation.nodes.helper SOCKET NAME
+
+in a node     sends signals to its programs, says which there are
+in a shaper   configures and reads the network that it shares with a node, or the switch's
+
+It connects to the driver's socket and says its name (`emulation.nodes.channel`). The driver's death closes the
+connection, whatever killed it; that is the end of the helper, and of its container.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from emulation.commands import iptables, run_batch, write_sysctl
+from emulation.counters import open_end
+from emulation.errors import EmulationError
+from emulation.isolation import ip_json
+from emulation.nodes.channel import receive, send
+from emulation.nodes.reading import read_cuts, read_devices, try_netem
+from emulation.shaping.delays import lost_by_queues
+from emulation.syscalls import netns_path
+
+__all__ = ["hand_over_end", "hand_over_namespace", "name_namespace", "programs", "signal_programs"]
+
+_CONNECT_SECONDS = 5.0
+
+
+def programs() -> list[int]:
+    """Every process of the container but the engine's init and this one."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
+
+
+def signal_programs(number: int) -> None:
+    """Send them a signal."""
+    for pid in programs():
+        with suppress(OSError):
+            os.kill(pid, number)
+
+
+def name_namespace(name: str, descriptor: int) -> None:
+    """Let ip(8) and `in_netns` find a network namespace by its name."""
+    place = Path(netns_path(name))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+
+def hand_over_namespace() -> tuple[None, list[int]]:
+    """The present network namespace, into which another may then put an interface."""
+    return None, [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
+
+
+def hand_over_end(device: str) -> tuple[int, list[int]]:
+    """The index of a device of the present namespace, and a socket by which its counters are read."""
+    sock, index = open_end(device)
+    try:
+        return index, [os.dup(sock.fileno())]
+    finally:
+        sock.close()
+
+
+_GIVING = (hand_over_namespace, hand_over_end)
+_TASKS: dict[str, Callable[..., Any]] = {
+    task.__name__: task
+    for task in (
+        *(programs, signal_programs, name_namespace, *_GIVING),
+        *(run_batch, write_sysctl, iptables, ip_json, read_devices, read_cuts, try_netem, lost_by_queues),
+    )
+}
+"""All that can be asked for."""
+
+
+def _do(asked: dict[str, Any], received: list[int]) -> tuple[dict[str, Any], list[int]]:
+    try:
+        task = _TASKS[asked["task"]]
+        found = task(*asked["arguments"], *received)
+    except EmulationError as error:
+        return {"error": type(error).__name__, "said": str(error)}, []
+    except (OSError, LookupError, ValueError) as error:
+        return {"error": "EmulationError", "said": f"{asked['task']}: {error}"}, []
+    value, descriptors = found if task in _GIVING else (found, [])
+    return {"value": value}, descriptors
+
+
+def main(path: str, name: str) -> None:
+    """Serve until the driver is gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, suppress(OSError, EOFError):
+        sock.settimeout(_CONNECT_SECONDS)
+        sock.connect(path)
+        sock.settimeout(None)
+        send(sock, {"name": name})
+        while True:
+            answer, descriptors = _do(*receive(sock))
+            send(sock, answer, descriptors)
+            for each in descriptors:
+                os.close(each)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
