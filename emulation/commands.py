@@ -109,14 +109,23 @@ def iptables(netns: str | None, suffix: str, *words: str, text: str = "") -> str
 
 
 def write_sysctl(key: str, value: str) -> None:
-    """Write one sysctl of the current network namespace."""
+    """Make one sysctl of the current network namespace be this; where it is already, it need not be writable."""
+    path = "/proc/sys/" + key.replace(".", "/")
     try:
-        with open("/proc/sys/" + key.replace(".", "/"), "w", encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
+            if _numbers(file.read()) == _numbers(value):
+                return
+        with open(path, "w", encoding="ascii") as file:
             file.write(value)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS):
             raise CapabilityError(f"the kernel refused 'sysctl -w {key}={value}': {error.strerror}.") from error
         raise EmulationError(f"'sysctl -w {key}={value}' failed: {error.strerror}.") from error
+
+
+def _numbers(value: str) -> list[str]:
+    """As the kernel reads them: apart by white space, the digits of a mask by commas."""
+    return [word.lstrip("0") or "0" for word in value.replace(",", " ").split()]
 
 
 def run_batch(tool: Tool, netns: str | None, lines: Sequence[str], table: str) -> None:

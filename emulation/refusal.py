@@ -3,12 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["CONTAINERS", "EVERYTHING", "remedy_for"]
-
-CONTAINERS = (
-    "containers are shaped from outside, through their processes' namespaces, which takes root on the engine's "
-    "machine: type it with sudo, or use netns nodes, which need no root, or docker compose (docs/docker.md)."
-)
+__all__ = ["EVERYTHING", "remedy_for"]
 
 EVERYTHING = (
     "run as root, or allow unprivileged user namespaces: "

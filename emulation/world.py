@@ -20,7 +20,7 @@ from typing import NoReturn
 from emulation import syscalls
 from emulation.errors import CapabilityError, UsageError
 from emulation.mark import mark
-from emulation.refusal import CONTAINERS, remedy_for
+from emulation.refusal import remedy_for
 
 __all__ = ["run_in_world"]
 
@@ -43,11 +43,10 @@ def run_in_world(main: Callable[[], int], *, beside_engine: bool = False) -> int
     starts.
 
     `beside_engine`: a world whose nodes are a container engine's. It sees the machine's processes, among which
-    containers are, and the engine's socket in /run; only root can have it. What `main` starts must end by itself when
-    `main` does.
+    containers are, and the engine's socket in /run. Root has a network and mounts of its own in it; anybody else has
+    nothing of its own, for containers are shaped by others (`emulation.nodes.sidecars`). What `main` starts must end by
+    itself when `main` does.
     """
-    if beside_engine and os.geteuid() != 0:
-        raise CapabilityError(CONTAINERS)
     if len(os.listdir("/proc/self/task")) != 1:
         raise UsageError(
             "a world must be entered before any thread starts: call run_in_world first, then import torch."
@@ -140,7 +139,10 @@ def _enter(caller: int, refusal_pipe: int, main: Callable[[], int], beside_engin
         os._exit(1)
     os.setsid()  # a terminal's Ctrl-C reaches the caller alone, who passes it on once
     try:
-        syscalls.unshare(_BESIDE_ENGINE) if beside_engine else _new_namespaces()
+        if not beside_engine:
+            _new_namespaces()
+        elif os.geteuid() == 0:
+            syscalls.unshare(_BESIDE_ENGINE)
     except OSError as error:
         _refuse(refusal_pipe, error)
     syscalls.die_with_parent()  # the new credentials cleared it
@@ -184,7 +186,10 @@ def _first_process(alive_pipe: int, refusal_pipe: int, main: Callable[[], int], 
     except BlockingIOError:
         os.close(alive_pipe)
     try:
-        _furnish_beside_engine() if beside_engine else _furnish()
+        if not beside_engine:
+            _furnish()
+        elif os.geteuid() == 0:
+            _furnish_beside_engine()
     except OSError as error:
         _refuse(refusal_pipe, error)
     for number in _FORWARDED:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from emulation.counters import CounterServer
@@ -109,14 +110,14 @@ class DockerBackend(NetnsBackend):
         self._door = Door(f"{self._room}/door")
         self.delay_line.prepare(self._room)
         self._start_all()
-        for node, container in zip(self.network.nodes, self._containers, strict=True):
-            self._enter(node, container)
 
     def _start_all(self) -> None:
-        """All containers, and the channels to their helpers."""
+        """All containers, the channels to their helpers, and the way into their networks."""
         for node in self.network.nodes:
             self._start_node(node)
         self._meet(node.name for node in self.network.nodes)
+        for node, container in zip(self.network.nodes, self._containers, strict=True):
+            self._enter(node, container)
 
     def _start_node(self, node: Node, **options: Any) -> Any:
         seen = {str(folder): {"bind": str(folder), "mode": mode} for folder, mode in self.folders.items()}
@@ -133,7 +134,13 @@ class DockerBackend(NetnsBackend):
         )
 
     def _start(
-        self, name: str, image: str, *, environment: dict[str, str], volumes: dict[str, Any], **options: Any
+        self,
+        name: str,
+        image: str,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        volumes: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
     ) -> Any:
         """One container, in which a helper runs by whose name it is known."""
         share = int(_SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -148,8 +155,8 @@ class DockerBackend(NetnsBackend):
                 entrypoint=[],
                 auto_remove=True,
                 init=True,
-                environment={VARIABLE: owner, "HOME": "/tmp"} | environment,
-                volumes={self._room: {"bind": self._room, "mode": "ro"}} | volumes,
+                environment={VARIABLE: owner, "HOME": "/tmp", **environment},
+                volumes={self._room: {"bind": self._room, "mode": "ro"}, **volumes},
                 mem_limit=share,
                 nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
                 pids_limit=_MOST_PROCESSES,
@@ -277,7 +284,12 @@ class DockerBackend(NetnsBackend):
         return [*made, *super().commands()]
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"backend": "docker", "image": self.image, "image_id": self._image_id}
+        return super().describe() | {
+            "backend": "docker",
+            "shaped_by": "root",
+            "image": self.image,
+            "image_id": self._image_id,
+        }
 
 
 def _environment_of(pid: int) -> list[bytes]:

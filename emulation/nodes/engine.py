@@ -18,7 +18,7 @@ from typing import Any
 from emulation.errors import CapabilityError, EmulationError, UsageError
 from emulation.mark import VARIABLE, lives, mark, sees
 from emulation.network import Node
-from emulation.refusal import CONTAINERS
+from emulation.nodes.reading import SWITCH
 
 __all__ = [
     "IMAGE",
@@ -26,6 +26,7 @@ __all__ = [
     "RIGHTS",
     "RUN",
     "SEEN_BY",
+    "SWITCH",
     "check",
     "container_name",
     "engine",
@@ -39,6 +40,8 @@ __all__ = [
     "require_names",
     "rooms",
     "said_by",
+    "shaper_image",
+    "shaper_of",
 ]
 
 IMAGE = "slowlink-testbed"
@@ -84,7 +87,10 @@ def engine() -> Any:
             f"systemctl start docker', {_NONE_NEEDED}."
         )
     if not os.access(path, os.R_OK | os.W_OK):
-        raise CapabilityError(f"{path} may not be used by you: type it with sudo, {_NONE_NEEDED}.")
+        raise CapabilityError(
+            f"{path} may not be used by you: type it with sudo, or have yourself put into "
+            f"the group 'docker' (which is as much as root), {_NONE_NEEDED}."
+        )
     import docker
 
     try:
@@ -107,8 +113,6 @@ def check(image: str, program: str, run: str | None = None, nodes: Sequence[Node
     CapabilityError unless there is an engine that has it and that we may shape; UsageError if another run's containers
     have the names of this one's. Nothing is left.
     """
-    if os.geteuid() != 0:
-        raise CapabilityError(CONTAINERS)
     client = engine()
     try:
         require_image(client, image)
@@ -157,11 +161,22 @@ def container_name(run: str, name: str) -> str:
     return f"testbed-{run}-{name}"
 
 
+def shaper_of(name: str) -> str:
+    """What shapes a node, by its network's name; the switch shapes itself."""
+    return name if name == SWITCH else f"{name}-shaper"
+
+
+def shaper_image(image: str) -> str:
+    """The image of what shapes nodes of this one: beside those of a node, tc and iptables are in it."""
+    return f"{image}-shaper"
+
+
 def require_names(client: Any, run: str, nodes: Sequence[Node]) -> None:
     """Raise UsageError if a container that will not be removed has the name of one of these."""
     gone = {each.id for each in orphaned(client)}
     taken = {each.name for each in client.containers.list(all=True, ignore_removed=True) if each.id not in gone}
-    if found := sorted(taken & {container_name(run, node.name) for node in nodes}):
+    names = [node.name for node in nodes]
+    if found := sorted(taken & {container_name(run, name) for name in (*names, *map(shaper_of, names), SWITCH)}):
         raise UsageError(
             f"this engine has a container named {found[0]} already: another run is called '{run}'; "
             "give this one another --name, or wait for the other."

@@ -1,6 +1,7 @@
 """Where the nodes of a run are: in network namespaces, in containers, or plain processes of this machine."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ __all__ = ["make_nodes", "require_image"]
 _STDLIB_PLACE = "/stdlib"
 _ABOUT = """
 import json
+import os
 from testbed.runs.directory import interpreter, program_sha256
 print(json.dumps({"program_sha256": program_sha256()} | interpreter()))
 """
@@ -40,6 +42,7 @@ def make_nodes(
         return NetnsBackend(network)
     from emulation.nodes.docker import DockerBackend
     from emulation.nodes.engine import IMAGE
+    from emulation.nodes.sidecars import SidecarBackend
 
     seen: dict[Path, Literal["ro", "rw"]] = {CORPORA.absolute(): "ro"} if CORPORA.is_dir() else {}
     if corpus is not None:
@@ -47,7 +50,8 @@ def make_nodes(
     if folder is not None:
         seen[folder.absolute()] = "rw"
     read = {standard_library_folder(): (_STDLIB_PLACE, STDLIB_FOLDER)}
-    return DockerBackend(network, run=run, image=image or IMAGE, folders=seen, elsewhere=read)
+    kind = DockerBackend if os.geteuid() == 0 else SidecarBackend
+    return kind(network, run=run, image=image or IMAGE, folders=seen, elsewhere=read)
 
 
 def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> dict[str, Any]:
@@ -56,13 +60,16 @@ def require_image(image: str | None, run: str | None = None, nodes: Sequence[Nod
     CapabilityError unless this machine's engine has it and its sources are this checkout's; UsageError if another run's
     containers have these names.
     """
-    from emulation.nodes.engine import IMAGE, check
+    from emulation.nodes.engine import IMAGE, check, shaper_image
     from testbed.runs.directory import program_sha256
 
-    about = json.loads(check(image or IMAGE, _ABOUT, run, nodes))
-    if about.pop("program_sha256") != program_sha256():
-        raise CapabilityError(
-            f"the image '{image or IMAGE}' has other sources than this checkout: build it again ('make image'), so "
-            "that what is measured is what you read."
-        )
+    image = image or IMAGE
+    shapers = [] if os.geteuid() == 0 else [shaper_image(image)]
+    for each in (*shapers, image):
+        about = json.loads(check(each, _ABOUT, run, nodes))
+        if about.pop("program_sha256") != program_sha256():
+            raise CapabilityError(
+                f"the image '{each}' has other sources than this checkout: build it again ('make image'), so that what "
+                "is measured is what you read."
+            )
     return about

@@ -21,7 +21,10 @@ from emulation.commands import tool_path
 BASE = "slowlink-testbed-test-base"
 """What the Dockerfile begins with here."""
 _START_SECONDS = 30
-_TOOLS = ("sh", "cat", "ls", "id", "rm", "sleep", "ip", "tc", "iptables", "iptables-nft", "iptables-legacy")
+_TOOLS = (
+    *("sh", "cat", "ls", "id", "rm", "sleep", "ip", "tc"),
+    *(f"iptables{flavour}{suffix}" for flavour in ("", "-nft", "-legacy") for suffix in ("", "-restore")),
+)
 """What a node's image has of them, and a shaper's."""
 _LATER = (
     *("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6", "libresolv.so.2", "libnss_dns.so.2"),
