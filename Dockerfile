@@ -1,5 +1,5 @@
 # A node: the testbed and what it needs, on any Python 3.11 or later with pip; and the shaper that sits beside one.
-#   docker build --target node -t slowlink-testbed .                               (or: make image)
+#   docker build --target node -t slowlink-testbed .          (make image: and --target shaper, slowlink-testbed-shaper)
 # Without a network: wheels in ./wheels (pip download -d wheels -c constraints.txt . setuptools), and
 #   docker build --target node -t slowlink-testbed --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels .
 ARG BASE_IMAGE=python:3.11-slim

@@ -59,8 +59,9 @@ notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
 
-image: ## the image of a container node, slowlink-testbed (docs/docker.md)
+image: ## the images of a container node, slowlink-testbed, and of what shapes one (docs/docker.md)
 	docker build --target node -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
+	docker build --target shaper -t $(or $(IMAGE),slowlink-testbed)-shaper $(ARGS) .
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor

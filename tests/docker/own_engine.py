@@ -38,6 +38,7 @@ class OwnEngine:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="engine."))
+        self.folder.chmod(0o711)  # whoever is in its socket's group may reach that
         self.socket = self.folder / "docker.sock"
         self._cgroups = cgroups()
         self._process: subprocess.Popen[bytes] | None = None

@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from emulation.mark import mark, sees
-from emulation.nodes.engine import OWNER, RUN, SEEN_BY, rooms
+from emulation.nodes.engine import OWNER, RUN, SEEN_BY, engine_address
 from tests.docker.conftest import IMAGE
+from tests.runs.nobody import NOBODY, as_nobody, nobodys
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -21,9 +23,34 @@ RENAME = "import socket; socket.sethostname('x')"
 LINK = ("--bw", "60mbit", "--delay", "10ms", "--accounting", "nic")
 
 
+USERS = ["root", "member of the socket's group"]
+"""Of an engine: containers are shaped by the one himself, and beside them for the other."""
+
+
 def on(backend: str, image: str) -> tuple[str, ...]:
     """Flags."""
     return ("--backend", backend, *(("--image", image) if backend == "docker" else ()))
+
+
+def typed_by(user: str, *arguments: str) -> list[str]:
+    """`testbed` with these arguments, by this user."""
+    if user == "root":
+        return command(*arguments)
+    path = engine_address().removeprefix("unix://")
+    return nobodys(command(*arguments), groups=[os.stat(path).st_gid])
+
+
+def run(user: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """To its end, in a folder that every user may write to."""
+    return subprocess.run(
+        typed_by(user, *arguments),
+        cwd=folder,
+        env=environment() | {"HOME": str(folder), "MPLCONFIGDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def docker(*words: str) -> str:
@@ -32,6 +59,11 @@ def docker(*words: str) -> str:
 
 def ours() -> list[str]:
     return docker("ps", "-aq", "--filter", f"label={OWNER}").split()
+
+
+def left_folders() -> list[Path]:
+    """Of drivers of any user, whether they live or not."""
+    return list(Path(tempfile.gettempdir()).glob("testbed-node.*"))
 
 
 def waits_for(what, seconds: float) -> bool:
@@ -43,41 +75,48 @@ def waits_for(what, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize("backend", ["netns", "docker"])
-def test_links_are_what_was_asked_on_both_backends(backend, image, tmp_path):
+@pytest.mark.parametrize(("backend", "user"), [("netns", "root"), *(("docker", user) for user in USERS)])
+def test_links_are_what_was_asked_on_both_backends(backend, user, image, shaper_image, open_folder):
     """Four nodes, the same tolerances."""
-    done = run_testbed(tmp_path, "verify", *LINK, *on(backend, image), "--json")
+    done = run(user, open_folder, "verify", *LINK, *on(backend, image), "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0, found["problems"]
     assert found["ok"]
     assert found["network"]["backend"] == backend
+    if backend == "docker":
+        assert found["network"]["shaped_by"] == ("root" if user == "root" else "sidecars")
     assert {ping["lost"] for ping in found["round_trips"]} == {0}
 
 
-def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, tmp_path):
-    """Paced steps within 10 %; the same losses; every byte on the ledger; nothing is left."""
+def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, shaper_image, open_folder):
+    """Paced steps within 10 %; the same losses; every byte on the ledger; nothing is left; files are the user's."""
     seconds, losses = {}, {}
-    for backend in ("netns", "docker"):
-        done = run_testbed(
-            tmp_path,
+    (open_folder / "runs").mkdir()
+    (open_folder / "runs").chmod(0o777)
+    entered, beside = (("docker", user) for user in USERS)
+    for name, (backend, user) in {"netns": ("netns", "root"), "entered": entered, "beside": beside}.items():
+        done = run(
+            user,
+            open_folder,
             *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
-            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", backend, "--budget", "4s"),
+            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", name, "--budget", "2s"),
         )
-        assert done.returncode == 0, backend + done.stdout + done.stderr
-        record = json.loads((tmp_path / "runs" / backend / "comparison.json").read_text())
+        assert done.returncode == 0, name + done.stdout + done.stderr
+        record = json.loads((open_folder / "runs" / name / "comparison.json").read_text())
         assert record["backend"] == backend
-        seconds[backend] = {arm["arm"]: arm["step_seconds_mean"] for arm in record["arms"]}
-        losses[backend] = {arm["arm"]: arm["final_val_loss"] for arm in record["arms"]}
+        seconds[name] = {arm["arm"]: arm["step_seconds_mean"] for arm in record["arms"]}
+        losses[name] = {arm["arm"]: arm["final_val_loss"] for arm in record["arms"]}
         for arm in record["arms"]:
             assert arm["valid"], arm["why"]
             assert arm["ledger"]["largest_difference"] < 0.01
-    assert losses["docker"] == losses["netns"]  # of the same text, to the last bit
+        log = open_folder / "runs" / name / "logs" / "rank0.log"
+        assert log.stat().st_uid == (0 if user == "root" else NOBODY)
+        assert ours() == []
+    assert losses["beside"] == losses["entered"] == losses["netns"]  # of the same text, to the last bit
     for arm, expected in seconds["netns"].items():
-        assert seconds["docker"][arm] == pytest.approx(expected, rel=0.1), arm
-    assert ours() == []
-    assert rooms() == []
-    (log,) = set((tmp_path / "runs" / "docker" / "logs").glob("rank0.log"))
-    assert log.stat().st_uid == os.getuid()
+        for name in ("beside", "entered"):
+            assert seconds[name][arm] == pytest.approx(expected, rel=0.1), (name, arm)
+    assert left_folders() == []
 
 
 TICK = """
@@ -106,16 +145,18 @@ delay = "2ms"
 """
 
 
-def test_programs_links_that_change_and_nodes_that_fail(image, tmp_path):
+@pytest.mark.parametrize("user", USERS)
+def test_programs_links_that_change_and_nodes_that_fail(user, image, shaper_image, open_folder):
     """exec with a schedule: what is killed in a container has a shell's status, what was frozen goes on."""
-    (tmp_path / "faults.toml").write_text(FAULTS)
-    done = run_testbed(
-        tmp_path,
+    (open_folder / "faults.toml").write_text(FAULTS)
+    done = run(
+        user,
+        open_folder,
         *("exec", "--bw", "40mbit", "--nodes", "2", *on("docker", image), "--schedule", "faults.toml"),
         *("--record", "moved.json", "--", "python", "-c", TICK),
     )
     assert done.returncode == 137, done.stdout + done.stderr
-    found = json.loads((tmp_path / "moved.json").read_text())
+    found = json.loads((open_folder / "moved.json").read_text())
     assert found["exit_status"] == {"n0": 137, "n1": 0}
     assert found["cpu_seconds"] == {}, "the time of the engine's client was taken for the program's"
     assert len(found["events"]) == 4
@@ -124,56 +165,68 @@ def test_programs_links_that_change_and_nodes_that_fail(image, tmp_path):
     assert 0 < len([line for line in said if line.startswith("n0:")]) < 60
 
 
-def start(tmp_path: Path, name: str) -> subprocess.Popen[bytes]:
+def start(user: str, folder: Path, name: str) -> subprocess.Popen[bytes]:
     """A run that trains live for as long as anybody lets it."""
     return subprocess.Popen(
-        command(
+        typed_by(
+            user,
             *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2", "--name", name),
             *("--live", "60s", *on("docker", IMAGE), "--arms", "decentralised,control", "--steps", "200"),
         ),
-        cwd=tmp_path,
-        env=environment(name),
+        cwd=folder,
+        env=environment(name) | {"HOME": str(folder), "MPLCONFIGDIR": str(folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def trains(tmp_path: Path, name: str) -> bool:
-    file = tmp_path / "runs" / name / "decentralised" / "metrics" / "rank0.jsonl"
+def trains(folder: Path, name: str) -> bool:
+    file = folder / "runs" / name / "decentralised" / "metrics" / "rank0.jsonl"
     return file.is_file() and file.stat().st_size > 0
 
 
-def test_containers_may_nothing_and_end_with_their_driver(image, tmp_path):
-    """While it trains: no capability, no network of the engine's, nothing to write to. kill -9: gone in 5 s."""
-    process = start(tmp_path, "killed")
+NET_ADMIN, SYS_NICE = 1 << 12, 1 << 23
+"""capabilities(7)."""
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_containers_may_nothing_and_end_with_their_driver(user, image, shaper_image, open_folder):
+    """While it trains: a node has no capability, no network of the engine's, nothing to write to; what shapes has
+    NET_ADMIN. kill -9: gone in 5 s."""
+    process = start(user, open_folder, "killed")
     try:
-        assert waits_for(lambda: trains(tmp_path, "killed"), 90), f"it ended with {process.poll()}"
-        nodes = ours()
-        assert len(nodes) == 2
-        for node in nodes:
-            status = docker("exec", node, "cat", "/proc/self/status")
-            capabilities = {line.split()[1] for line in status.splitlines() if line.startswith(("CapEff", "CapBnd"))}
-            assert capabilities == {"0" * 16}
-            about = json.loads(docker("inspect", node))[0]
-            assert about["HostConfig"]["NetworkMode"] == "none"
+        assert waits_for(lambda: trains(open_folder, "killed"), 90), f"it ended with {process.poll()}"
+        beside = {"n0-shaper": NET_ADMIN, "n1-shaper": NET_ADMIN, "switch": NET_ADMIN | SYS_NICE}
+        rights = {"n0": 0, "n1": 0} | (beside if user != "root" else {})
+        assert len(ours()) == len(rights)
+        for name, right in rights.items():
+            container = f"testbed-killed-{name}"
+            for process_id in ("1", "self"):
+                status = docker("exec", container, "cat", f"/proc/{process_id}/status")
+                lines = [line for line in status.splitlines() if line.startswith(("CapEff", "CapBnd"))]
+                assert {int(line.split()[1], 16) for line in lines} == {right}
+            about = json.loads(docker("inspect", container))[0]
+            assert about["HostConfig"]["NetworkMode"].startswith("container:" if "shaper" in name else "none")
             assert about["HostConfig"]["ReadonlyRootfs"]
             assert about["Config"]["Labels"][RUN] == "killed"
             refused = subprocess.run(
-                ["docker", "exec", node, "sh", "-c", "echo > /x"], capture_output=True, check=False
+                ["docker", "exec", container, "sh", "-c", "echo > /x"], capture_output=True, check=False
             )
             assert refused.returncode
-            refused = subprocess.run(["docker", "exec", node, "python", "-c", RENAME], capture_output=True, check=False)
+            refused = subprocess.run(
+                ["docker", "exec", container, "python", "-c", RENAME], capture_output=True, check=False
+            )
             assert b"PermissionError" in refused.stderr
-        again = run_testbed(tmp_path, "emulate", "--bw", "40mbit", *on("docker", IMAGE), "--name", "killed")
+        again = run(user, open_folder, "emulate", "--bw", "40mbit", *on("docker", IMAGE), "--name", "killed")
         assert again.returncode == 2
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert waits_for(lambda: not ours(), 5), docker("ps", "-a")
-    done = run_testbed(tmp_path, "verify", "--bw", "40mbit", "--nodes", "2", *on("docker", IMAGE))
+    done = run(user, open_folder, "verify", "--bw", "40mbit", "--nodes", "2", *on("docker", IMAGE))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert rooms() == []
+    assert left_folders() == []
 
 
 def sleeper(image: str, *labels: str) -> str:
@@ -222,6 +275,20 @@ def test_bad_input_is_one_sentence(image, tmp_path, words, variables, said):
         text=True,
         check=False,
     )
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert said in done.stderr
+    assert ours() == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "words", "said"),
+    [((), (), "have yourself put into the group"), (None, ("--image", "alpine"), "no image 'alpine-shaper'")],
+)
+def test_without_root_it_says_what_is_missing(image, open_folder, groups, words, said):
+    """The right to use the engine, and an image of what shapes."""
+    path = engine_address().removeprefix("unix://")
+    asked = ("verify", "--bw", "40mbit", "--nodes", "2", "--backend", "docker", *words)
+    done = as_nobody(open_folder, *asked, groups=[os.stat(path).st_gid] if groups is None else groups)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert said in done.stderr
     assert ours() == []

@@ -78,19 +78,20 @@ def _skip_without_worlds(request: pytest.FixtureRequest) -> None:
         pytest.skip(f"no private world here: {refusal()}")
 
 
+def in_world(body: str, timeout: float = 60, *, prelude: str = "", beside_engine: bool = False, **extra: str) -> Any:
+    """Run the body of a function inside a world; what it returns comes back through JSON."""
+    indented = "\n".join("    " + line for line in body.strip("\n").splitlines())
+    code = (
+        f"{PRELUDE}{prelude}\ndef body():\n{indented}\n\n"
+        "def main():\n    print(json.dumps(body()))\n    return 0\n"
+        f"sys.exit(run_in_world(main, beside_engine={beside_engine}))"
+    )
+    done = python(code, timeout, **extra)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture
 def world() -> Callable[[str], Any]:
-    """Run the body of a function inside a world; what it returns comes back through JSON."""
-
-    def run(body: str, timeout: float = 60) -> Any:
-        indented = "\n".join("    " + line for line in body.strip("\n").splitlines())
-        code = (
-            f"{PRELUDE}\ndef body():\n{indented}\n\n"
-            "def main():\n    print(json.dumps(body()))\n    return 0\n"
-            "sys.exit(run_in_world(main))"
-        )
-        done = python(code, timeout)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
+    """`world(body)`: see `in_world`."""
+    return in_world

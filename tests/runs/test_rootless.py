@@ -1,60 +1,15 @@
 """A whole comparison as an ordinary user."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.runs.tiny import PRESET, command, environment
+from tests.runs.nobody import NOBODY, as_nobody
+from tests.runs.tiny import PRESET
 from tests.worlds import needs_world
 
 pytestmark = [pytest.mark.world, needs_world]
-NOBODY = "65534"
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can write to, and reach."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def as_nobody(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`testbed` as a user without any right.
-
-    The interpreter may lie in root's home: that user is shown this one folder of it, in a mount namespace of ours.
-    """
-    if os.geteuid() != 0:
-        pytest.skip("becoming another user needs root; everything else in these tests ran without it")
-    prefix = Path(sys.base_prefix)
-    home = Path(*prefix.parts[:2])
-    script = f"""
-set -e
-mount --make-rprivate /
-if ! setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups test -r {prefix}/lib; then
-    mkdir -p /tmp/.python-seen-by-all && mount --bind {prefix} /tmp/.python-seen-by-all
-    mount -t tmpfs -o mode=755 tmpfs {home}
-    mkdir -p {prefix} && mount --bind /tmp/.python-seen-by-all {prefix}
-fi
-exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"
-"""
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command(*arguments)],
-        cwd=folder,
-        env={**environment(), "HOME": str(folder), "MPLCONFIGDIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_emulate_works_without_root(open_folder):
@@ -67,7 +22,7 @@ def test_emulate_works_without_root(open_folder):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "links proven before" in done.stdout
     comparison = open_folder / "runs" / "run" / "comparison.json"
-    assert comparison.stat().st_uid == int(NOBODY)
+    assert comparison.stat().st_uid == NOBODY
     arms = json.loads(comparison.read_text())["arms"]
     assert [arm["link"] for arm in arms] == ["shaped", "shaped"]
 
@@ -91,4 +46,4 @@ def test_exec_delays_and_changes_links_without_root(open_folder):
     assert "round trips of up to 10 ms within" in done.stderr
     record = json.loads((open_folder / "moved.json").read_text())
     assert [event["what"] for event in record["events"]] == ["all links: delay 8ms, bw 20mbit", "node 1: down"]
-    assert (open_folder / "moved.json").stat().st_uid == int(NOBODY)
+    assert (open_folder / "moved.json").stat().st_uid == NOBODY
