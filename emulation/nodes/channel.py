@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import emulation.errors
-from emulation.errors import CapabilityError, LinkError
+from emulation.errors import CapabilityError, EmulationError, LinkError
 
 __all__ = ["Channel", "Door", "receive", "send"]
 
@@ -43,6 +43,7 @@ class Channel:
                 send(self._socket, {"task": task.__name__, "arguments": arguments}, descriptors)
                 answer, received = receive(self._socket)
             except (OSError, EOFError):
+                self.close()  # a late answer must not be taken for the next one's
                 raise LinkError(
                     "a container of this network has ended, or does not answer; nothing measured after that counts; "
                     "run again."
@@ -77,8 +78,12 @@ class Door:
     def __init__(self, path: str) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(path)
-        os.chmod(path, 0o666)
+        try:
+            self._socket.bind(path)
+            os.chmod(path, 0o666)
+        except OSError as error:
+            self._socket.close()
+            raise EmulationError(f"no socket could be made at {path}: {error}; set TMPDIR to another folder.") from None
         self._socket.listen(64)
         self._socket.settimeout(_LOOK_SECONDS)
 

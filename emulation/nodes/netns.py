@@ -104,15 +104,12 @@ class NetnsBackend(Backend):
         if self._is_open:
             self._is_open = False
             self.delay_line.close()
-            names = [SWITCH, *(node.name for node in self.network.nodes)]
-            lines = "".join(f"netns del {name}\n" for name in names)
-            subprocess.run(
-                [tool_path("ip") or "ip", "-force", "-batch", "-"],
-                input=lines,
-                text=True,
-                capture_output=True,
-                check=False,
-            )
+            self._delete()
+
+    def _delete(self) -> None:
+        names = [SWITCH, *(node.name for node in self.network.nodes)]
+        argv, lines = [tool_path("ip") or "ip", "-force", "-batch", "-"], [f"netns del {name}\n" for name in names]
+        subprocess.run(argv, input="".join(lines), text=True, capture_output=True, check=False)
 
     def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
         """What a task gives in one of the namespaces."""

@@ -80,6 +80,9 @@ class SidecarBackend(DockerBackend):
                 found[batch.netns] |= {key: value.strip('"') for key, _, value in pairs}
         return found
 
+    def _delete(self) -> None:
+        """Namespaces go with their containers."""
+
     # -- using
 
     def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,8 +102,8 @@ class SidecarBackend(DockerBackend):
     def commands(self) -> list[str]:
         image, nodes = shaper_image(self.image), len(self.network.nodes)
         beside = f"# beside each one of {image} that shares its network, and one that is the switch, with NET_ADMIN"
-        made, ran = super().commands()[:nodes], super().commands()[nodes:]
-        return [*made, beside, *ran]
+        lines = super().commands()
+        return [*lines[:nodes], beside, *lines[nodes:]]
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"shaped_by": "sidecars"}
