@@ -124,8 +124,9 @@ def write_sysctl(key: str, value: str) -> None:
 
 
 def _numbers(value: str) -> list[str]:
-    """As the kernel reads them: apart by white space, the digits of a mask by commas."""
-    return [word.lstrip("0") or "0" for word in value.replace(",", " ").split()]
+    """As the kernel reads them: the words of a mask, apart by commas, are one number, whose zeros in front it counts
+    out by the processors that there could be."""
+    return [word.lstrip("0") or "0" for word in value.replace(",", "").split()]
 
 
 def run_batch(tool: Tool, netns: str | None, lines: Sequence[str], table: str) -> None:

@@ -6,6 +6,7 @@ eth0, what it receives by that of its port on the switch.
 """
 
 import json
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -114,6 +115,7 @@ class CounterServer:
         self._descriptions, self._at = descriptions, at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
+        os.chmod(path, 0o600)
         self._socket.listen(len(descriptions))
         threading.Thread(target=self._serve, name="counters", daemon=True).start()
 
@@ -121,10 +123,8 @@ class CounterServer:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._socket.accept()
-                with (
-                    client,
-                    suppress(OSError, ValueError, LookupError, EmulationError),
-                ):  # a client that asks for nothing gets nothing
+                wrong = suppress(OSError, ValueError, LookupError, EmulationError)  # who asks for nothing gets nothing
+                with client, wrong:
                     client.settimeout(1.0)
                     self._hand_over(client, client.recv(2))
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from emulation.commands import Batch, iptables
+from emulation.commands import Batch, iptables, run_all
 from emulation.counters import WireBytes, WireCounter
 from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
@@ -52,7 +52,7 @@ class Traffic:
         pairs = [(a.index, b.index) for a, b in self._backend.network.pairs]
         lines = tuple(f"-A FORWARD -i sw{a} -o sw{b}" for a, b in pairs)
         try:
-            Batch(tool="iptables", netns=SWITCH, lines=lines, table="filter").run()
+            run_all([Batch(tool="iptables", netns=SWITCH, lines=lines, table="filter")], self._backend.at)
         except EmulationError:
             return False
         return True
@@ -69,7 +69,7 @@ class Traffic:
             return counted
         if not self._by_filter:
             return {}
-        said = iptables(SWITCH, "-save", "-c", "-t", "filter")
+        said = self._backend.at(SWITCH, iptables, SWITCH, "-save", "-c", "-t", "filter")
         return {(int(a), int(b)): int(count) for _, count, a, b in _COUNTED.findall(said)}
 
     def read(self) -> Moved:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from emulation.mark import mark
 from emulation.network import Network, Node
+from emulation.syscalls import at
 
 __all__ = ["MASTER_PORT", "Backend"]
 
@@ -67,6 +68,10 @@ class Backend(ABC):
     @abstractmethod
     def check_alive(self) -> None:
         """Raise LinkError if a process that the links need has ended."""
+
+    def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
+        """What a task gives in one of the network's namespaces, by name."""
+        return at(netns, task, *arguments)
 
     @abstractmethod
     def link_down(self, node: Node) -> None:

@@ -20,8 +20,13 @@ _LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("3i")
 _MOST_DESCRIPTORS = 8
 _ANSWER_SECONDS = 30.0
-_START_SECONDS = 20.0
+_COME_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
+_MOST_WAITING = 4096
+"""Helpers that have come and are not let in yet: all of a network, before its last container is started."""
+
+
+_LOST = "a container of this network has ended, or does not answer; nothing measured after that counts; run again."
 
 
 class Channel:
@@ -32,8 +37,8 @@ class Channel:
         self._lock = threading.Lock()
 
     def ask(self, task: Callable[..., Any], *arguments: Any, descriptors: Sequence[int] = ()) -> Any:
-        """What a task gives there; for tasks that give descriptors (value, descriptors). Those given here are handed
-        over behind the arguments.
+        """What a task gives there; of one that hands over descriptors (value, descriptors). Those given here are
+        handed over behind the arguments.
 
         Raises what the task raised there, and LinkError if the helper is gone.
         """
@@ -42,14 +47,16 @@ class Channel:
                 self._socket.settimeout(_ANSWER_SECONDS)
                 send(self._socket, {"task": task.__name__, "arguments": arguments}, descriptors)
                 answer, received = receive(self._socket)
-            except (OSError, EOFError):
-                self.close()  # a late answer must not be taken for the next one's
-                raise LinkError(
-                    "a container of this network has ended, or does not answer; nothing measured after that counts; "
-                    "run again."
-                ) from None
+            except (OSError, EOFError, ValueError):
+                self._socket.close()  # a late answer must not be taken for the next one's
+                raise LinkError(_LOST) from None
+            except BaseException:
+                self._socket.close()
+                raise
         if "error" in answer:
-            raise getattr(emulation.errors, answer["error"])(answer["said"])
+            raise getattr(emulation.errors, answer["error"], EmulationError)(answer["said"])
+        if len(received) != answer["descriptors"]:
+            raise EmulationError("descriptors were lost on their way: too many files are open here (ulimit -n).")
         return (answer["value"], received) if received else answer["value"]
 
     def alive(self) -> bool:
@@ -57,9 +64,8 @@ class Channel:
         if not self._lock.acquire(blocking=False):
             return True  # it is being asked
         try:
-            said = select.select([self._socket], [], [], 0)[0]
-            return not said or self._socket.recv(1, socket.MSG_PEEK) != b""
-        except OSError:
+            return not select.select([self._socket], [], [], 0)[0]  # unasked it says one thing, that it has ended
+        except (OSError, ValueError):  # closed here
             return False
         finally:
             self._lock.release()
@@ -84,13 +90,13 @@ class Door:
         except OSError as error:
             self._socket.close()
             raise EmulationError(f"no socket could be made at {path}: {error}; set TMPDIR to another folder.") from None
-        self._socket.listen(64)
+        self._socket.listen(_MOST_WAITING)
         self._socket.settimeout(_LOOK_SECONDS)
 
     def meet(self, names: Iterable[str], check: Callable[[], None]) -> dict[str, Channel]:
         """A channel to each of these. While they do not come, `check` may say why not; CapabilityError in the end."""
         missing, found = set(names), {}
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _COME_SECONDS
         try:
             while missing:
                 try:
@@ -99,9 +105,9 @@ class Door:
                     check()
                     if time.monotonic() > deadline:
                         raise CapabilityError(
-                            f"containers have not come within {_START_SECONDS:g} s ({', '.join(sorted(missing))}): the "
-                            "engine is elsewhere, keeps them in a virtual machine, or gives them other users "
-                            "(userns-remap). Run it there, or use docker compose (docs/docker.md)."
+                            f"containers have not come within {_COME_SECONDS:g} s ({', '.join(sorted(missing))}): "
+                            "this machine is too busy, or the engine keeps them where this process is not (a virtual "
+                            "machine, another container): run it there, or use docker compose (docs/docker.md)."
                         ) from None
                     continue
                 if name in missing:
@@ -117,10 +123,10 @@ class Door:
 
     def _one(self) -> tuple[str, socket.socket]:
         sock, _ = self._socket.accept()
-        sock.settimeout(_LOOK_SECONDS)
         said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         with suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             if _CREDENTIALS.unpack(said)[1] in (0, os.getuid()):
+                sock.settimeout(_COME_SECONDS)
                 return receive(sock)[0]["name"], sock
         sock.close()
         raise TimeoutError

@@ -56,7 +56,7 @@ _HOSTS_OWN = (
 )
 """What of an environment means nothing in a container."""
 _SHARE_OF_MEMORY = 0.9
-_START_SECONDS = 20.0
+_SEEN_SECONDS = 20.0
 _MOST_PROCESSES = 512
 _HELPER = ("python", "-P", "-m", "emulation.nodes.helper")
 
@@ -172,6 +172,8 @@ class DockerBackend(NetnsBackend):
     def _meet(self, names: Iterable[str]) -> None:
         assert self._door is not None
         self._helpers |= self._door.meet(names, self._check_started)
+        self._door.close()
+        self._door = None
 
     def _check_started(self) -> None:
         """Raise CapabilityError if a container has ended."""
@@ -182,13 +184,15 @@ class DockerBackend(NetnsBackend):
                 container.reload()
             except docker.errors.NotFound:
                 raise CapabilityError(
-                    f"{container.name} ended at once: its image cannot run this testbed, or could not reach its "
-                    "driver; build it with 'make image'."
+                    f"{container.name} ended at once: its image cannot run this testbed (build it with 'make image'), "
+                    "or the engine keeps it where this process is not (a virtual machine, another container)."
                 ) from None
+            except engine_errors() as error:
+                raise EmulationError(f"the engine does not answer: {error}.") from None
 
     def _enter(self, node: Node, container: Any) -> None:
         """Give its network namespace the name by which all else finds it."""
-        container.reload()
+        self._check_started()
         pid = container.attrs["State"]["Pid"]
         if f"{VARIABLE}={mark()[VARIABLE]}".encode() not in _environment_of(pid):
             raise CapabilityError(
@@ -206,14 +210,14 @@ class DockerBackend(NetnsBackend):
             self._counters.close()
             self._counters = None
         super().close()
-        for channel in self._helpers.values():
-            channel.close()
         if self._door is not None:
             self._door.close()
             self._door = None
         for container in reversed(self._containers):
             with suppress(*engine_errors()):  # it has ended, and is gone
                 container.remove(force=True)
+        for channel in self._helpers.values():
+            channel.close()
         self._helpers, self._containers = {}, []
         if self._room is not None:
             shutil.rmtree(self._room, ignore_errors=True)
@@ -252,7 +256,7 @@ class DockerBackend(NetnsBackend):
         named = [f"--env={key}" for key in given]  # values stay out of the command line
         command = [*self._exec(self._containers[node.index], *tty, *named), *argv]
         process = subprocess.Popen(command, env={**os.environ, **given}, **popen_kwargs)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _SEEN_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             if set(self._helpers[node.name].ask(programs)) - before:
                 break

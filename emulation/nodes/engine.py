@@ -26,7 +26,6 @@ __all__ = [
     "RIGHTS",
     "RUN",
     "SEEN_BY",
-    "SWITCH",
     "check",
     "container_name",
     "engine",
@@ -103,6 +102,12 @@ def engine() -> Any:
         raise CapabilityError(
             "Docker Desktop keeps containers in a virtual machine, where they cannot be shaped from here: use docker "
             f"compose, whose shapers run beside the nodes (docs/docker.md), {_NONE_NEEDED}."
+        )
+    if any(each.startswith(("name=userns", "name=rootless")) for each in about.get("SecurityOptions") or ()):
+        client.close()
+        raise CapabilityError(
+            f"the engine at {path} gives containers other users than this machine's (userns-remap, rootless), who may "
+            f"not use what a run hands them: use an engine without, or docker compose (docs/docker.md), {_NONE_NEEDED}."
         )
     return client
 

@@ -12,6 +12,7 @@ connection, whatever killed it; that is the end of the helper, and of its contai
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,18 +30,36 @@ from emulation.syscalls import netns_path
 __all__ = ["hand_over_end", "hand_over_namespace", "name_namespace", "programs", "signal_programs"]
 
 _CONNECT_SECONDS = 5.0
+_SIGNAL_SECONDS = 2.0
 
 
 def programs() -> list[int]:
-    """Every process of the container but the engine's init and this one."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
+    """Every process of the container that a signal can reach, but the engine's init and this one."""
+    return [pid for pid in _others() if _sent(pid, 0)]
 
 
 def signal_programs(number: int) -> None:
-    """Send them a signal."""
-    for pid in programs():
-        with suppress(OSError):
-            os.kill(pid, number)
+    """Send all of them a signal; EmulationError if one cannot be reached.
+
+    For a moment a program that is being started is the engine's, and may not be signalled.
+    """
+    waiting, deadline = _others(), time.monotonic() + _SIGNAL_SECONDS
+    while waiting := [pid for pid in waiting if not _sent(pid, number)]:
+        waiting = [pid for pid in waiting if pid in _others()]
+        if waiting and time.monotonic() > deadline:
+            raise EmulationError(f"signal {number} does not reach the processes {waiting} of this node.")
+        time.sleep(0.002)
+
+
+def _others() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
+
+
+def _sent(pid: int, number: int) -> bool:
+    with suppress(OSError):
+        os.kill(pid, number)
+        return True
+    return False
 
 
 def name_namespace(name: str, descriptor: int) -> None:
@@ -81,10 +100,10 @@ def _do(asked: dict[str, Any], received: list[int]) -> tuple[dict[str, Any], lis
         found = task(*asked["arguments"], *received)
     except EmulationError as error:
         return {"error": type(error).__name__, "said": str(error)}, []
-    except (OSError, LookupError, ValueError) as error:
-        return {"error": "EmulationError", "said": f"{asked['task']}: {error}"}, []
+    except Exception as error:
+        return {"error": "EmulationError", "said": f"{asked.get('task')}: {type(error).__name__}: {error}"}, []
     value, descriptors = found if task in _GIVING else (found, [])
-    return {"value": value}, descriptors
+    return {"value": value, "descriptors": len(descriptors)}, descriptors
 
 
 def main(path: str, name: str) -> None:

@@ -12,7 +12,7 @@ them. Neighbours are static and IPv6 is off, so an idle link carries no byte.
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -35,10 +35,10 @@ from emulation.nodes.reading import (
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine, Rule, delay_rules
 from emulation.shaping.sizes import segments_of
-from emulation.syscalls import at, in_netns, netns_path
+from emulation.syscalls import in_netns, netns_path
 from emulation.units import format_rate
 
-__all__ = ["SWITCH", "NetnsBackend", "processes_in"]
+__all__ = ["SWITCH", "NetnsBackend"]
 
 PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
@@ -110,10 +110,6 @@ class NetnsBackend(Backend):
         names = [SWITCH, *(node.name for node in self.network.nodes)]
         argv, lines = [tool_path("ip") or "ip", "-force", "-batch", "-"], [f"netns del {name}\n" for name in names]
         subprocess.run(argv, input="".join(lines), text=True, capture_output=True, check=False)
-
-    def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
-        """What a task gives in one of the namespaces."""
-        return at(netns, task, *arguments)
 
     # -- building
 
@@ -318,7 +314,7 @@ class NetnsBackend(Backend):
         self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:
-        for pid in processes_in(node.name):
+        for pid in _processes_in(node.name):
             with suppress(OSError):
                 os.kill(pid, number)
 
@@ -372,7 +368,7 @@ class NetnsBackend(Backend):
         }
 
 
-def processes_in(netns: str) -> list[int]:
+def _processes_in(netns: str) -> list[int]:
     """Every process in a namespace but this one."""
     inside, found = os.stat(netns_path(netns)).st_ino, []
     for entry in os.listdir("/proc"):

@@ -5,11 +5,10 @@
     container n2 ─ shaper of n2 (shares its network) ── eth0 ──veth── sw2 ┘
 
 Whoever may use the engine may have this; the driver itself enters no namespace. Shapers and the switch alone hold
-NET_ADMIN (the switch SYS_NICE as well, for a delay line that is late is none), run nothing but our helper
-(`emulation.nodes.helper`) and the delay line, and do with the same commands what root does elsewhere
-(`emulation.nodes.docker`). Each node's shaper hands its network namespace to the switch, which puts the other end of a
-cable of its own into it: no network of the engine's is there, and so no other way to a peer. What the kernel keeps
-below /proc/sys the engine sets as it starts them, for containers cannot write there.
+NET_ADMIN, run nothing but our helper (`emulation.nodes.helper`) and the delay line, and do with the same commands what
+root does elsewhere (`emulation.nodes.docker`). Each node's shaper hands its network namespace to the switch, which puts
+the other end of a cable of its own into it: no network of the engine's is there, and so no other way to a peer. What
+the kernel keeps below /proc/sys the engine sets as it starts them, for containers cannot write there.
 """
 
 import os
@@ -20,8 +19,9 @@ from typing import Any
 from emulation.counters import open_end
 from emulation.netlink import TcSocket
 from emulation.nodes.docker import DockerBackend
-from emulation.nodes.engine import SWITCH, require_image, shaper_image, shaper_of
+from emulation.nodes.engine import require_image, shaper_image, shaper_of
 from emulation.nodes.helper import hand_over_end, hand_over_namespace, name_namespace
+from emulation.nodes.reading import SWITCH
 from emulation.shaping.delays import DelayLine
 
 __all__ = ["SidecarBackend"]
@@ -33,6 +33,11 @@ _MAY: dict[str, Any] = {
 }
 
 
+_SWITCH_SHARES = 29154
+"""Of processor time, as a process of nice -15 has of others' 1024 (sched_prio_to_weight): a delay line that is late is
+none, and within its own container a process can hurry only itself."""
+
+
 class SidecarBackend(DockerBackend):
     """As `DockerBackend`, in any world, by any user of the engine."""
 
@@ -40,16 +45,18 @@ class SidecarBackend(DockerBackend):
         super().__init__(*arguments, **options)
         self._given |= {SWITCH}
         self._switch: Any = None
-        self.delay_line = _Relayed(self)
+        self.delay_line = DelayLine(SWITCH, len(self.network.nodes), at=self.at, spawn=self._relay)
+        self._shaper_id: str | None = None
 
     # -- life
 
     def _start_all(self) -> None:
         shaper = shaper_image(self.image)
-        require_image(self._client, shaper)
+        self._shaper_id = require_image(self._client, shaper).id
         assert self._room is not None
-        os.chmod(self._room, 0o711)  # a shaper's root has no right to what is ours; names in here are not to be guessed
-        os.chmod(f"{self.delay_line.statistics_path}", 0o666)
+        assert self.delay_line.statistics_path is not None
+        os.chmod(self._room, 0o711)  # a shaper's root has no right to what is ours
+        os.chmod(self.delay_line.statistics_path, 0o666)  # its name cannot be guessed
         set_by_engine = self._sysctls()
         for node in self.network.nodes:
             self._start_node(node, sysctls=set_by_engine[node.name])
@@ -60,7 +67,8 @@ class SidecarBackend(DockerBackend):
             shaper,
             sysctls=set_by_engine[SWITCH],
             volumes={self._room: {"bind": self._room, "mode": "rw"}},
-            **_MAY | {"cap_add": ["NET_ADMIN", "SYS_NICE"]},
+            cpu_shares=_SWITCH_SHARES,
+            **_MAY,
         )
         nodes = [node.name for node in self.network.nodes]
         self._meet([*nodes, *map(shaper_of, nodes), SWITCH])
@@ -94,27 +102,22 @@ class SidecarBackend(DockerBackend):
         index, (descriptor,) = helper.ask(hand_over_end, *arguments)
         return TcSocket(descriptor), index
 
-    def relay(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _relay(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         """Python with these arguments, in the switch."""
         command = [*self._exec(self._switch), "python", *arguments]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def commands(self) -> list[str]:
         image, nodes = shaper_image(self.image), len(self.network.nodes)
-        beside = f"# beside each one of {image} that shares its network, and one that is the switch, with NET_ADMIN"
+        beside = (
+            f"# beside each one of {image} that shares its network, and one that is the switch, with NET_ADMIN; in "
+            "these, sysctls by the engine:"
+        )
         lines = super().commands()
         return [*lines[:nodes], beside, *lines[nodes:]]
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"shaped_by": "sidecars"}
-
-
-class _Relayed(DelayLine):
-    """A delay line whose relay is in the switch's container."""
-
-    def __init__(self, backend: SidecarBackend) -> None:
-        super().__init__(SWITCH, len(backend.network.nodes), at=backend.at)
-        self._backend = backend
-
-    def spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        return self._backend.relay(arguments)
+        about = {"shaped_by": "sidecars", "shaper_image_id": self._shaper_id}
+        if self.delay_line.priority is not None:
+            about["delay_line_priority"] = f"{_SWITCH_SHARES} CPU shares beside nodes' 1024"
+        return super().describe() | about

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,13 @@ def rule_lines(rules: list[Rule], nodes: int) -> list[str]:
     return [*chains, *first, *behind]
 
 
+def _spawn(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
 def lost_by_queues(queues: list[int]) -> int:
     """Packets that these queues of the present namespace have lost."""
     with open("/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii") as file:
@@ -117,10 +125,20 @@ def _held(settings: dict[str, Any]) -> str:
 class DelayLine:
     """The relay of one network, and its rules. Nothing runs until a path delays or loses."""
 
-    def __init__(self, netns: str | None, nodes: int, *, seed: int = 0, at: At = at) -> None:
+    def __init__(
+        self,
+        netns: str | None,
+        nodes: int,
+        *,
+        seed: int = 0,
+        at: At = at,
+        spawn: Callable[[list[str]], subprocess.Popen[bytes]] | None = None,
+    ) -> None:
         self.netns = netns
         """The switch's; None: the present one."""
         self.at = at
+        self.spawn = spawn or _spawn
+        """Starts Python with these arguments where it can reach that namespace."""
         self.nodes = nodes
         self.seed = seed
         self.rules: list[Rule] = []
@@ -181,12 +199,6 @@ class DelayLine:
         told = {"netns": self.netns, "statistics": self.statistics_path, "seed": self.seed}
         self.priority = self._tell(told)["priority"]
 
-    def spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        """Python with these arguments, where it can reach the namespace."""
-        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", ""), **mark()}
-        argv = [sys.executable, *arguments]
-        return subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
     def _tell(self, message: dict[str, Any]) -> dict[str, Any]:
         """Give the relay one command, and its answer; a player's thread may ask at the same time."""
         with self._lock:
@@ -215,7 +227,7 @@ class DelayLine:
 
     @property
     def pid(self) -> int | None:
-        """The relay's process, if there is one."""
+        """The process that was started for the relay, if one was."""
         return self._process.pid if self._process else None
 
     def check(self) -> None:

@@ -69,7 +69,7 @@ class Asked(AskedLink):
     accounting: Annotated[Literal["pair", "nic"] | None, flag("pair|nic")] = None
     """Whose the rate is: each pair's of nodes (pair), or a node's whole access link (nic); pair unless given."""
     backend: Annotated[BackendName, flag("netns|docker")] = "netns"
-    """Network namespaces, or containers of this machine's engine (docs/docker.md; takes root)."""
+    """Network namespaces, or containers of this machine's engine (docs/docker.md)."""
     image: Annotated[str | None, flag("IMAGE")] = None
     """Of the containers; slowlink-testbed ('make image') unless given."""
     share: bool = False

@@ -217,7 +217,8 @@ class _Programs:
 
     def _signal(self, number: int) -> None:
         for node in self.backend.network.nodes:
-            self.backend.signal(node, number)
+            with suppress(EmulationError):  # its container has ended, and with it what was to hear this
+                self.backend.signal(node, number)
 
 
 def _as_shell(code: int) -> int:

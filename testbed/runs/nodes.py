@@ -19,7 +19,6 @@ __all__ = ["make_nodes", "require_image"]
 _STDLIB_PLACE = "/stdlib"
 _ABOUT = """
 import json
-import os
 from testbed.runs.directory import interpreter, program_sha256
 print(json.dumps({"program_sha256": program_sha256()} | interpreter()))
 """

@@ -40,7 +40,7 @@ class Request(Asked):
     live: Annotated[str | None, flag("TIME")] = None
     """Train every arm paced for this long (10min) instead of learning, timing and composing."""
     backend: Annotated[BackendName, flag("netns|docker|host")] = "netns"
-    """Network namespaces, containers (docs/docker.md; root), or processes on loopback (unshaped; links modelled)."""
+    """Network namespaces, containers (docs/docker.md), or processes on loopback (unshaped; links modelled)."""
     seed: Annotated[int, flag("N")] = 0
     """Of weights and data."""
     steps: Annotated[int | None, flag("N")] = None

@@ -23,7 +23,7 @@ BASE = "slowlink-testbed-test-base"
 _START_SECONDS = 30
 _TOOLS = (
     *("sh", "cat", "ls", "id", "rm", "sleep", "ip", "tc"),
-    *(f"iptables{flavour}{suffix}" for flavour in ("", "-nft", "-legacy") for suffix in ("", "-restore")),
+    *(f"iptables{flavour}{suffix}" for flavour in ("", "-nft", "-legacy") for suffix in ("", "-restore", "-save")),
 )
 """What a node's image has of them, and a shaper's."""
 _LATER = (
