@@ -34,20 +34,19 @@ _SIGNAL_SECONDS = 2.0
 
 
 def programs() -> list[int]:
-    """Every process of the container that a signal can reach, but the engine's init and this one."""
-    return [pid for pid in _others() if _sent(pid, 0)]
+    """Every process of the container but the engine's init, this one, and what is still being started."""
+    return [pid for pid in _others() if _is_started(pid)]
 
 
 def signal_programs(number: int) -> None:
-    """Send all of them a signal; EmulationError if one cannot be reached.
-
-    For a moment a program that is being started is the engine's, and may not be signalled.
-    """
-    waiting, deadline = _others(), time.monotonic() + _SIGNAL_SECONDS
-    while waiting := [pid for pid in waiting if not _sent(pid, number)]:
-        waiting = [pid for pid in waiting if pid in _others()]
-        if waiting and time.monotonic() > deadline:
-            raise EmulationError(f"signal {number} does not reach the processes {waiting} of this node.")
+    """Send all of them a signal, also those that are being started, once they are; EmulationError if that fails."""
+    waiting, deadline = set(_others()), time.monotonic() + _SIGNAL_SECONDS
+    while waiting:
+        late = time.monotonic() > deadline
+        waiting -= {pid for pid in waiting if (late or _is_started(pid)) and _is_sent(pid, number)}
+        waiting &= set(_others())
+        if waiting and late:
+            raise EmulationError(f"signal {number} does not reach the processes {sorted(waiting)} of this node.")
         time.sleep(0.002)
 
 
@@ -55,7 +54,14 @@ def _others() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
 
 
-def _sent(pid: int, number: int) -> bool:
+def _is_started(pid: int) -> bool:
+    """Whether it is a program of this user's: until then it is the engine's, which lets nobody look into it."""
+    with suppress(OSError), open(f"/proc/{pid}/environ", "rb"):
+        return True
+    return False
+
+
+def _is_sent(pid: int, number: int) -> bool:
     with suppress(OSError):
         os.kill(pid, number)
         return True

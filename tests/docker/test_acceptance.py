@@ -64,7 +64,7 @@ def sh(text, check=True, of_namespaces=sh):
 """
 
 
-NO_WAY = ('"loopback"', '"shared memory"')
+NO_WAY = ('"loopback", node', '"shared memory", node')
 """Past the links, which containers do not have."""
 ROOTS_OWN = {
     "signal.SIGSTOP)": "the relay is no process of the driver's: test_a_relay_beside_that_stops_is_found",

@@ -168,7 +168,7 @@ def test_programs_links_that_change_and_nodes_that_fail(user, image, shaper_imag
 @pytest.mark.parametrize("user", USERS)
 def test_a_kill_finds_a_program_that_has_just_been_started(user, image, shaper_image, open_folder):
     """As a schedule may want it at 0 s: while it is still the engine's to start."""
-    (open_folder / "kill.toml").write_text('[[at]]\ntime = "0s"\nfault = "kill"\n')
+    (open_folder / "kill.toml").write_text('[[at]]\ntime = "0s"\nfault = "kill"\nnodes = [0, 1, 2]\n')
     done = run(
         user,
         open_folder,
