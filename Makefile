@@ -59,9 +59,11 @@ notebooks: $(STAMP) ## run the notebooks on the runs that are there, in place
 verify: $(STAMP) ## build links of BW=300mbit, or NETWORK=cable, and measure them
 	@$(BIN)/testbed verify $(FLAGS_link) $(ARGS)
 
+# The engine that runs use, whatever context the client is in.
+ENGINE = docker --host $${DOCKER_HOST:-unix:///var/run/docker.sock}
 image: ## the images of a container node, slowlink-testbed, and of what shapes one (docs/docker.md)
-	docker build --target node -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
-	docker build --target shaper -t $(or $(IMAGE),slowlink-testbed)-shaper $(ARGS) .
+	$(ENGINE) build --target node -t $(or $(IMAGE),slowlink-testbed) $(ARGS) .
+	$(ENGINE) build --target shaper -t $(or $(IMAGE),slowlink-testbed)-shaper $(ARGS) .
 
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor

@@ -83,12 +83,13 @@ def engine() -> Any:
     if not os.path.exists(path):
         raise CapabilityError(
             f"no container engine is running here ({path} is not there): 'sudo apt-get install docker.io' and 'sudo "
-            f"systemctl start docker', {_NONE_NEEDED}."
+            f"systemctl start docker' (if 'docker ps' works, it speaks of another, which DOCKER_HOST=unix://… names), "
+            f"{_NONE_NEEDED}."
         )
     if not os.access(path, os.R_OK | os.W_OK):
         raise CapabilityError(
-            f"{path} may not be used by you: type it with sudo, or have yourself put into "
-            f"the group 'docker' (which is as much as root), {_NONE_NEEDED}."
+            f"{path} may not be used by you: type it with sudo, or 'sudo usermod -aG "
+            f"docker $USER' (which is as much as root) and log in anew, {_NONE_NEEDED}."
         )
     import docker
 
@@ -184,7 +185,7 @@ def require_names(client: Any, run: str, nodes: Sequence[Node]) -> None:
     if found := sorted(taken & {container_name(run, name) for name in (*names, *map(shaper_of, names), SWITCH)}):
         raise UsageError(
             f"this engine has a container named {found[0]} already: another run is called '{run}'; "
-            "give this one another --name, or wait for the other."
+            "give this one another name (--name, NAME=… of emulate), or wait for the other."
         )
 
 
@@ -196,10 +197,17 @@ def require_image(client: Any, image: str) -> Any:
         return client.images.get(image)
     except docker.errors.ImageNotFound:
         raise CapabilityError(
-            f"there is no image '{image}' on this engine: type 'make image', or name another with --image."
+            f"there is no image '{image}' on the engine at {engine_address()}: type 'make image"
+            f"{_flag(image)}', or name another with --image."
         ) from None
     except docker.errors.APIError as error:
         raise CapabilityError(f"the engine has no image '{image}': {error.explanation or error}.") from None
+
+
+def _flag(image: str) -> str:
+    """What names it to make, which builds a node's image and, of that name, its shaper's."""
+    node = image.removesuffix(shaper_image(""))
+    return "" if node == IMAGE else f" IMAGE={node}"
 
 
 def orphaned(client: Any) -> list[Any]:

@@ -249,6 +249,12 @@ def _number(name: str) -> int | None:
 
 def _folder() -> Path:
     """Of the results; another name where one is taken, for at the end it is too late to ask."""
+    if RUNS.is_dir() and not os.access(RUNS, os.W_OK | os.X_OK):
+        owner, ours = RUNS.stat(), f"{os.getuid()}:{os.getgid()}"
+        raise UsageError(
+            f"runs/ belongs to user {owner.st_uid}, and OWNER={ours} may not write there: type "
+            f"'export OWNER={owner.st_uid}:{owner.st_gid}', then this again"
+        )
     name = _given("NAME") or time.strftime("%Y-%m-%d_%H-%M-%S_compose")
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return check_name(next(name for name in names if not (RUNS / name).exists()), "")

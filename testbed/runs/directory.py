@@ -53,7 +53,11 @@ def check_name(name: str | None, label: str) -> Path:
         raise UsageError(f"the run directory {folder} exists already; choose another with --name (NAME=…)")
     parent = RUNS if RUNS.exists() else Path()
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{parent.resolve()} is no folder that you may write to: a run needs one for its results")
+        roots = parent == RUNS and parent.is_dir() and parent.stat().st_uid == 0
+        hint = '; it is root\'s: sudo chown -R "$USER" runs' if roots else ""
+        raise UsageError(
+            f"{parent.resolve()} is no folder that you may write to: a run needs one for its results{hint}"
+        )
     return folder
 
 

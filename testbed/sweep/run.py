@@ -153,11 +153,12 @@ def _require_containers(plan: Plan) -> None:
         nodes = max((each.network.nodes for each in wanted if each.image == image), key=len)
         theirs, ours = require_image(image, plan.folder.name, nodes), interpreter()
         for name in ("torch", "numpy"):
-            there, here = theirs["packages"][name], ours["packages"][name]
+            there, here = (each["packages"][name].partition("+")[0] for each in (theirs, ours))  # of any build
             if there != here:
                 raise UsageError(
                     f"a sweep learns here and times in containers, where losses must be the same to the last bit: the "
-                    f"image has {name} {there}, and here is {here}; 'make image' with what is here (docs/docker.md)"
+                    f"image has {name} {there}, and here is {here}; after 'make setup' and 'make image' both have what "
+                    "constraints.txt says"
                 )
 
 

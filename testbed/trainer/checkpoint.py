@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from testbed.config import Arm, Preset
 from testbed.errors import UsageError
 from testbed.trainer.loop import Trainer
 
-__all__ = ["prune", "restore", "save", "steps_held", "steps_seen"]
+__all__ = ["difference", "identity", "prune", "restore", "save", "steps_held", "steps_seen"]
 
 _VERSION = 1
 _KEEP = 2
@@ -90,7 +91,7 @@ def restore(trainer: Trainer, folder: Path, step: int) -> float:
     found = _read(place / f"rank{rank}.json")
     for key, ours in _identity(trainer).items():
         if key != "world" and found[key] != json.loads(json.dumps(ours)):
-            raise UsageError(f"{place} is of another {key}: {_difference(found[key], ours)}; give --out another folder")
+            raise UsageError(f"{place} is of another {key}: {difference(found[key], ours)}; give --out another folder")
     state = _state(trainer)
     try:
         tensors = load_file(place / f"rank{rank}.safetensors")
@@ -139,25 +140,23 @@ def _state(trainer: Trainer) -> dict[str, Tensor]:
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint must have in common with who goes on from it."""
-    preset = asdict(trainer.preset)
-    for free in ("validation_sequences", "validation_every", "recompute", "compile"):
-        del preset[free]  # they change no weight
-    return {
-        "world": trainer.world,
-        "arm": asdict(trainer.arm),
-        "preset": preset,
-        "seed": trainer.seed,
-        "data": trainer.mix.sha256,
-    }
+    return {"world": trainer.world, **identity(trainer.preset, trainer.arm, trainer.seed, trainer.mix.sha256)}
 
 
-def _difference(theirs: Any, ours: Any) -> str:
-    """The first thing in which two configurations differ, in words."""
+def identity(preset: Preset, arm: Arm, seed: int, data: str) -> dict[str, Any]:
+    """All that decides what a training learns; `data`: the text's SHA-256."""
+    free = ("validation_sequences", "validation_every", "recompute", "compile")  # they change no weight
+    kept = {key: value for key, value in asdict(preset).items() if key not in free}
+    return {"arm": asdict(arm), "preset": kept, "seed": seed, "data": data}
+
+
+def difference(theirs: Any, ours: Any) -> str:
+    """The first thing in which two configurations differ, in words: theirs "there", ours "here"."""
     ours = json.loads(json.dumps(ours))
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in ours:
             if theirs.get(key) != ours[key]:
-                inner = _difference(theirs.get(key), ours[key])
+                inner = difference(theirs.get(key), ours[key])
                 return f"{key}{'.' if isinstance(ours[key], dict) else ' '}{inner}"
     return f"{theirs!r} there, {ours!r} here"
 

@@ -21,7 +21,7 @@ from testbed.parallel.distributed import Distributed
 from testbed.parallel.transport import Sockets, Transport
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
-from testbed.trainer.meeting import Meeting, first_step, store_client
+from testbed.trainer.meeting import Meeting, first_step, same_training, store_client
 from testbed.trainer.warm import warm_start
 from testbed.trainer.watchdog import Watchdog
 
@@ -52,9 +52,10 @@ def train(given: Train) -> int:
         store_client(), rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs
     ):
         step = first_step(meeting, out / "checkpoints", resume=given.resume)
+        mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
+        same_training(meeting, checkpoint.identity(preset, arm, training.seed, mix.sha256))
         transport = _transport(training.transport, meeting, device)
         try:
-            mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
             warm, clock = None, 0.0
             if step is None:
                 state["where"] = "warm start"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from testbed.errors import RunFailed, UsageError
 from testbed.trainer import checkpoint
 
-__all__ = ["Meeting", "first_step", "store_client"]
+__all__ = ["Meeting", "first_step", "same_training", "store_client"]
 
 _JOIN_SECONDS = 900.0
 """A rank may check the sums of a large corpus before it comes."""
@@ -60,6 +60,22 @@ class Meeting:
         self.store.set(f"saved/{self.rank}", str(step))
         keys = [f"saved/{rank}" for rank in range(self.world)]
         return min(int(self.store.get(key)) for key in keys) if self.store.check(keys) else -1
+
+
+def same_training(meeting: Meeting, own: dict[str, Any]) -> None:
+    """Raise UsageError on every rank unless all have begun the same one (`checkpoint.identity`)."""
+    told = [json.loads(text) for text in meeting.told("training", json.dumps(own))]
+    for rank, theirs in enumerate(told):
+        for key, first in told[0].items():
+            if theirs[key] != first:
+                hint = (
+                    "the usual corpus is the standard library of each rank's Python: run the same version everywhere, "
+                    "or prepare one corpus and copy it"
+                    if key == "data"
+                    else "start all ranks with the same flags and files"
+                )
+                what = checkpoint.difference(first, theirs[key])
+                raise UsageError(f"rank {rank} ('here') and rank 0 ('there') train on another {key}: {what}; {hint}")
 
 
 def first_step(meeting: Meeting, folder: Path, *, resume: bool) -> int | None:

@@ -312,7 +312,7 @@ def test_bad_input_is_one_sentence(image, tmp_path, words, variables, said):
 
 @pytest.mark.parametrize(
     ("groups", "words", "said"),
-    [((), (), "have yourself put into the group"), (None, ("--image", "alpine"), "no image 'alpine-shaper'")],
+    [((), (), "sudo usermod -aG docker"), (None, ("--image", "alpine"), "no image 'alpine-shaper'")],
 )
 def test_without_root_it_says_what_is_missing(image, open_folder, groups, words, said):
     """The right to use the engine, and an image of what shapes."""

@@ -197,6 +197,15 @@ def test_nan_stops_with_the_step(tmp_path):
     assert not any("Traceback" in each for each in said)
 
 
+def test_ranks_that_were_started_differently_do_not_train(tmp_path):
+    """Nothing that they would have learned together means anything."""
+    ranks = start(tmp_path, patch="sys.argv += ['--seed', os.environ['RANK']]")
+    for each in ended(ranks):
+        assert "train on another seed: 0 there, 1 here" in each.replace("\n", " ")
+        assert "Traceback" not in each
+    assert [rank.returncode for rank in ranks] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
