@@ -67,7 +67,7 @@ def sh(text, check=True, of_namespaces=sh):
 NO_WAY = ('"loopback", node', '"shared memory", node')
 """Past the links, which containers do not have."""
 ROOTS_OWN = {
-    "delay_line.pid, signal.SIGSTOP": "the relay is no process of the driver's: test_a_relay_beside_that_stops_is_found",
+    "delay_line.pid, signal.SIGSTOP": "the relay is in its container: test_a_relay_beside_that_stops_is_found",
     "type veth peer name x1 netns n1": "a node's shaper has no way into another's network",
 }
 """What only root can do to a network, and so to that of containers which root shapes."""
