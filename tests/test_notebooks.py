@@ -7,7 +7,7 @@ import jupytext
 import nbclient
 import pytest
 
-from tests.runs.tiny import PRESET, TARGET, run_testbed
+from tests.runs.tiny import PRESET, run_testbed
 from tests.worlds import needs_world
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -15,23 +15,9 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A comparison, a sweep and a quality run, each tiny; the variables by which notebooks find them."""
+def made(composed, swept, tmp_path_factory):
+    """A comparison, a sweep and a quality run, each tiny: the variables by which notebooks find them."""
     place = tmp_path_factory.mktemp("notebooks")
-    (place / "grid.toml").write_text(
-        f"""
-title = "A tiny grid"
-arms = ["decentralised", "subspace", "control"]
-seeds = [0, 1]
-[settings]
-preset = "{PRESET}"
-target = "{TARGET}"
-nodes = 2
-budget = "2s"
-[grid]
-bw = ["40mbit", "80mbit"]
-"""
-    )
     (place / "codecs.toml").write_text(
         f"""
 title = "Tiny codecs"
@@ -41,23 +27,14 @@ nodes = 2
 arms = ["decentralised", "control", "best"]
 """
     )
-    orders = {
-        "TESTBED_COMPARISON": (
-            *("emulate", "--bw", "80mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2"),
-            *("--budget", "2s"),
-        ),
-        "TESTBED_SWEEP": ("sweep", "grid.toml"),
-        "TESTBED_QUALITY": ("learn", "codecs.toml"),
+    done = run_testbed(place, "learn", "codecs.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    swept_folder = str(swept[0] / "runs" / "grid")
+    return {
+        "TESTBED_COMPARISON": str(composed),
+        "TESTBED_QUALITY": str(place / "runs" / "codecs"),
+        **dict.fromkeys(("TESTBED_SWEEP", "TESTBED_FIGURE2", "TESTBED_FIGURE14"), swept_folder),
     }
-    found = {}
-    for variable, order in orders.items():
-        for attempt in range(3):  # a busy machine makes a link, an arm or a cell invalid now and then
-            done = run_testbed(place, *order, "--name", f"{order[0]}{attempt}")
-            if done.returncode == 0:
-                break
-        assert done.returncode == 0, done.stdout + done.stderr
-        found[variable] = str(place / "runs" / f"{order[0]}{attempt}")
-    return found | dict.fromkeys(("TESTBED_FIGURE2", "TESTBED_FIGURE14"), found["TESTBED_SWEEP"])
 
 
 @pytest.mark.world

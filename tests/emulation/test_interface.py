@@ -56,10 +56,10 @@ class TestTwoMachines:
         assert two["undone"][2]
 
     def test_what_is_not_ours_stays(self, two):
-        """Unless told: then it is replaced."""
-        status, said, kept, forced = two["foreign"]
-        assert (status, kept, forced) == (2, True, 0), said
-        assert "tbf 5:" in said
+        """A tree of qdiscs, unless told: then it is replaced, leaves, filters and all."""
+        status, said, kept, forced, clean = two["foreign"]
+        assert (status, kept, forced, clean) == (2, True, 0, True), said
+        assert all(each in said for each in ("htb 5:", "tbf 51:", "clsact ffff:"))
         assert "--force" in said
 
     def test_an_interface_that_is_not_there(self, two):

@@ -14,6 +14,17 @@ from emulation.syscalls import netns_path
 from emulation.world import run_in_world
 
 ENDS = {"a": "10.78.0.1", "b": "10.78.0.2"}
+OTHERS = (
+    "qdisc add dev eth0 root handle 5: htb default 2",
+    "class add dev eth0 parent 5: classid 5:1 htb rate 5mbit",
+    "class add dev eth0 parent 5:1 classid 5:2 htb rate 1mbit",
+    "qdisc add dev eth0 parent 5:2 handle 51: tbf rate 1mbit burst 8000 limit 60000",
+    "filter add dev eth0 parent 5: protocol all u32 match u32 0 0 flowid 5:2",
+    "qdisc add dev eth0 clsact",
+    "filter add dev eth0 egress protocol all u32 match u32 0 0 flowid 1:1",
+    "filter add dev eth0 ingress protocol all u32 match u32 0 0 flowid 1:1",
+)
+"""What somebody else may have put on an interface."""
 _MEASURE = """
 import json, sys
 from emulation.ring import measure
@@ -83,11 +94,14 @@ def main() -> int:
     found["once"] = [once.returncode, once.stdout + once.stderr]
     undone = subprocess.run(testbed("a", "eth0", "--undo"), **print_to, check=False)
     found["undone"] = [undone.returncode, undone.stdout, state() == found["before"]]
-    sh("ip netns exec a tc qdisc add dev eth0 root handle 5: tbf rate 1mbit burst 8000 limit 60000")
+    for line in OTHERS:
+        sh(f"ip netns exec a tc {line}")
+    theirs = state()
     foreign = subprocess.run(testbed("a", "eth0", "--bw", "50mbit"), **print_to, check=False)
-    kept = "tbf 5:" in sh("ip netns exec a tc qdisc show")
+    kept = state() == theirs
     forced = subprocess.run(testbed("a", "eth0", "--bw", "50mbit", "--force"), **print_to, check=False)
-    found["foreign"] = [foreign.returncode, foreign.stderr, kept, forced.returncode]
+    subprocess.run(testbed("a", "eth0", "--undo"), **print_to, check=False)
+    found["foreign"] = [foreign.returncode, foreign.stderr, kept, forced.returncode, state() == found["before"]]
     print(json.dumps(found))
     return 0
 

@@ -16,30 +16,6 @@ pytestmark = [pytest.mark.world, needs_world]
 ARMS = ["centralised", "decentralised", "subspace", "latent", "control"]
 
 
-@pytest.fixture(scope="module")
-def composed(tmp_path_factory) -> Path:
-    """`testbed emulate` at 20 Mbit/s per pair, as a user would type it."""
-    folder = tmp_path_factory.mktemp("composed")
-    done = run_testbed(
-        folder,
-        "emulate",
-        "--bw",
-        "20mbit",
-        "--nodes",
-        "2",
-        "--preset",
-        PRESET,
-        "--target",
-        TARGET,
-        "--name",
-        "run",
-        "--share",
-    )
-    (folder / "stdout.txt").write_text(done.stdout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "runs" / "run"
-
-
 def read(path: Path):
     return json.loads(path.read_text())
 

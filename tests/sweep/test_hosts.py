@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.runs.tiny import environment, run_testbed
-from tests.sweep.test_sweep import grid, summaries
+from tests.sweep.tiny import grid, summaries
 from tests.worlds import needs_world
 
 pytestmark = [pytest.mark.world, needs_world]
