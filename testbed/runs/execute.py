@@ -206,6 +206,12 @@ class _Programs:
             self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
         return True
 
+    def close(self) -> None:
+        """Hear no more of them."""
+        for key in list(self._selector.get_map().values()):
+            key.data[1].stdout.close()
+        self._selector.close()
+
     def interrupt(self) -> None:
         """Pass it on to all processes, as a terminal would; show what they still say; end those that do not stop."""
         self._signal(signal.SIGINT)
@@ -235,6 +241,7 @@ def run_everywhere(nodes: Backend, errand: Errand) -> int:
         traffic = Traffic(backend)
         stack.callback(traffic.close)
         programs, started = _Programs(backend, errand.program), time.monotonic()
+        stack.callback(programs.close)
         player = None
         if errand.schedule is not None:
             player = stack.enter_context(

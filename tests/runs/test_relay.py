@@ -1,6 +1,7 @@
 """`testbed exec` on nodes that are plain processes: when it ends, what it watches, and what ends it."""
 
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -77,7 +78,8 @@ def patient_shell(monkeypatch, tmp_path):
 
 @pytest.fixture
 def on_this_machine(monkeypatch):
-    """Gives how to run an errand: links are not built, traffic is not counted."""
+    """Gives how to run an errand: links are not built, traffic is not counted. However it ends, nothing stays open."""
+    before = set(os.listdir("/proc/self/fd"))
 
     def run(errand: Errand, **options) -> int:
         backend = Local(**options)
@@ -88,7 +90,8 @@ def on_this_machine(monkeypatch):
         return run_everywhere(backend, errand)
 
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    return run
+    yield run
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_change_under_way_is_waited_for_before_links_are_read(on_this_machine):
@@ -107,6 +110,13 @@ def test_a_program_that_closes_its_output_and_goes_on_holds_nobody_up(on_this_ma
     assert time.monotonic() - began > 1.8
     with pytest.raises(LinkError):
         on_this_machine(Errand(["sh", "-c", "exec >&- 2>&-; sleep 20"]), fails_after=0.5)
+    assert time.monotonic() - began < 10
+
+
+def test_links_are_watched_while_programs_are_silent(on_this_machine):
+    began = time.monotonic()
+    with pytest.raises(LinkError):
+        on_this_machine(Errand(["sleep", "20"]), fails_after=0.3)
     assert time.monotonic() - began < 10
 
 
