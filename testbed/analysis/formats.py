@@ -3,7 +3,7 @@
 import math
 from typing import TypeGuard
 
-__all__ = ["MISSING", "counted", "duration", "percent", "rate", "significant", "size", "trimmed", "usable"]
+__all__ = ["MISSING", "counted", "duration", "megabytes", "percent", "rate", "significant", "size", "trimmed", "usable"]
 
 MISSING = "–"
 
@@ -30,6 +30,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     if exponent < -6:
         return f"{value:.{digits - 1}e}"
     return f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def megabytes(count: float | None) -> str:
+    """Bytes in MB; the few of a connection that carries nothing are no more than `< 0.001`."""
+    return "< 0.001" if usable(count) and 0 < count < 1000 else significant(count / 1e6 if usable(count) else None)
 
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from testbed.analysis.captions import link_words
 from testbed.analysis.figures import FIGURES
-from testbed.analysis.formats import MISSING, counted, percent, rate, significant, trimmed
+from testbed.analysis.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
 from testbed.analysis.load import Comparison, load_comparison
 from testbed.analysis.svg import inline_svg
 from testbed.analysis.sweep_figures import sweep_figures
@@ -114,7 +114,7 @@ def page_of(folder: Path) -> Page:
 
 # -- a comparison
 
-_ARM_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+_STEP_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "arm": lambda arm: arm["arm"],
     "exchange": lambda arm: arm["exchange"],
     "codec": lambda arm: arm.get("codec") or MISSING,
@@ -123,8 +123,11 @@ _ARM_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "rate measured": lambda arm: rate(arm.get("rate_measured_bps"), digits=4),
     "seconds a step": lambda arm: _with(arm.get("step_seconds_mean"), arm.get("step_seconds_ci95")),
     "steps timed": lambda arm: trimmed(arm["steps_timed"]) if arm.get("steps_timed") else MISSING,
-    "K,V MB a step": lambda arm: _mega(arm.get("kv_payload_bytes_per_step")),
-    "wire MB a step": lambda arm: _mega(arm.get("wire_bytes_per_step")),
+    "K,V MB a step": lambda arm: megabytes(arm.get("kv_payload_bytes_per_step")),
+    "wire MB a step": lambda arm: megabytes(arm.get("wire_bytes_per_step")),
+}
+_QUALITY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "arm": lambda arm: arm["arm"],
     "validation loss": lambda arm: significant(arm.get("final_val_loss"), 4),
     "remote recall": lambda arm: significant(arm.get("recall_accuracy_remote")),
     "recovered": lambda arm: significant(arm.get("recovered_fraction")),
@@ -147,7 +150,7 @@ def _of_comparison(comparison: Comparison, folder: Path) -> Page:
                 text="Read back from the kernel, measured alone and all at once, before and after the timed steps.",
                 figures=_shown(evidence),
             ),
-            Section(title="Arms", tables=[_table(_ARM_COLUMNS, comparison.arms)]),
+            Section(title="Arms", tables=[_table(each, comparison.arms) for each in (_STEP_COLUMNS, _QUALITY_COLUMNS)]),
             Section(title="Figures", figures=_shown(figures)),
             Section(title="Validity", tables=[_table(_VALIDITY, comparison.arms)]),
         ],
@@ -361,10 +364,6 @@ def _table(columns: dict[str, Callable[[dict[str, Any]], str]], rows: Sequence[d
 def _with(mean: float | None, half: float | None) -> str:
     text = significant(mean)
     return f"{text} ± {significant(half, 1)}" if half is not None and math.isfinite(half) else text
-
-
-def _mega(count: float | None) -> str:
-    return significant(None if count is None else count / 1e6)
 
 
 def _environment(file: Path) -> list[tuple[str, str]]:

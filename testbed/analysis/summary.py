@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.analysis.captions import link_words
-from testbed.analysis.formats import MISSING, percent, rate, significant, trimmed, usable
+from testbed.analysis.formats import MISSING, megabytes, percent, rate, significant, trimmed, usable
 from testbed.analysis.load import Comparison
 from testbed.analysis.style import shown
 from testbed.analysis.words import sentences
@@ -41,7 +41,7 @@ def _ledger(arm: dict[str, Any]) -> list[str]:
     keys = ("payload_bytes", "socket_resent_bytes", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes")
     suspect = arm.get("suspect_steps") or 0
     return [
-        *(_mega(ledger[key]) for key in keys),
+        *(megabytes(ledger[key]) for key in keys),
         f"{ledger['largest_difference']:.3%}",
         f"{ledger['queue_drops']}",
         f"{suspect}" if suspect else "-",
@@ -80,9 +80,9 @@ def _costs(arm: dict[str, Any]) -> list[str]:
         _step(arm),
         _timed(arm),
         significant(arm.get("step_time_vs_centralised")),
-        _mega(arm.get("kv_payload_bytes_per_step")),
+        megabytes(arm.get("kv_payload_bytes_per_step")),
         percent(arm.get("kv_bytes_vs_decentralised")),
-        _mega(arm.get("wire_bytes_per_step")),
+        megabytes(arm.get("wire_bytes_per_step")),
     ]
 
 
@@ -115,10 +115,6 @@ def _bits(bps: float | None) -> str:
 
 def _short(value: float | None) -> str:
     return trimmed(value) if usable(value) else MISSING
-
-
-def _mega(count: float | None) -> str:
-    return "< 0.001" if count is not None and 0 < count < 1000 else significant(None if count is None else count / 1e6)
 
 
 def print_summary(comparison: Comparison, console: Console) -> None:

@@ -1,5 +1,6 @@
 """The report in a real browser: from a file, without a network, in two sizes and two lights."""
 
+import json
 import re
 
 import pytest
@@ -16,15 +17,13 @@ from tests.browser import Browser, needs_browser
 NASTY = "<script>console.error('run')</script><img src=x onerror=alert(1)>"
 
 
-def comparison_folder(folder, name="a run"):
-    """A finished comparison, one arm of which has a name that is a script."""
-    import json
-
+def comparison_folder(folder, name="a run", arm=NASTY):
+    """A finished comparison, one arm of which has, unless told otherwise, a name that is a script."""
     comparison, summaries = made_up()
     comparison["name"] = name
     old = comparison["arms"][3]["arm"]
-    comparison["arms"][3]["arm"] = NASTY
-    summaries[NASTY] = summaries.pop(old)
+    comparison["arms"][3]["arm"] = arm
+    summaries[arm] = summaries.pop(old)
     write_results(folder, comparison, summaries)
     (folder / "comparison.json").write_text(json.dumps(comparison))
     return folder
@@ -63,6 +62,24 @@ def test_it_opens_from_a_file_and_shows_everything(tmp_path, make):
         assert browser.complaints == []
         assert [url for url in browser.fetched if not url.startswith(("file:", "data:"))] == []
         assert browser.ask("document.querySelectorAll('script, img, link').length") == 0
+
+
+@needs_browser
+def test_tables_of_a_comparison_are_read_without_moving_them(tmp_path):
+    """On a desk; on a telephone they are moved, within the page. Figures' numbers are folded away, and wider."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    report = write_report(comparison_folder(folder, arm="latent"))
+    cut = {}
+    with Browser(tmp_path / "profile") as browser:
+        for width in (400, 1200):
+            browser.show(width)
+            browser.open(report)
+            cut[width] = browser.ask(
+                "[...document.querySelectorAll('h2 ~ .wide')].filter(e => e.scrollWidth > e.clientWidth).length"
+            )
+    assert cut[400] > 0
+    assert cut[1200] == 0
 
 
 @needs_browser
