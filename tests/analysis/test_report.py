@@ -65,11 +65,12 @@ def test_it_opens_from_a_file_and_shows_everything(tmp_path, make):
 
 
 @needs_browser
-def test_tables_of_a_comparison_are_read_without_moving_them(tmp_path):
+@pytest.mark.parametrize("make", [lambda folder: comparison_folder(folder, arm="latent"), sweep_folder])
+def test_tables_are_read_without_moving_them(tmp_path, make):
     """On a desk; on a telephone they are moved, within the page. Figures' numbers are folded away, and wider."""
     folder = tmp_path / "run"
     folder.mkdir()
-    report = write_report(comparison_folder(folder, arm="latent"))
+    report = write_report(make(folder))
     cut = {}
     with Browser(tmp_path / "profile") as browser:
         for width in (400, 1200):
