@@ -1,0 +1,282 @@
+"""How strong the suite is: plants small faults, one at a time, and sees whether the tests that should notice do.
+
+    .venv/bin/python benchmarks/guards.py               # all; goes on where it was
+    .venv/bin/python benchmarks/guards.py merge Tbf     # those whose function is called so
+    .venv/bin/python benchmarks/guards.py --survivors   # the whole suite over what the expected tests let pass
+    .venv/bin/python benchmarks/guards.py --check       # only whether every fault still finds its place
+
+Each fault edits a named function, wherever its file is, in a copy of the last commit; its tests stop at the first
+failure. Without a fault the same tests must pass, or nothing is said. Results go to runs/guards.jsonl, by fault and
+commit. `noticed`: a test failed, or a test's time was up; `survived`: all passed; `broken`: no test ran.
+"""
+
+import argparse
+import ast
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "runs" / "guards.jsonl"
+PACKAGES = ("emulation", "testbed")
+_SECONDS = 600
+_BASELINE = "no fault"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In `function` (qualified name), `old` becomes `new`, and `tests` (files, apart by blanks) should notice."""
+
+    function: str
+    old: str
+    new: str
+    tests: str
+
+    @property
+    def key(self) -> str:
+        """Of its result."""
+        return f"{self.function}: {self.old} -> {self.new}"
+
+
+_UNITS = "tests/emulation/test_units.py"
+_TC = "tests/emulation/test_tc.py"
+_NET = "tests/emulation/test_network.py"
+_SCHEDULE = "tests/emulation/test_schedule.py"
+_VERIFY = "tests/emulation/test_verify.py tests/emulation/test_controls.py"
+_LEDGER = "tests/parallel/test_transport.py tests/collector"
+_EXCHANGES = "tests/parallel/test_exchanges.py tests/parallel/test_attention.py"
+_BYTES = "tests/parallel/test_bytes.py"
+_WIRE = "tests/codecs/test_wire.py"
+_CODECS = "tests/codecs"
+_DATA = "tests/data"
+_CHECKPOINT = "tests/trainer/test_checkpoint.py"
+_GRID = "tests/sweep/test_grid.py"
+_COMPOSE = "tests/analysis/test_compose.py"
+_PACE = "tests/test_pace.py"
+_MODEL = "tests/test_model.py tests/parallel/test_exchanges.py"
+
+FAULTS = tuple(
+    Fault(*each)
+    for each in (
+        # the network, as text and as data
+        ("parse_rate", "if not 0 < rate", "if not 0 <= rate", _UNITS),
+        ("_whole", "value.denominator != 1", "False", _UNITS),
+        ("_format", "sorted(table.items(), key=lambda item: -item[1])", "table.items()", _UNITS),
+        ("parse_delay", "delay > LARGEST_DELAY_US", "False", _UNITS),
+        ("Network.path", "min(rates, default=None)", "max(rates, default=None)", f"{_NET} tests/test_networks.py"),
+        ("Network.mtu_of", "min(own.get", "max(own.get", f"{_NET} tests/test_networks.py {_TC}"),
+        ("Network.round_trip_us", " + self.path(target, source).delay_us", "", f"{_NET} {_TC} tests/test_networks.py"),
+        ("Network.pairs", "in self.peers(node)", "in self.peers(node)[:1]", f"{_NET} {_TC}"),
+        ("Link.down_bps", "if self.rate_down_bps is None else self.rate_down_bps", "", f"{_NET} {_TC}"),
+        ("Link.impaired", "self.delay_us or self.loss", "self.delay_us", f"{_NET} {_TC} {_SCHEDULE}"),
+        ("Link.smallest_burst", "max(1.0, self.loss / (1.0 - self.loss))", "1.0", f"{_NET} {_SCHEDULE}"),
+        # shapers
+        ("Tbf.lines", "tbf rate {self.rate_bps}bit", "tbf rate {self.rate_bps // 2}bit", _TC),
+        ("Tbf.lines", "burst {self.sizes.burst_bytes}b", "burst {4 * self.sizes.burst_bytes}b", _TC),
+        ("HtbClass.lines", "htb rate {self.rate_bps}bit", "htb rate {self.rate_bps // 2}bit", _TC),
+        ("HtbClass.lines", "match ip dst", "match ip src", f"{_TC} tests/emulation/test_netns.py"),
+        ("Pfifo.lines", "self.netem.words() if self.netem else", "", f"{_TC} tests/emulation/test_netns.py"),
+        ("node_shapers", "link.down_bps, segments", "link.rate_bps, segments", _TC),
+        ("_overhead", "- ETHERNET_HEADER_BYTES", "- FRAMING_BYTES[network.framing]", _TC),
+        ("_bytes_of", "ticks * TICK_NS", "2 * ticks * TICK_NS", f"{_TC} tests/emulation/test_netns.py"),
+        ("_options", '"overhead_bytes": fields[2],\n            "burst', '"overhead_bytes": 0,\n            "burst',
+         f"{_TC} tests/emulation/test_netns.py"),
+        ("decode_filter", "mask == b", "True or mask == b", f"{_TC} tests/emulation/test_controls.py"),
+        ("WireCounter.read", '+ rx["drops"]', "", "tests/emulation/test_netns.py tests/emulation/test_live.py"),
+        # proofs of links
+        ("check", 'abs(each["ratio"] - 1) > allowed.rate', "False", _VERIFY),
+        ("check", 'each["ratio"] - 1 > allowed.rate]', "False]", _VERIFY),
+        ("check", 'each["first_ratio"] > 1 + allowed.rate', "False", _VERIFY),
+        ("_ping_problems", "abs(ping[\"median_us\"] - expected) > slack", "False and slack > 0", _VERIFY),
+        ("loss_problems", 'not loss["lowest"] <= loss["loss"] <= loss["highest"]', "False",
+         "tests/emulation/test_delays.py tests/emulation/test_verify.py"),
+        ("prove", '"ok": clean == needed', '"ok": True', _VERIFY),
+        # changes over time
+        ("Schedule._own", "number * (self.repeat_seconds or 0.0)", "number * 1.0", _SCHEDULE),
+        ("Schedule._own", "if at >= seconds", "if at > seconds", _SCHEDULE),
+        ("Schedule.events_until",
+         "heapq.merge(*parts, key=_time)", "iter(sorted((e for part in parts for e in part), key=_time))", _SCHEDULE),
+        ("Fault.check", "named.count(node.index) != 1", "False", _SCHEDULE),
+        ("_check_same_kind", "_without_rate(before) != _without_rate(after)", "False", _SCHEDULE),
+        ("_samples", "for sign in (-1, 1)", "for sign in (1,)", _SCHEDULE),
+        # the ledger
+        ("socket_bytes", "acked += struct", "acked = struct", _LEDGER),
+        ("balance", "sockets.acked != handed_bytes", "False", f"{_LEDGER} tests/runs/test_guards.py"),
+        ("balance", "least - allowed <= wire_bytes <= most + allowed", "least - allowed <= wire_bytes",
+         f"{_LEDGER} tests/runs/test_guards.py"),
+        ("predicted_wire_bytes", " + HEADER_BYTES * sockets.segments", "",
+         f"{_LEDGER} tests/emulation/test_netns.py tests/runs/test_guards.py"),
+        # attention and exchanges
+        ("merge", "(lse_2 - base)", "(lse_1 - base)", _EXCHANGES),
+        ("block_attention", "lse = lse.masked_fill((additive == -torch.inf).all(-1), -torch.inf)", "pass", _EXCHANGES),
+        ("_scores", "there > here", "there >= here", _EXCHANGES),
+        ("rotate", "(-second, first)", "(second, first)", "tests/test_model.py"),
+        ("Layout.chunks", "2 * self.world - 1 - rank", "self.world + rank", _EXCHANGES),
+        ("Layout.check", "if context % chunks", "if False", "tests/parallel tests/trainer/test_weights.py"),
+        ("_Call.sender", "rank - hop", "rank + hop", _EXCHANGES),
+        ("_plus", "else a + b", "else a", _EXCHANGES),
+        ("_Ring.backward", "dq = dq + dq_far", "dq = dq", _EXCHANGES),
+        ("Ring.traffic", "direction, world - 1)\n        return", "direction, world)\n        return", _BYTES),
+        ("Layer.feed_forward", "F.silu", "F.gelu", "tests/test_model.py"),
+        # codecs
+        ("Integer.pack", "(low & 0xF) | (high << 4)", "(high & 0xF) | (low << 4)", _WIRE),
+        ("Integer.pack", ".round_()", "", f"{_WIRE} tests/codecs/test_quantised.py"),
+        ("Integer.nbytes", "2 * groups + codes", "groups + codes", f"{_WIRE} {_BYTES}"),
+        ("Indices.nbytes", "min(shape[-1] * self.item, -(-self.width // 8))", "shape[-1] * self.item", _WIRE),
+        ("TopK.encode", ".detach().abs()", ".detach()", "tests/codecs/test_topk.py"),
+        ("Quantised._rotated", "not self.config.hadamard", "True", "tests/codecs/test_quantised.py"),
+        # data
+        ("Vocabulary.__init__", ' and self._ids("Hello world") == GPT2_HELLO_WORLD', "", f"{_DATA}/test_tokens.py"),
+        ("Vocabulary.__init__", "self.vocabulary == GPT2_VOCABULARY and ", "", f"{_DATA}/test_tokens.py"),
+        ("_cut_back", "file.truncate(size)", "pass", _DATA),
+        ("_asked", "(last < chunk_start) == remote", "True", f"{_DATA}/test_recall.py"),
+        ("RecallMix._sequence", "counted[position] = False\n", "pass\n", f"{_DATA}/test_recall.py"),
+        ("RecallMix._sequence", "facts[key] = (fact, position + 1)", "pass", f"{_DATA}/test_recall.py"),
+        # checkpoints, cells, composition, pace
+        ("identity", '"seed": seed, ', "", _CHECKPOINT),
+        ("_state", 'moments["exp_avg"], moments["exp_avg_sq"] =', "moments_ = 0; _, _ =", _CHECKPOINT),
+        ("prune", "own[:-_KEEP]", "own", _CHECKPOINT),
+        ("steps_held", "for part in parts", "for part in parts[:1]", f"{_CHECKPOINT} tests/trainer/test_launch.py"),
+        ("Timed.config", '"seed": settings.seed,', "", _GRID),
+        ("Timed.config", 'if key != "name"', "", _GRID),
+        ("compose", "step // (sync_every or 1)", "step // (sync_every or 1) + 1", _COMPOSE),
+        ("_walks", "/ math.sqrt(len(known))", "", _COMPOSE),
+        ("known_within", "len(values) < 3", "len(values) < 1", _COMPOSE),
+        ("t_quantile", "* math.sqrt(freedom)", "", _COMPOSE),
+        ("plan_for", "+ 2 * forward,", "+ forward,", _PACE),
+        ("Pace.ballast", "return size - payload", "return size", f"{_PACE} {_BYTES}"),
+        ("target_codec", '"latent": (target.latent_rank,),\n', "", _PACE),
+        ("machine_lock", "if busy and not share", "if False", "tests/runs/test_cli.py"),
+        ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs"),
+    )
+)  # fmt: skip
+
+
+def place(top: Path, fault: Fault) -> tuple[Path, str]:
+    """The one file in whose function the fault can be planted, and its text with the fault; ValueError if not one."""
+    found = []
+    for file in sorted(path for package in PACKAGES for path in (top / package).rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if fault.function.split(".")[-1] not in text or fault.old not in text:
+            continue
+        lines = text.splitlines(keepends=True)
+        for name, node in _functions(ast.parse(text)):
+            body = "".join(lines[node.lineno - 1 : node.end_lineno])
+            if name == fault.function and body.count(fault.old) == 1:
+                start, end = "".join(lines[: node.lineno - 1]), "".join(lines[node.end_lineno :])
+                found.append((file, start + body.replace(fault.old, fault.new) + end))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} places for a fault, where one should be: {fault.key}")
+    compile(found[0][1], str(found[0][0]), "exec")
+    return found[0]
+
+
+def _functions(tree: ast.AST, prefix: str = "") -> list[tuple[str, ast.FunctionDef]]:
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            found.append((prefix + node.name, node))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found += _functions(node, f"{prefix}{node.name}.")
+    return found
+
+
+def commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def copy_of(place: Path) -> Path:
+    """The last commit, in a folder."""
+    packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(packed)) as tar:
+        tar.extractall(place, filter="data")
+    return place
+
+
+def tried(top: Path, tests: list[str]) -> tuple[str, str]:
+    """What became of it, and which test said so first. Run this on an idle machine."""
+    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    words += ["-o", "addopts=", "--timeout", "120"]
+    environment = {**os.environ, "PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        words + tests, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        return "noticed", f"nothing ended within {_SECONDS} s"
+    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if process.returncode == 0:
+        return "survived", ""
+    if process.returncode == 1 or any("::" in line or ".py" in line for line in failed):
+        return "noticed", failed[0].split(" - ")[0].split(" ", 1)[-1] if failed else said[-200:]
+    return "broken", said[-500:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only faults in functions with one of these in their name")
+    parser.add_argument("--check", action="store_true", help="plant nothing; does every fault find its place?")
+    parser.add_argument("--survivors", action="store_true", help="once more, over the whole suite")
+    asked = parser.parse_args()
+    chosen = [each for each in FAULTS if not asked.names or any(name in each.function for name in asked.names)]
+    if not chosen:
+        parser.error(f"no fault is in a function called {' or '.join(asked.names)}")
+    if asked.check:
+        for fault in chosen:
+            place(ROOT, fault)
+        print(f"{len(chosen)} faults, each with its one place")
+        return 0
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = _done()
+    with tempfile.TemporaryDirectory() as folder:
+        top = copy_of(Path(folder))
+        whole = sorted({test for each in chosen for test in each.tests.split()})
+        if _BASELINE not in done or set(whole) - set(done[_BASELINE]["tests"]):
+            result, by = tried(top, whole)
+            if result != "survived":
+                print(f"without any fault: {result}, {by}", file=sys.stderr)
+                return 1
+            _write(_BASELINE, whole, "passed", "", 0.0)
+        for fault in chosen:
+            earlier = done.get(fault.key, {}).get("result")
+            if earlier is None or (asked.survivors and earlier == "survived"):
+                file, text = place(top, fault)
+                before, begun = file.read_text(encoding="utf-8"), time.monotonic()
+                file.write_text(text, encoding="utf-8")
+                tests = ["tests"] if asked.survivors else fault.tests.split()
+                result, by = tried(top, tests)
+                file.write_text(before, encoding="utf-8")
+                _write(fault.key, tests, result, by, time.monotonic() - begun)
+                print(f"{result:9} {fault.key!r} {by}", flush=True)
+    results = [found[fault.key]["result"] for found in [_done()] for fault in chosen]
+    noticed = results.count("noticed")
+    print(f"{noticed} of {len(results)} noticed ({noticed / len(results):.0%}), {results.count('broken')} broken")
+    return 0
+
+
+def _done() -> dict[str, dict]:
+    """Results of this commit, the latest of each fault."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+    return {found["fault"]: found for found in map(json.loads, lines) if found["commit"] == commit()}
+
+
+def _write(key: str, tests: list[str], result: str, by: str, seconds: float) -> None:
+    found = {"commit": commit(), "fault": key, "tests": tests, "result": result, "by": by, "seconds": round(seconds, 1)}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
