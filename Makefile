@@ -16,7 +16,7 @@ FLAGS_emulate = $(FLAGS_link) $(call flag,SCHEDULE,schedule) $(call flag,PRESET,
 	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,SEED,seed) \
 	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
-.PHONY: setup emulate sweep report notebooks verify image doctor test check format clean
+.PHONY: setup emulate sweep report notebooks verify image doctor test lint check format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to type
@@ -68,17 +68,21 @@ image: ## the images of a container node, slowlink-testbed, and of what shapes o
 doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor
 
-test: $(STAMP) ## the test suite: first what may share the machine, on every core, then what measures time, alone
-	@$(BIN)/python -m pytest -q -n logical -m "not alone" $(ARGS); many=$$?; \
+# Tests that build links run this many side by side; who measures time runs alone, and so does a second attempt.
+WORLDS ?= 2
+test: $(STAMP) ## the test suite: what needs no link on every core, then WORLDS=2 links at a time, then what measures time
+	@$(BIN)/python -m pytest -q -n logical --dist load -m "not alone and not world" $(ARGS); free=$$?; \
+	$(BIN)/python -m pytest -q -n $(WORLDS) --dist loadscope -m "world and not alone" $(ARGS); linked=$$?; \
 	$(BIN)/python -m pytest -q -m alone $(ARGS); alone=$$?; \
-	for status in $$many $$alone; do test $$status -eq 0 -o $$status -eq 5 || exit 1; done; \
-	test $$many -eq 0 -o $$alone -eq 0 || { echo "no test was chosen" >&2; exit 1; }
+	for status in $$free $$linked $$alone; do test $$status -eq 0 -o $$status -eq 5 || exit 1; done; \
+	test $$free -eq 0 -o $$linked -eq 0 -o $$alone -eq 0 || { echo "no test was chosen" >&2; exit 1; }
 
-check: $(STAMP) ## format, lint, types, tests
+lint: $(STAMP) ## format, lint, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyrefly check
-	@$(MAKE) --no-print-directory test
+
+check: lint test ## format, lint, types, tests
 
 format: $(STAMP) ## rewrite the sources as `make check` wants them
 	@$(BIN)/ruff format .

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+import tests.turns
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done
 
@@ -51,15 +53,86 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return place, done
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
+    """Files whose tests share what takes long to make stay in one worker; of others each test goes where there is
+    room."""
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+class _Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return nodeid if file.startswith("tests/emulation/") else file
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What measures real time runs alone, and has two more attempts: a shared machine takes time away in the middle of
-    a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share, and
+    """What needs real links or real time has two more attempts, alone: a shared machine takes time away in the middle
+    of a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share, and
     has the time for it."""
     for item in items:
-        if item.get_closest_marker("world"):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.nodeid.startswith("tests/docker/"):  # one engine, whose containers want both cores
             item.add_marker(pytest.mark.alone)
-        if item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=5))
-        if {"composed", "swept"} & set(getattr(item, "fixturenames", ())):
+        if tests.turns.needs_a_turn(item):
+            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(600))  # waiting for its turn counts
+        if {"composed", "swept"} & fixtures:
             item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Between tests a worker holds no turn."""
+    try:
+        return (yield)
+    finally:
+        tests.turns.leave()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Before its fixtures are made, a test that needs a turn waits for it; for a second attempt, alone."""
+    if tests.turns.needs_a_turn(item):
+        again = getattr(item, "execution_count", 1) > 1
+        tests.turns.enter(alone=again or item.get_closest_marker("alone") is not None)
+    return (yield)
+
+
+_attempts: dict[str, list[str]] = {"all": [], "again": []}
+AGAIN_SHARE, AGAIN_ALWAYS = 0.05, 2
+"""Tests that may need a second attempt: this share of those that ran, or so few."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Which tests ran, and which of them again."""
+    if report.when == "setup" or report.outcome == "rerun":
+        _attempts["again" if report.outcome == "rerun" else "all"].append(report.nodeid)
+
+
+def too_many_again(ran: list[str], again: list[str]) -> str:
+    """Why a run in which these tests needed a second attempt proves nothing; empty if it does."""
+    allowed = max(AGAIN_SHARE * len(set(ran)), AGAIN_ALWAYS)
+    if len(set(again)) <= allowed:
+        return ""
+    return (
+        f"{len(set(again))} of {len(set(ran))} tests needed a second attempt, more than {allowed:.0f}: "
+        "this machine is too busy to measure on, or they are not true every time"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where too many tests needed a second attempt; their names stand under RERUN."""
+    if hasattr(session.config, "workerinput"):
+        return
+    tests.turns.tidy(session.config)
+    if too_many_again(*_attempts.values()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if why := too_many_again(*_attempts.values()):
+        terminalreporter.section("second attempts", red=True)
+        terminalreporter.line(why)

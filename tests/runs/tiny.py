@@ -1,8 +1,12 @@
 """Running `testbed` as a user does, on models that take seconds."""
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -17,9 +21,20 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "testbed", *arguments]
 
 
+@functools.cache
+def lock_folder() -> str:
+    """Where this process's runs hold the machine: workers of a suite, each on links of its own, keep nobody waiting.
+    Every user can reach it."""
+    folder = tempfile.mkdtemp(prefix="slowlink-testbed-locks.")
+    os.chmod(folder, 0o777)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment(mark: str = "") -> dict[str, str]:
     """What a user's shell would have, and a mark by which our processes can be found."""
-    return {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{EXTRA_PATH}".rstrip(":"), MARK: mark, "COLUMNS": "140"}
+    own = {"PYTHONPATH": f"{HERE.parents[1]}:{EXTRA_PATH}".rstrip(":"), MARK: mark, "COLUMNS": "140"}
+    return {**os.environ, "TESTBED_LOCK_FOLDER": lock_folder(), **own}
 
 
 def run_testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
