@@ -68,8 +68,8 @@ class _Scheduling(LoadScopeScheduling):
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs real links or real time has two more attempts, alone: a shared machine takes time away in the middle
-    of a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share, and
-    has the time for it."""
+    of a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share,
+    and has the time for it."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.nodeid.startswith("tests/docker/"):  # one engine, whose containers want both cores
