@@ -3,7 +3,7 @@
 import difflib
 from importlib.metadata import entry_points
 
-from testbed.codecs.base import Codec, Direction, Shape, Wire
+from testbed.codecs.base import Codec, Codecs, Direction, Shape, Wire, whole
 from testbed.codecs.best import Best
 from testbed.codecs.exact import Exact
 from testbed.codecs.latent import Latent
@@ -16,7 +16,7 @@ from testbed.codecs.topk import TopK
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
-__all__ = ["Codec", "Direction", "Shape", "Wire", "codec_names", "make_codec"]
+__all__ = ["Codec", "Codecs", "Direction", "Shape", "Wire", "codec_names", "make_codec", "whole"]
 
 _OURS: dict[str, type[Codec]] = {
     "best": Best,

@@ -11,8 +11,9 @@ Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from testbed.codecs.wire import WireFormat, wire_format
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
-__all__ = ["Codec", "Direction", "Encoded", "Shape", "Wire"]
+__all__ = ["Codec", "Codecs", "Direction", "Encoded", "Shape", "Wire", "whole"]
 
 Direction = Literal["forward", "backward"]
 
@@ -189,3 +190,17 @@ class Codec(nn.Module, ABC):
                 part = wire.of(direction).unpack(piece, wire.shape)
                 parts.append(part.to(like) if part.is_floating_point() else part.to(like.device))
         return tuple(parts)
+
+
+class Codecs(nn.ModuleList):
+    """A codec for each layer that sends anything."""
+
+    def __iter__(self) -> Iterator[Codec]:
+        return cast(Iterator[Codec], super().__iter__())
+
+
+def whole(parts: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Parts on their way out, of which none is missing."""
+    there = tuple(part for part in parts if part is not None)
+    assert len(there) == len(parts)
+    return there

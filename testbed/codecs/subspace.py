@@ -33,6 +33,12 @@ from testbed.errors import UsageError
 __all__ = ["SUB_CHUNKS", "Rotated", "Subspace"]
 
 
+def _settle_loaded(codec: nn.Module, _: object) -> None:
+    """After a checkpoint: a copy of a codec settles itself, not what it was copied from."""
+    assert isinstance(codec, Subspace)
+    codec._settle()
+
+
 class Subspace(Codec):
     """Sends r_K + r_V numbers per token, and 2 · k angles per sequence and sub-chunk where they are learned."""
 
@@ -47,7 +53,7 @@ class Subspace(Codec):
             for which, rank in enumerate(ranks)
         )
         self.register_buffer("plug", torch.ones(1))  # 0 once unplugged; a buffer, so that checkpoints have it
-        self.register_load_state_dict_post_hook(lambda codec, _: codec._settle())  # pyrefly: ignore
+        self.register_load_state_dict_post_hook(_settle_loaded)
         self.unplugged = False
         self._settle()
 

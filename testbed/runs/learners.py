@@ -161,7 +161,7 @@ def bytes_per_token_layer(trainer: Trainer) -> dict[str, float]:
     shape = Shape(batch=preset.batch * trainer.layout.per_rank, tokens=tokens)
     layers, found = list(trainer.codecs), {}
     for direction in ("forward", "backward"):
-        total = sum(sum(codec.payload(shape, direction).values()) for codec in layers)  # pyrefly: ignore
+        total = sum(sum(codec.payload(shape, direction).values()) for codec in layers)
         found[direction] = total / (len(layers) * shape.batch * tokens) if layers else 0.0
     return found
 

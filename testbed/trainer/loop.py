@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testbed.codecs import make_codec
+from testbed.codecs import Codecs, make_codec
 from testbed.collector.trace import current as trace
 from testbed.collector.trace import span
 from testbed.config import Arm, Preset
@@ -95,7 +95,7 @@ class Trainer:
         self.model = Decoder(preset.model, seed=seed).to(self.device)
         self.model.recompute = preset.recompute
         layers = preset.model.layers if arm.exchange != "local" else 0
-        self.codecs = nn.ModuleList(
+        self.codecs = Codecs(
             make_codec(
                 arm.codec,
                 preset.model.kv_width,
@@ -146,7 +146,7 @@ class Trainer:
                 f"'{self.arm.exchange}' travels within it: leave interleave, or choose another exchange"
             )
         self.layout.check(preset.context)
-        exchange = make_exchange(self.arm, preset.model, list(self.codecs), self.transport)  # pyrefly: ignore
+        exchange = make_exchange(self.arm, preset.model, list(self.codecs), self.transport)
         for layer in range(len(self.codecs)):
             exchange.traffic(layer, "forward", 1, preset.context)  # refuses chunks that a codec cannot cut
         return exchange
@@ -157,7 +157,7 @@ class Trainer:
             self.optimizer.state[self.named[name]] = {key: value.clone() for key, value in moments.items()}
         for layer, codec in enumerate(self.codecs):
             block = self.model.layers[layer]
-            codec.start(block.key, block.value, warm.activations[layer])  # pyrefly: ignore
+            codec.start(block.key, block.value, warm.activations[layer])
         if self.codecs and self.world > 1:  # rank 0's start for all: another machine's SVD may differ in a bit
             state = [*self.codecs.parameters(), *self.codecs.buffers()]
             if state:
@@ -266,7 +266,7 @@ class Trainer:
         with span("sync"):
             self.weights.average(ballast=self._sync_ballast(fraction))
             for codec in self.codecs:
-                codec.after_update()  # pyrefly: ignore  # means of orthonormal bases are not orthonormal
+                codec.after_update()  # means of orthonormal bases are not orthonormal
             self._wait_modelled_sync(started)
         return time.perf_counter() - started
 
@@ -291,7 +291,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         for layer, codec in enumerate(self.codecs):
-            codec.after_update()  # pyrefly: ignore
+            codec.after_update()
             self._unplug(layer, codec)
         return norm
 
@@ -344,7 +344,7 @@ class Trainer:
         """What codecs say of themselves, the largest over layers, and how far the replicas had drifted apart."""
         found: dict[str, Any] = {}
         for codec in self.codecs:
-            for name, value in codec.monitor().items():  # pyrefly: ignore
+            for name, value in codec.monitor().items():
                 if isinstance(value, int | float):
                     worst = min if name.endswith("_least") else max
                     found[name] = worst(value, found.get(name, value))
@@ -364,7 +364,7 @@ class Trainer:
         codecs = list(self.codecs) if self.arm.exchange != "local" else None
         exchange = InProcess(
             self.preset.model,
-            None if whole else codecs,  # pyrefly: ignore
+            None if whole else codecs,
             nodes=self.world,
             layout=Layout("contiguous", 1) if whole else self.layout,
         )

@@ -72,7 +72,7 @@ class Weights:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients: list[Tensor] = [parameter.grad for parameter in self.parameters]  # pyrefly: ignore
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         unflatten(all_reduce(flatten(gradients), self._transport, wire=self._wire, ballast=ballast), gradients)
 
     def average(self, *, ballast: int = 0) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from testbed.codecs import Direction, Shape
 from testbed.errors import UsageError
+from testbed.parallel.autograd import Context, operation
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads, joined
 from testbed.parallel.exchanges.coded import Coded, Far, Parts, added
 from testbed.parallel.exchanges.local import own_backward, own_pieces
 from testbed.parallel.layout import Layout
+from testbed.parallel.sight import Piece, Sight
 
 __all__ = ["AllGather", "MaskAware"]
 
@@ -45,9 +47,9 @@ class AllGather(Exchange):
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         call = _Call(self, layer, q_BTC.shape[0], q_BTC.shape[1])
         key, value, parts = call.encode(k_BTE, v_BTE)
-        posted = _Post.apply(call, *parts)  # pyrefly: ignore
+        posted = _post(call, *parts)
         q, k, v = self.rotated(q_BTC), self.rotated(key), self.heads(value)
-        return lambda: flat_heads(_Finish.apply(call, posted, q, k, v, *call.codec.decoder_parameters()))  # pyrefly: ignore
+        return lambda: flat_heads(_finish(call, posted, q, k, v, *call.codec.decoder_parameters()))
 
 
 class MaskAware(AllGather):
@@ -97,10 +99,9 @@ def _shape(shape: Shape, chosen: Tensor | None) -> Shape:
     return shape if chosen is None else Shape(batch=1, tokens=len(chosen))
 
 
-class _Call(Coded):
+class _Call(Coded[AllGather]):
     """What one layer's exchange needs besides tensors, and the exchange under way."""
 
-    exchange: AllGather  # pyrefly: ignore
     ticket: Any = None
 
     def peers(self) -> Sequence[int]:
@@ -151,29 +152,36 @@ def _picked(parts: Parts, chosen: Tensor | None) -> Parts:
     return tuple(None if part is None else part.flatten(0, 1)[chosen].unsqueeze(0) for part in parts)
 
 
+class _PostContext(Context):
+    call: _Call
+    like: Tensor | None
+    shapes: list[torch.Size]
+
+
 class _Post(torch.autograd.Function):
     """Parts leave; on the way back, where a sequence's gradients are waited for and summed."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *parts: Tensor) -> Tensor:
+    def forward(ctx: _PostContext, call: _Call, *parts: Tensor) -> Tensor:
         ctx.call, ctx.like = call, parts[0]
         ctx.shapes = [part.shape for part in parts]
         call.post("forward", dict.fromkeys(call.peers(), parts))
         return torch.zeros(0, dtype=parts[0].dtype, device=parts[0].device)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
+    def backward(ctx: _PostContext, *_: Tensor) -> tuple[Tensor | None, ...]:
+        call, like = ctx.call, ctx.like
+        assert like is not None, "one backward pass"
         messages = call.receive()
         total: list[Tensor | None] = [
-            torch.zeros(shape, dtype=ctx.like.dtype, device=ctx.like.device) if wire.returned else None
+            torch.zeros(shape, dtype=like.dtype, device=like.device) if wire.returned else None
             for shape, wire in zip(ctx.shapes, call.codec.wires(call.shape), strict=True)
         ]
         for peer in call.peers():
             message = messages[peer]
             assert message is not None
             chosen = call.chosen(call.exchange.rank, peer)
-            returned = call.codec.unpack(message, _shape(call.shape, chosen), ctx.like, "backward")
+            returned = call.codec.unpack(message, _shape(call.shape, chosen), like, "backward")
             for gradient, part in zip(total, returned, strict=True):
                 if gradient is not None and part is not None:
                     if chosen is None:
@@ -184,19 +192,31 @@ class _Post(torch.autograd.Function):
         return None, *total
 
 
+_post = operation(_Post, _Post.forward)
+
+
+class _FinishContext(Context):
+    call: _Call
+    sight: Sight
+    far: list[tuple[Far, list[Piece] | None]] | None
+    """What came, with its pieces (None: to be decoded again); None once it is spent."""
+    decoder: tuple[Tensor, ...]
+
+
 class _Finish(torch.autograd.Function):
     """Attention over the own chunks while the others' travel, then over theirs, merged."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, _: Tensor, q: Tensor, k: Tensor, v: Tensor, *decoder: Tensor) -> Tensor:
+    def forward(
+        ctx: _FinishContext, call: _Call, _: Tensor, q: Tensor, k: Tensor, v: Tensor, *decoder: Tensor
+    ) -> Tensor:
         exchange, codec = call.exchange, call.codec
         sight = exchange.sight(exchange.context(q.shape[2]))
         seen = sight.attend(q, own_pieces(sight, k, v))  # overlaps with the exchange
         messages = call.receive()
         last = max(sight.chunks)
         ctx.decoder = tuple(tensor.detach().requires_grad_() for tensor in decoder)
-        ctx.far, ctx.pieces = [], []
-        flat = []
+        ctx.far, flat = [], []
         repeated = not codec.decode_flops(1)
         for peer in call.peers():
             chosen = call.chosen(peer, exchange.rank)
@@ -205,12 +225,11 @@ class _Finish(torch.autograd.Function):
                 assert message is not None
                 parts = codec.unpack(message, _shape(call.shape, chosen), q, "forward")
                 far = call.received(peer, parts, chosen)
-                ctx.far.append(far)
                 pieces = far.pieces(ctx.decoder)
                 flat += pieces
                 if repeated:
                     far.forget()
-                ctx.pieces.append(None if repeated else pieces)
+                ctx.far.append((far, None if repeated else pieces))
         if flat:
             seen = sight.attend(q, sorted(flat, key=lambda piece: piece.chunk), seen)
         out, lse = joined(seen)
@@ -219,22 +238,21 @@ class _Finish(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _FinishContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call, sight, d_out = ctx.call, ctx.sight, grads[0].contiguous()
         q, k, v, out, lse = ctx.saved_tensors
-        ctx.pieces = [
-            far.pieces(ctx.decoder) if pieces is None else pieces
-            for far, pieces in zip(ctx.far, ctx.pieces, strict=True)
-        ]
-        flat = [piece for pieces in ctx.pieces for piece in pieces]
+        assert ctx.far is not None, "one backward pass"
+        seen = [(far, far.pieces(ctx.decoder) if pieces is None else pieces) for far, pieces in ctx.far]
+        flat = [piece for _, pieces in seen for piece in pieces]
         order = sorted(range(len(flat)), key=lambda i: flat[i].chunk)
         dq, d_sorted = sight.backward(d_out, q, out, lse, [flat[i] for i in order]) if flat else (None, [])
         d_flat: list[Any] = [None] * len(flat)
         for i, pair in zip(order, d_sorted, strict=True):
             d_flat[i] = pair
 
-        returned, d_decoder = {}, [None] * len(ctx.decoder)
-        for far, pieces in zip(ctx.far, ctx.pieces, strict=True):
+        returned: dict[int, Parts] = {}
+        d_decoder: list[Tensor | None] = [None] * len(ctx.decoder)
+        for far, pieces in seen:
             parts, shares = far.gradients([d_flat.pop(0) for _ in pieces], ctx.decoder)
             returned[far.rank] = _spread(parts, far, call)
             d_decoder = [added(total, share) for total, share in zip(d_decoder, shares, strict=True)]
@@ -243,8 +261,11 @@ class _Finish(torch.autograd.Function):
         dq_own, dk, dv = own_backward(sight, d_out, q, k, v, out, lse)  # overlaps
         if dq is not None:
             dq_own = dq_own + dq
-        ctx.far = ctx.pieces = ctx.decoder = None
+        ctx.far, ctx.decoder = None, ()
         return None, q.new_zeros(0), dq_own, dk, dv, *d_decoder
+
+
+_finish = operation(_Finish, _Finish.forward)
 
 
 def _spread(parts: Parts, far: Far, call: _Call) -> Parts:
@@ -252,7 +273,7 @@ def _spread(parts: Parts, far: Far, call: _Call) -> Parts:
     if far.chosen is None:
         return parts
     rows, size = call.shape.batch, call.shape.tokens
-    placed = []
+    placed: list[Tensor | None] = []
     for part in parts:
         if part is None:
             placed.append(None)

@@ -4,24 +4,27 @@ A rank's chunks are encoded as rows of the batch, so a codec never sees a bounda
 its parts have B·c rows of t tokens, c chunks a rank.
 """
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from testbed.codecs import Codec, Shape
+from testbed.codecs import Codec, Shape, whole
 from testbed.parallel.exchanges.base import Exchange
 from testbed.parallel.sight import Piece
 
-__all__ = ["Coded", "Far", "added"]
+__all__ = ["Coded", "Far", "Parts", "added"]
 
 Parts = tuple[Tensor | None, ...]
 
 
-class Coded:
+Kind = TypeVar("Kind", bound=Exchange)
+
+
+class Coded(Generic[Kind]):
     """One layer's K and V of one batch, on their way through a codec."""
 
-    def __init__(self, exchange: Exchange, layer: int, batch: int, tokens: int) -> None:
+    def __init__(self, exchange: Kind, layer: int, batch: int, tokens: int) -> None:
         self.exchange = exchange
         self.layer = layer
         self.codec: Codec = exchange.codecs[layer]
@@ -57,7 +60,7 @@ class Coded:
 class Far:
     """What came from another rank: parts, and once decoded, pieces with a small graph of their own behind them."""
 
-    def __init__(self, coded: Coded, rank: int, parts: Parts, chosen: Tensor | None) -> None:
+    def __init__(self, coded: Coded[Any], rank: int, parts: Parts, chosen: Tensor | None) -> None:
         self.coded = coded
         self.rank = rank
         self.parts = parts
@@ -70,9 +73,9 @@ class Far:
         coded, exchange = self.coded, self.coded.exchange
         last = max(exchange.layout.chunks(exchange.rank))
         with torch.enable_grad():
-            key, value = coded.codec.decode(self.parts, decoder)  # pyrefly: ignore
+            key, value = coded.codec.decode(whole(self.parts), decoder)
             if self.chosen is not None:
-                key, value = self._placed(key), self._placed(value)
+                key, value = self._placed(key, self.chosen), self._placed(value, self.chosen)
             kept = None if self.chosen is not None else coded.codec.kept(coded.shape)
             rows = zip(self._by_chunk(key), self._by_chunk(value), self.chunks, strict=True)
             for key_BtE, value_BtE, chunk in rows:
@@ -109,11 +112,11 @@ class Far:
     def _by_chunk(self, x_BtE: Tensor) -> tuple[Tensor, ...]:
         return (x_BtE,) if len(self.chunks) == 1 else x_BtE.unflatten(0, (-1, len(self.chunks))).unbind(1)
 
-    def _placed(self, x_1nE: Tensor) -> Tensor:
+    def _placed(self, x_1nE: Tensor, chosen: Tensor) -> Tensor:
         """Tokens that came at their places, zeros elsewhere: no query sees those."""
         rows = self.coded.shape.batch * self.coded.size
         empty = torch.zeros(rows, x_1nE.shape[-1], dtype=x_1nE.dtype, device=x_1nE.device)
-        placed = empty.index_copy(0, self.chosen.to(x_1nE.device), x_1nE.squeeze(0))  # pyrefly: ignore
+        placed = empty.index_copy(0, chosen.to(x_1nE.device), x_1nE.squeeze(0))
         return placed.view(self.coded.shape.batch, self.coded.size, -1)
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from testbed.codecs import Codec, Shape
+from testbed.codecs import Codec, Shape, whole
 from testbed.config import Model
 from testbed.parallel.attention import rotary_tables, rotate, split_heads
+from testbed.parallel.autograd import Context, operation
 from testbed.parallel.layout import Layout
 
 __all__ = ["InProcess"]
@@ -56,7 +57,7 @@ class InProcess:
         own = list(zip(k_BTE.split(tokens, 1), v_BTE.split(tokens, 1), everything, strict=True))
         far: list[Any] = [None] * count
         if self.codecs is not None:
-            own, far = self._coded(layer, own)
+            own, far = _coded(self.codecs[layer], own)
         q = rotate(split_heads(q_BTC, width), tables)
         out = []
         for chunk in range(count):
@@ -76,36 +77,45 @@ class InProcess:
             return visible
         return (visible & (self.documents[:, here, None] == self.documents[:, None, there])).unsqueeze(1)
 
-    def _coded(self, layer: int, chunks: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[list[Any], list[Any]]:
-        codec = self.codecs[layer]  # pyrefly: ignore
-        own, far = [], []
-        for key, value, places in chunks:
-            encoded = codec.encode(key, value)
-            shape = Shape(batch=key.shape[0], tokens=key.shape[1])
-            travelled = _Travelled.apply(codec, shape, *encoded.parts)  # pyrefly: ignore
-            kept = codec.kept(shape)
-            own.append((encoded.key_BTE, encoded.value_BTE, places))
-            decoded = codec.decode(travelled, codec.decoder_parameters())
-            far.append((*decoded, places if kept is None else places[kept]))
-        return own, far
+
+class _TravelledContext(Context):
+    codec: Codec
+    shape: Shape
 
 
 class _Travelled(torch.autograd.Function):
     """Parts as they look after the wire; their gradients likewise."""
 
     @staticmethod
-    def forward(ctx: Any, codec: Codec, shape: Shape, *parts: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _TravelledContext, codec: Codec, shape: Shape, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.codec, ctx.shape = codec, shape
-        travelled = codec.unpack(codec.pack(parts, shape), shape, like=parts[0])
+        travelled = whole(codec.unpack(codec.pack(parts, shape), shape, like=parts[0]))
         chosen = [part for part, wire in zip(travelled, codec.wires(shape), strict=True) if not wire.returned]
         ctx.mark_non_differentiable(*chosen)
-        return travelled  # pyrefly: ignore
+        return travelled
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _TravelledContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         message = ctx.codec.pack(grads, ctx.shape, "backward")
         like = next(grad for grad in grads if grad is not None)
         return None, None, *ctx.codec.unpack(message, ctx.shape, like, "backward")
+
+
+_travelled = operation(_Travelled, _Travelled.forward)
+
+
+def _coded(codec: Codec, chunks: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[list[Any], list[Any]]:
+    """(chunks as their owner uses them, as the others see them): K, V and places each."""
+    own, far = [], []
+    for key, value, places in chunks:
+        encoded = codec.encode(key, value)
+        shape = Shape(batch=key.shape[0], tokens=key.shape[1])
+        travelled = _travelled(codec, shape, *encoded.parts)
+        kept = codec.kept(shape)
+        own.append((encoded.key_BTE, encoded.value_BTE, places))
+        decoded = codec.decode(travelled, codec.decoder_parameters())
+        far.append((*decoded, places if kept is None else places[kept]))
+    return own, far
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ which is what a trainer without context parallelism does.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from testbed.codecs import Direction
+from testbed.parallel.autograd import Context, operation
 from testbed.parallel.exchanges.base import Exchange, Pacer, Traffic, flat_heads, joined
 from testbed.parallel.sight import Piece, Sight
 
@@ -24,43 +24,58 @@ class Local(Exchange):
         return Traffic()
 
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
-        q_BTC = _PacePoint.apply(q_BTC, self.pacer, layer)  # pyrefly: ignore
+        q_BTC = _pace_point(q_BTC, self.pacer, layer)
         sight = self.sight(self.context(q_BTC.shape[1]))
         q, k, v = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE)
-        return lambda: flat_heads(_Own.apply(sight, q, k, v))  # pyrefly: ignore
+        return lambda: flat_heads(_own(sight, q, k, v))
+
+
+class _PaceContext(Context):
+    pacer: Pacer
+    layer: int
 
 
 class _PacePoint(torch.autograd.Function):
     """The identity, which tells the pacer that a layer's exchange would stand here."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pacer: Pacer, layer: int) -> Tensor:
+    def forward(ctx: _PaceContext, x: Tensor, pacer: Pacer, layer: int) -> Tensor:
         ctx.pacer, ctx.layer = pacer, layer
         pacer.before_exchange("forward", layer)
         pacer.after_exchange("forward", layer)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _PaceContext, *grads: Tensor) -> tuple[Tensor, None, None]:
         ctx.pacer.before_exchange("backward", ctx.layer)
         ctx.pacer.after_exchange("backward", ctx.layer)
         return grads[0], None, None
+
+
+_pace_point = operation(_PacePoint, _PacePoint.forward)
+
+
+class _OwnContext(Context):
+    sight: Sight
 
 
 class _Own(torch.autograd.Function):
     """Attention of the own chunks over themselves."""
 
     @staticmethod
-    def forward(ctx: Any, sight: Sight, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: _OwnContext, sight: Sight, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, lse = joined(sight.attend(q, own_pieces(sight, k, v)))
         ctx.sight = sight
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _OwnContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         return None, *own_backward(ctx.sight, grads[0].contiguous(), q, k, v, out, lse)
+
+
+_own = operation(_Own, _Own.forward)
 
 
 def own_pieces(sight: Sight, k: Tensor, v: Tensor) -> list[Piece]:

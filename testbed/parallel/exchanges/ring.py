@@ -15,9 +15,11 @@ from torch import Tensor
 from testbed.codecs import Direction, Shape
 from testbed.codecs.wire import Float
 from testbed.errors import UsageError
+from testbed.parallel.autograd import Context, operation
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads, joined
 from testbed.parallel.exchanges.coded import Coded, Parts, added
 from testbed.parallel.exchanges.local import own_backward, own_pieces
+from testbed.parallel.sight import Sight
 
 __all__ = ["Ring"]
 
@@ -48,12 +50,10 @@ class Ring(Exchange):
         call = _Call(self, layer, q_BTC.shape[0], q_BTC.shape[1])
         key, value, parts = call.encode(k_BTE, v_BTE)
         q, k, v = self.rotated(q_BTC), self.rotated(key), self.heads(value)
-        return lambda: flat_heads(  # pyrefly: ignore
-            _Ring.apply(call, len(parts), q, k, v, *parts, *call.codec.decoder_parameters())  # pyrefly: ignore
-        )
+        return lambda: flat_heads(_around(call, len(parts), q, k, v, *parts, *call.codec.decoder_parameters()))
 
 
-class _Call(Coded):
+class _Call(Coded[Ring]):
     """One layer's way around."""
 
     def pass_on(self, message: Tensor, direction: Direction, kind: Direction) -> Callable[[], Tensor]:
@@ -86,9 +86,18 @@ class _Call(Coded):
         return min(layout.chunks(rank)) < max(layout.chunks(self.exchange.rank))
 
 
+class _RingContext(Context):
+    call: _Call
+    sight: Sight
+    message: Tensor | None
+    count: int
+    """Parts."""
+    shapes: list[torch.Size]
+
+
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, count: int, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+    def forward(ctx: _RingContext, call: _Call, count: int, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
         exchange, hops = call.exchange, call.exchange.layout.world - 1
         parts, decoder = rest[:count], rest[count:]
         exchange.pacer.before_exchange("forward", call.layer)
@@ -111,12 +120,13 @@ class _Ring(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _RingContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call, sight, d_out = ctx.call, ctx.sight, grads[0].contiguous()
         q, k, v, out, lse, *saved = ctx.saved_tensors
         decoder = tuple(tensor.detach().requires_grad_() for tensor in saved)
         hops = call.exchange.layout.world - 1
         call.exchange.pacer.before_exchange("backward", call.layer)
+        assert ctx.message is not None, "one backward pass"
         arriving: Any = call.pass_on(ctx.message, "backward", "forward") if hops else None
         dq, dk, dv = own_backward(sight, d_out, q, k, v, out, lse)
         d_decoder: list[Tensor | None] = [None] * len(decoder)
@@ -144,9 +154,13 @@ class _Ring(torch.autograd.Function):
         return None, None, dq, dk, dv, *total, *d_decoder
 
 
-def _summed(ctx: Any, share: Parts, like: Tensor) -> Parts:
+_around = operation(_Ring, _Ring.forward)
+
+
+def _summed(ctx: _RingContext, share: Parts, like: Tensor) -> Parts:
     """A rank's share of the parts' gradients, zeros where it saw nothing."""
-    call, summed = ctx.call, []
+    call = ctx.call
+    summed: list[Tensor | None] = []
     for part, shape, wire in zip(share, ctx.shapes, call.codec.wires(call.shape), strict=True):
         empty = torch.zeros(shape, dtype=like.dtype, device=like.device) if wire.returned else None
         summed.append(empty if part is None else part)

@@ -7,7 +7,7 @@ number format can be traded for bytes, so it takes no codec but `exact`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from testbed.codecs import Direction
 from testbed.codecs.wire import WireFormat, wire_format
 from testbed.errors import UsageError
 from testbed.parallel.attention import Mask, block_attention, block_attention_backward
+from testbed.parallel.autograd import Context, operation
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads
 
 __all__ = ["Ulysses"]
@@ -26,6 +27,7 @@ class Ulysses(Exchange):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._masks: dict[int, Tensor] = {}
         heads, kv_heads, world = self.model.heads, self.model.kv_heads, self.layout.world
         if heads % world or kv_heads % world:
             raise UsageError(
@@ -58,18 +60,23 @@ class Ulysses(Exchange):
 
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         q, k, v = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE)
-        return lambda: flat_heads(_Traded.apply(self, layer, q, k, v))  # pyrefly: ignore
+        return lambda: flat_heads(_traded(self, layer, q, k, v))
+
+    def on(self, documents_BT: Tensor | None) -> Self:
+        mine = super().on(documents_BT)
+        mine._masks = {}
+        return mine
 
     def mask(self, context: int, like: Tensor) -> Mask:
         """Of whole sequences: causal, and by document where there are documents."""
         if self.documents is None:
             return True
-        if context not in self._sights:
+        if context not in self._masks:
             visible = self.documents[:, :, None] == self.documents[:, None, :]
             visible &= torch.ones(context, context, dtype=torch.bool).tril()
             mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-            self._sights[context] = mask.masked_fill(~visible.to(like.device), -torch.inf).unsqueeze(1)  # pyrefly: ignore
-        return self._sights[context]  # pyrefly: ignore
+            self._masks[context] = mask.masked_fill(~visible.to(like.device), -torch.inf).unsqueeze(1)
+        return self._masks[context]
 
     def trade(
         self, layer: int, direction: Direction, for_peer: list[list[Tensor]], shapes: list[tuple[int, ...]]
@@ -121,9 +128,15 @@ class Ulysses(Exchange):
         return [torch.cat([pieces[i] for pieces in traded], dim=1) for i in range(len(tensors))]
 
 
+class _TradedContext(Context):
+    exchange: Ulysses
+    layer: int
+    mask: Mask
+
+
 class _Traded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, exchange: Ulysses, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: _TradedContext, exchange: Ulysses, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         exchange.pacer.before_exchange("forward", layer)
         q, k, v = exchange.to_heads(layer, "forward", [q, k, v])
         mask = exchange.mask(q.shape[2], q)
@@ -135,8 +148,8 @@ class _Traded(torch.autograd.Function):
         return here
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        exchange: Ulysses = ctx.exchange
+    def backward(ctx: _TradedContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        exchange = ctx.exchange
         exchange.pacer.before_exchange("backward", ctx.layer)
         q, k, v, out, lse = ctx.saved_tensors
         (d_out,) = exchange.to_heads(ctx.layer, "backward", [grads[0]])
@@ -145,3 +158,6 @@ class _Traded(torch.autograd.Function):
         )
         exchange.pacer.after_exchange("backward", ctx.layer)
         return None, None, *traded
+
+
+_traded = operation(_Traded, _Traded.forward)
