@@ -16,7 +16,7 @@ FLAGS_emulate = $(FLAGS_link) $(call flag,SCHEDULE,schedule) $(call flag,PRESET,
 	$(call flag,PACE,pace) $(call flag,LIVE,live) $(call flag,SEED,seed) \
 	$(call flag,STEPS,steps) $(call flag,ARMS,arms) $(call flag,NAME,name)
 
-.PHONY: setup emulate sweep report notebooks verify image doctor test lint check format clean
+.PHONY: setup emulate sweep report notebooks verify image doctor test acceptance lint check format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to type
@@ -71,11 +71,17 @@ doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 # Tests that build links run this many side by side; who measures time runs alone, and so does a second attempt.
 WORLDS ?= 2
 test: $(STAMP) ## the test suite: what needs no link on every core, then WORLDS=2 links at a time, then what measures time
-	@$(BIN)/python -m pytest -q -n logical --dist load -m "not alone and not world" $(ARGS); free=$$?; \
-	$(BIN)/python -m pytest -q -n $(WORLDS) --dist loadscope -m "world and not alone" $(ARGS); linked=$$?; \
-	$(BIN)/python -m pytest -q -m alone $(ARGS); alone=$$?; \
+	@$(BIN)/python -m pytest -q -n logical --dist load -m "not alone and not world and not acceptance" $(ARGS); free=$$?; \
+	$(BIN)/python -m pytest -q -n $(WORLDS) --dist loadscope -m "world and not alone and not acceptance" $(ARGS); linked=$$?; \
+	$(BIN)/python -m pytest -q -m "alone and not acceptance" $(ARGS); alone=$$?; \
 	for status in $$free $$linked $$alone; do test $$status -eq 0 -o $$status -eq 5 || exit 1; done; \
 	test $$free -eq 0 -o $$linked -eq 0 -o $$alone -eq 0 || { echo "no test was chosen" >&2; exit 1; }
+
+# Goes on where it was ended, as long as no source has changed.
+acceptance: $(STAMP) ## what takes long, up to an hour: containers in every combination, kills in every phase, sweeps (README: when)
+	@$(BIN)/python -m pytest -q -n $(WORLDS) --dist loadscope --resume runs/acceptance.jsonl -m "acceptance and not alone" $(ARGS); beside=$$?; \
+	$(BIN)/python -m pytest -q --resume runs/acceptance.jsonl -m "acceptance and alone" $(ARGS); alone=$$?; \
+	for status in $$beside $$alone; do test $$status -eq 0 -o $$status -eq 5 || exit 1; done
 
 lint: $(STAMP) ## format, lint, types
 	@$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: a world can only be entered by 
 numpy and torch start theirs when they are imported.
 """
 
+import gc
 import json
 import os
 import shlex
@@ -43,6 +44,7 @@ from testbed.commands import (
 from testbed.errors import TestbedError, UsageError
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.nodes import make_nodes, require_image
+from testbed.runs.rank import SELDOM
 from testbed.runs.settings import resolve
 
 __all__ = ["main"]
@@ -52,6 +54,7 @@ _PIPE_COLUMNS, _SWEEP_COLUMNS = 110, 140
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status of `testbed ARGV…`."""
+    gc.set_threshold(SELDOM)
     arguments = sys.argv[1:] if argv is None else argv
     arguments, program = _split(arguments)
     try:

@@ -10,6 +10,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
+from tests.resume import Resume
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done
 
@@ -53,6 +54,15 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return place, done
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--resume", metavar="FILE", help="go on with what has not passed yet, by this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("resume"):
+        config.pluginmanager.register(Resume(config))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
     """Files whose tests share what takes long to make stay in one worker; of others each test goes where there is
     room."""
@@ -67,7 +77,7 @@ class _Scheduling(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs real links or real time has two more attempts, alone: a shared machine takes time away in the middle
+    """What needs real links or real time has one more attempt, alone: a shared machine takes time away in the middle
     of a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share,
     and has the time for it."""
     for item in items:
@@ -75,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith("tests/docker/"):  # one engine, whose containers want both cores
             item.add_marker(pytest.mark.alone)
         if tests.turns.needs_a_turn(item):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))  # waiting for its turn counts
         if {"composed", "swept"} & fixtures:
@@ -101,7 +111,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 
 
 _attempts: dict[str, list[str]] = {"all": [], "again": []}
-AGAIN_SHARE, AGAIN_ALWAYS = 0.05, 2
+AGAIN_SHARE, AGAIN_ALWAYS = 0.02, 2
 """Tests that may need a second attempt: this share of those that ran, or so few."""
 
 
