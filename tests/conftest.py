@@ -1,13 +1,14 @@
 """What all tests share."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
 from tests.resume import Resume
@@ -32,26 +33,48 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+Make = Callable[[str, Callable[[Path], subprocess.CompletedProcess[str]]], Path]
+
+
 @pytest.fixture(scope="session")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`once(name, make)`: the folder that `make` fills with what a run leaves, made by the first worker that needs it,
+    while others wait; what the run said is in stdout.txt. Where it fails, the next to need it tries again."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def get(name: str, make: Callable[[Path], subprocess.CompletedProcess[str]]) -> Path:
+        place = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place / "stdout.txt").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                done = make(place)
+                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+                (place / "stdout.txt").write_text(done.stdout)
+        return place
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def composed(once: Make) -> Path:
     """The run directory of `testbed emulate` at 20 Mbit/s per pair, as a user would type it; what it said is in
-    stdout.txt, two folders above. Where it ends in an error, the test's next attempt makes another."""
-    place = tmp_path_factory.mktemp("composed")
+    stdout.txt, two folders above."""
     order = ("emulate", "--bw", "20mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
-    done = run_testbed(place, *order, "--name", "run")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (place / "stdout.txt").write_text(done.stdout)
-    return place / "runs" / "run"
+    return once("composed", lambda place: run_testbed(place, *order, "--name", "run")) / "runs" / "run"
 
 
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A sweep, done: the folder it was typed in, and what it said."""
-    place = tmp_path_factory.mktemp("sweep")
-    grid(place)
-    done = sweep_till_done(place)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place, done
+def swept(once: Make) -> Path:
+    """The folder in which a sweep was typed, and done."""
+
+    def sweep(place: Path) -> subprocess.CompletedProcess[str]:
+        grid(place)
+        return sweep_till_done(place)
+
+    return once("swept", sweep)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,23 +86,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Resume(config))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
-    """Files whose tests share what takes long to make stay in one worker; of others each test goes where there is
-    room."""
-    return _Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
-
-
-class _Scheduling(LoadScopeScheduling):
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", 1)[0]
-        return nodeid if file.startswith("tests/emulation/") else file
-
-
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs real links or real time has one more attempt, alone: a shared machine takes time away in the middle
-    of a measurement. The summary lists every test that needed one (RERUN). Who comes first makes what several share,
-    and has the time for it."""
+    of a measurement. The summary lists every test that needed one (RERUN). Who makes
+    what several share, or waits for it, has the time."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.nodeid.startswith("tests/docker/"):  # one engine, whose containers want both cores
@@ -88,7 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))  # waiting for its turn counts
-        if {"composed", "swept"} & fixtures:
+        if "once" in fixtures:
             item.add_marker(pytest.mark.timeout(900))
 
 

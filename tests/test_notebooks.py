@@ -12,24 +12,25 @@ from tests.worlds import needs_world
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
-
-
-@pytest.fixture(scope="module")
-def made(composed, swept, tmp_path_factory):
-    """A comparison, a sweep and a quality run, each tiny: the variables by which notebooks find them."""
-    place = tmp_path_factory.mktemp("notebooks")
-    (place / "codecs.toml").write_text(
-        f"""
+CODECS = f"""
 title = "Tiny codecs"
 presets = ["{PRESET}"]
 seeds = [0, 1]
 nodes = 2
 arms = ["decentralised", "control", "best"]
 """
-    )
-    done = run_testbed(place, "learn", "codecs.toml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    swept_folder = str(swept[0] / "runs" / "grid")
+
+
+@pytest.fixture(scope="module")
+def made(composed, swept, once):
+    """A comparison, a sweep and a quality run, each tiny: the variables by which notebooks find them."""
+
+    def learn(place):
+        (place / "codecs.toml").write_text(CODECS)
+        return run_testbed(place, "learn", "codecs.toml")
+
+    place = once("learned", learn)
+    swept_folder = str(swept / "runs" / "grid")
     return {
         "TESTBED_COMPARISON": str(composed),
         "TESTBED_QUALITY": str(place / "runs" / "codecs"),

@@ -15,6 +15,44 @@ IMAGE = "slowlink-testbed-test"
 """Not the user's own, which may be on the same engine."""
 
 
+SHORT = {
+    "DockerBackend": {
+        "a_dead_relay_lets_nothing_pass",
+        "a_fault_that_is_changed_behind_our_back_is_found",
+        "a_wrong_link_is_found",
+        "counters_work_from_inside_a_node_and_across_reshaping",
+        "the_kernel_has_what_was_asked_for_also_after_reshaping",
+    },
+    "SidecarBackend": {
+        "a_broken_delay_line_is_found",
+        "a_delay_changes_in_place_and_goes_again",
+        "a_fault_that_is_changed_behind_our_back_is_found",
+        "a_network_that_is_wrong_is_found",
+        "a_relay_beside_that_stops_is_found",
+        "a_wrong_delay_is_found",
+        "a_wrong_link_is_found",
+        "counters_work_from_inside_a_node_and_across_reshaping",
+        "every_segments_header_is_counted",
+        "partitions_and_links_down_decide_who_reaches_whom",
+        "the_kernel_has_what_was_asked_for_also_after_reshaping",
+        "with_eth0_down_no_byte_reaches_a_peer",
+    },
+}
+"""Of test_acceptance.py, what `make test` runs, each with its first parameters; `make acceptance` runs the rest."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the rest."""
+    seen = set()
+    for item in items:
+        if item.nodeid.startswith("tests/docker/test_acceptance.py") and isinstance(item, pytest.Function):
+            backend, name = item.callspec.params["world"], item.originalname.removeprefix("test_")
+            if name not in SHORT[backend] or (backend, name) in seen:
+                item.add_marker(pytest.mark.acceptance)
+            seen.add((backend, name))
+
+
 def missing() -> str | None:
     """Why there can be no engine, if so."""
     if os.geteuid() != 0:
@@ -48,26 +86,31 @@ def engine():
 
 @pytest.fixture(scope="session")
 def context(engine, tmp_path_factory):
-    """What the Dockerfile is built from, with wheels, so that the engine fetches nothing; and its base."""
-    make_base()
+    """What the Dockerfile is built from, so that the engine fetches nothing; and its base, which has the packages."""
+    make_base(BASE, packages=True)
     tried = ["docker", "run", "--rm", "--network", "none", BASE, "python3", "-c", "pass"]
     if (done := subprocess.run(tried, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"the engine runs no container here: {done.stderr.strip()}")
-    context = tmp_path_factory.mktemp("context")
+    yield fill(tmp_path_factory.mktemp("context"), "setuptools")
+    subprocess.run(["docker", "rmi", "-f", IMAGE, f"{IMAGE}-shaper", BASE], capture_output=True, check=False)
+
+
+def fill(context: Path, *wheels: str) -> Path:
+    """The folder, with the sources and these wheels."""
     for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md"):
         shutil.copy(ROOT / name, context)
     for name in ("emulation", "testbed", "experiments"):
         shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
-    wheels = [sys.executable, "-m", "pip", "download", "-q", "-c", "constraints.txt", "-d", "wheels", ".", "setuptools"]
-    subprocess.run(wheels, cwd=context, check=True)
-    yield context
-    subprocess.run(["docker", "rmi", "-f", IMAGE, f"{IMAGE}-shaper", BASE], capture_output=True, check=False)
+    pip = [sys.executable, "-m", "pip", "download", "-q", "-c", "constraints.txt", "-d", "wheels"]
+    subprocess.run([*pip, *wheels], cwd=context, check=True)
+    return context
 
 
-def build(context: Path, tag: str, *options: str) -> str:
+def build(context: Path, tag: str, *options: str, base: str = BASE) -> str:
+    """An image of these sources; its name."""
     arguments = [
         f"--build-arg={each}"
-        for each in (f"BASE_IMAGE={BASE}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")
+        for each in (f"BASE_IMAGE={base}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels", "PIP_EXTRA_INDEX_URL=")
     ]
     done = subprocess.run(
         ["docker", "build", "-q", "-t", tag, *arguments, *options, "--network", "none", "."],

@@ -10,11 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
 from contextlib import suppress
+from importlib.metadata import distribution, requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from emulation.commands import tool_path
 
@@ -30,6 +35,8 @@ _LATER = (
     *("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6", "libresolv.so.2", "libnss_dns.so.2"),
     *("libnss_files.so.2", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1"),
 )
+_UNUSED = {"include", "test", "tests"}
+"""Folders of packages that the Dockerfile removes."""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -92,14 +99,17 @@ def cgroups() -> set[Path]:
     }
 
 
-def make_base() -> None:
-    """This machine's Python, and the libraries that it links, as the image that the Dockerfile begins with."""
+def make_base(name: str, *, packages: bool) -> None:
+    """This machine's Python, and the libraries that it links, as the image that the Dockerfile begins with; `packages`:
+    with what the testbed needs where the Dockerfile installs it, so that nothing is left to install but the testbed."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             _fill(tar)
+            for path in sorted(_packages()) if packages else ():
+                tar.add(path, f"{_SITE}/{path.relative_to(_here())}", recursive=False)
         file.seek(0)
         done = subprocess.run(
-            ["docker", "import", "-c", "ENV PATH=/usr/local/bin:/usr/bin:/bin", "-", BASE],
+            ["docker", "import", "-c", "ENV PATH=/usr/local/bin:/usr/bin:/bin", "-", name],
             stdin=file,
             capture_output=True,
             check=False,
@@ -138,6 +148,33 @@ def _fill(tar: tarfile.TarFile) -> None:
         entry = tarfile.TarInfo(name)
         entry.size = len(text)
         tar.addfile(entry, io.BytesIO(text.encode()))
+
+
+_SITE = f"opt/testbed/lib/python3.{sys.version_info.minor}/site-packages"
+
+
+def _here() -> Path:
+    return Path(sysconfig.get_path("purelib"))
+
+
+def _packages() -> set[Path]:
+    """Every file of every distribution that the testbed needs, as they are installed here."""
+    known: set[str] = set()
+    found: set[Path] = set()
+    asked = requires("slowlink-testbed") or []
+    while asked:
+        one = Requirement(asked.pop())
+        name = canonicalize_name(one.name)
+        if name in known or (one.marker and not one.marker.evaluate({"extra": ""})):
+            continue
+        known.add(name)
+        parts = distribution(name)
+        asked += parts.requires or []
+        for file in parts.files or ():
+            path = _here() / str(file)
+            if ".." not in file.parts and not _UNUSED & {*file.parts} and path.is_file():
+                found.add(path)
+    return found
 
 
 def _link(tar: tarfile.TarFile, name: str, target: str) -> None:

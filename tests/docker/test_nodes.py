@@ -26,6 +26,7 @@ LINK = ("--bw", "60mbit", "--delay", "10ms", "--accounting", "nic")
 
 USERS = ["root", "member of the socket's group"]
 """Of an engine: containers are shaped by the one himself, and beside them for the other."""
+BESIDE_FIRST = [pytest.param(USERS[0], marks=pytest.mark.acceptance), USERS[1]]
 
 
 def on(backend: str, image: str) -> tuple[str, ...]:
@@ -76,7 +77,13 @@ def waits_for(what, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("backend", "user"), [("netns", "root"), *(("docker", user) for user in USERS)])
+@pytest.mark.parametrize(
+    ("backend", "user"),
+    [
+        pytest.param("netns", "root", marks=pytest.mark.acceptance),
+        *(("docker", user) for user in USERS),
+    ],
+)
 def test_links_are_what_was_asked_on_both_backends(backend, user, image, shaper_image, open_folder):
     """Four nodes, the same tolerances."""
     done = run(user, open_folder, "verify", *LINK, *on(backend, image), "--json")
@@ -108,6 +115,7 @@ def trained(folder: Path, name: str, backend: str, user: str, image: str) -> dic
     return record
 
 
+@pytest.mark.acceptance
 def test_arms_are_trained_and_take_as_long_as_in_namespaces(image, shaper_image, open_folder):
     """Paced steps within 10 %; the same losses; every byte on the ledger; nothing is left; files are the user's."""
     seconds, losses = {}, {}
@@ -156,7 +164,7 @@ delay = "2ms"
 """
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", BESIDE_FIRST)
 def test_programs_links_that_change_and_nodes_that_fail(user, image, shaper_image, open_folder):
     """exec with a schedule: what is killed in a container has a shell's status, what was frozen goes on."""
     (open_folder / "faults.toml").write_text(FAULTS)
@@ -176,7 +184,7 @@ def test_programs_links_that_change_and_nodes_that_fail(user, image, shaper_imag
     assert 0 < len([line for line in said if line.startswith("n0:")]) < 60
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", BESIDE_FIRST)
 def test_a_kill_finds_a_program_that_has_just_been_started(user, image, shaper_image, open_folder):
     """As a schedule may want it at 0 s: while it is still the engine's to start."""
     (open_folder / "kill.toml").write_text('[[at]]\ntime = "0s"\nfault = "kill"\nnodes = [0, 1, 2]\n')
@@ -216,7 +224,7 @@ NET_ADMIN = 1 << 12
 """capabilities(7)."""
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", BESIDE_FIRST)
 def test_containers_may_nothing_and_end_with_their_driver(user, image, shaper_image, open_folder):
     """While it trains: a node has no capability, no network of the engine's, nothing to write to; what shapes has
     NET_ADMIN. kill -9: gone in 5 s."""
@@ -255,7 +263,7 @@ def test_containers_may_nothing_and_end_with_their_driver(user, image, shaper_im
     assert left_folders() == []
 
 
-@pytest.mark.parametrize("lost", ["n1-shaper", "switch"])
+@pytest.mark.parametrize("lost", ["n1-shaper", pytest.param("switch", marks=pytest.mark.acceptance)])
 def test_a_lost_shaper_ends_the_run(lost, image, shaper_image, open_folder):
     """Nothing is measured without it, and nothing is left."""
     process = start(USERS[1], open_folder, "lost")
@@ -366,6 +374,7 @@ def test_an_image_of_other_sources_is_refused(image, tmp_path):
         subprocess.run(["docker", "rmi", "-f", f"{IMAGE}-changed"], capture_output=True, check=False)
 
 
+@pytest.mark.acceptance
 def test_a_sweep_learns_here_and_times_in_containers(image, tmp_path):
     """The first losses in the containers are those learned in this machine's own processes."""
     (tmp_path / "grid.toml").write_text(

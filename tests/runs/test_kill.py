@@ -125,7 +125,7 @@ def first_process(mark: str) -> int:
     raise AssertionError("no first process found")
 
 
-@pytest.mark.parametrize("victim", ["driver", "rank", "first process"])
+@pytest.mark.parametrize("victim", ["driver", "rank", pytest.param("first process", marks=pytest.mark.acceptance)])
 def test_kill_nine_leaves_nothing(tmp_path, victim):
     """SIGKILL of the driver, of a rank, of the world's first process, while it trains."""
     mark = f"kill-{victim.replace(' ', '-')}-{os.getpid()}"
@@ -162,21 +162,11 @@ def test_the_check_notices_what_is_left(tmp_path):
         sleeper.wait()
 
 
-def test_interrupt_takes_everything_down(tmp_path):
-    """Ctrl-C: status 130, FAILED says so, nothing is left."""
+def test_the_kernel_shows_the_asked_rate_and_an_interrupt_takes_everything_down(tmp_path):
+    """While it trains, `tc -s class` inside a node, from outside; then Ctrl-C: status 130, FAILED says so, nothing is
+    left."""
     mark = f"interrupt-{os.getpid()}"
     with training(tmp_path, mark) as process:
-        traces = Traces(mark)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 130
-        assert traces.gone(mark), traces.left(mark)
-    assert "interrupted" in (tmp_path / "runs" / "run" / "FAILED").read_text()
-
-
-def test_the_kernel_shows_the_asked_rate_while_it_runs(tmp_path):
-    """`tc -s qdisc` inside a node, from outside, while it trains."""
-    mark = f"tc-{os.getpid()}"
-    with training(tmp_path, mark):
         for pid in ranks_of(mark):
             enter = (
                 ["nsenter", f"--user=/proc/{pid}/ns/user", "--preserve-credentials"] if os.geteuid() else ["nsenter"]
@@ -186,3 +176,8 @@ def test_the_kernel_shows_the_asked_rate_while_it_runs(tmp_path):
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             assert "rate 20Mbit" in done.stdout
+        traces = Traces(mark)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+        assert traces.gone(mark), traces.left(mark)
+    assert "interrupted" in (tmp_path / "runs" / "run" / "FAILED").read_text()

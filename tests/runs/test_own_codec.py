@@ -4,12 +4,8 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.runs.tiny import PRESET, run_testbed
-from tests.worlds import needs_world
 
-pytestmark = [pytest.mark.world, needs_world]
 PAGE = Path(__file__).parents[2] / "docs" / "codec.md"
 
 
@@ -25,6 +21,8 @@ def test_the_codec_of_the_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.runs.tiny.EXTRA_PATH", str(package))
     options = (
         "emulate",
+        "--backend",
+        "host",
         "--bw",
         "50mbit",
         "--pace",

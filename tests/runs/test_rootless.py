@@ -12,6 +12,7 @@ from tests.worlds import needs_world
 pytestmark = [pytest.mark.world, needs_world]
 
 
+@pytest.mark.acceptance
 def test_emulate_works_without_root(open_folder):
     """Links proven, ranks trained, nothing needed that only root has; the files are the user's own."""
     done = as_nobody(

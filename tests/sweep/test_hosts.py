@@ -14,6 +14,7 @@ from tests.worlds import needs_world
 pytestmark = [pytest.mark.world, needs_world]
 
 
+@pytest.mark.acceptance
 def test_a_ray_runs_the_cells_and_results_come_back(tmp_path):
     """Learned and timed by its worker; every file of a cell is there, and nothing half written."""
     grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("40mbit",))
