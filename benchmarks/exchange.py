@@ -88,11 +88,13 @@ def run_rank(options: argparse.Namespace) -> None:
     def naive() -> None:
         sends = [dist.isend(message, other) for other in others]
         for work in [*[dist.irecv(inboxes[other], other) for other in others], *sends]:
+            assert work is not None
             work.wait()
 
     def receives_first() -> None:
         receives = [dist.irecv(inboxes[other], other) for other in others]
         for work in [*[dist.isend(message, other) for other in others], *receives]:
+            assert work is not None
             work.wait()
 
     variants = (sockets, naive, receives_first, lambda: dist.all_gather(gathered, message))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,9 +36,12 @@ SLOW_RATES, SLOW_DELAYS_US = (5_000_000, 10_000_000, 50_000_000), (0, 10_000, 50
 SIZES = (4_000, 16_000, 64_000, 256_000, 1_000_000, 5_000_000)
 MESSAGES = 12
 FRAME_BYTES = 1514
+Delays = Literal["netem", "delay line"]
 
 
-def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None, smallest: int | None = None) -> list[str]:
+def grid(
+    rates: tuple[int, ...], delays: tuple[int, ...], *, by: Delays | None, smallest: int | None = None
+) -> list[str]:
     """Two nodes, access links, cubic."""
     missed = []
     print("| rate | delay one way | alone | together | added round trip, median | p99 | resent | by |")
@@ -72,7 +76,7 @@ def grid(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None, sma
     return missed
 
 
-def messages(rates: tuple[int, ...], delays: tuple[int, ...], *, by: str | None) -> list[str]:
+def messages(rates: tuple[int, ...], delays: tuple[int, ...], *, by: Delays | None) -> list[str]:
     """Two nodes, access links: time to the last byte's arrival over size / goodput + half a round trip."""
     missed = []
     print("| rate | delay | message | expected | p5 | median | p95 | within 5 % + 4 frames |")

@@ -313,7 +313,7 @@ def our_step(scheme: Scheme, transport: Any, shape: tuple[int, int], overlap: bo
         trace.take()
         with counted(transport) if not sent else nullcontext() as tally:
             torch.autograd.grad(exchange.attend(0, q, k, v), (q, k, v), d_out)
-        if not sent:
+        if tally is not None:
             sent.update(messages=tally[0], to_all=sum(tally[1].values()), to_one=max(tally[1].values()))
         seconds = trace.take()
         return {**sent, "exposed": seconds.get("exchange", 0.0), "total": seconds.get("exchange_total", 0.0)}
@@ -350,8 +350,9 @@ def peer_step(rotate: str, in_full: bool, tokens: tuple[int, int], echo: bool) -
     """PyTorch's engine, K and V in bf16 on the wire, computing in fp32; `in_full`: dK and dV in fp32, as it comes."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.tensor.experimental._context_parallel import _attention as engine
+    from torch.distributed.tensor.experimental._context_parallel import _attention
 
+    engine: Any = _attention  # private: what it takes is more than its types say
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     shape = (tokens[0], HEADS, tokens[1], WIDTH // HEADS)

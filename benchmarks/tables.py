@@ -12,14 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "analysis")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402 (behind the path)
-from made_up_sweep import made_up_sweep  # noqa: E402
+import numpy as np
 
-from testbed.analysis.sweep_figures import write_sweep_figures  # noqa: E402
-from testbed.analysis.sweeps import conclude, load_sweep  # noqa: E402
+from testbed.analysis.sweep_figures import write_sweep_figures
+from testbed.analysis.sweeps import conclude, load_sweep
+from tests.analysis.made_up_sweep import made_up_sweep
 
 MOST_SECONDS, MOST_BYTES = 20.0, 1e9
 ARMS, DELAYS = 3, 10

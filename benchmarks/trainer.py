@@ -60,8 +60,8 @@ class Plain:
         width = self.model.head_width
 
         def attended() -> Tensor:
-            rotated = [rotate(split_heads(x, width), self.tables) for x in (q, k)]
-            out = F.scaled_dot_product_attention(*rotated, split_heads(v, width), is_causal=True)
+            turned_q, turned_k = (rotate(split_heads(x, width), self.tables) for x in (q, k))
+            out = F.scaled_dot_product_attention(turned_q, turned_k, split_heads(v, width), is_causal=True)
             return out.transpose(1, 2).flatten(2)
 
         return attended

@@ -6,12 +6,21 @@ from pathlib import Path
 import jupytext
 import nbclient
 import pytest
+from nbformat import NotebookNode
 
 from tests.runs.tiny import PRESET, run_testbed
 from tests.worlds import needs_world
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+
+
+def read(file: Path) -> NotebookNode:
+    notebook = jupytext.read(file)
+    assert isinstance(notebook, NotebookNode)
+    return notebook
+
+
 CODECS = f"""
 title = "Tiny codecs"
 presets = ["{PRESET}"]
@@ -47,7 +56,7 @@ def test_it_runs_and_shows_figures(name, made, monkeypatch, tmp_path):
         monkeypatch.setenv(variable, folder)
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    notebook = jupytext.read(NOTEBOOKS / f"{name}.py")
+    notebook = read(NOTEBOOKS / f"{name}.py")
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     kinds = {kind for output in outputs for kind in output.get("data", {})}
@@ -59,7 +68,7 @@ def test_it_runs_and_shows_figures(name, made, monkeypatch, tmp_path):
 def test_its_pair_shows_what_a_real_run_gave(name):
     """The .ipynb beside it holds the same cells, executed in order without an error, and is small."""
     file = NOTEBOOKS / f"{name}.ipynb"
-    pair, source = jupytext.read(file), jupytext.read(NOTEBOOKS / f"{name}.py")
+    pair, source = read(file), read(NOTEBOOKS / f"{name}.py")
     assert [(cell.cell_type, cell.source) for cell in pair.cells] == [
         (cell.cell_type, cell.source) for cell in source.cells
     ]

@@ -8,7 +8,6 @@ import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
-from synthetic import made_up
 
 from testbed.analysis.figures import (
     FIGURES,
@@ -18,6 +17,7 @@ from testbed.analysis.figures import (
 )
 from testbed.analysis.load import Comparison, results_table
 from testbed.analysis.style import KINDS, styled
+from tests.analysis.synthetic import made_up
 
 NASTY = r"$\alpha_{ <b>&amp;--> [red]%s {x} " + "ünï " * 10
 
@@ -79,7 +79,9 @@ def test_names_at_line_ends_do_not_overlap(figure, mode: str) -> None:
     with styled():
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()  # settles where annotations lie
-        labels = [text for text in drawn.axes[0].texts if isinstance(text, Annotation) and text.get_weight() == "bold"]
+        labels = [
+            text for text in drawn.axes[0].texts if isinstance(text, Annotation) and text.get_fontweight() == "bold"
+        ]
         extents = [Text.get_window_extent(text, canvas.get_renderer()) for text in labels]
     assert len(extents) == 5
     assert not any(one.overlaps(other) for one, other in combinations(extents, 2))
@@ -90,7 +92,9 @@ def test_line_style_says_what_is_measured(mode: str, kind: str) -> None:
     """Measured solid, composed dashed, modelled dotted: read back from the drawn lines."""
     drawn = figure_loss_against_hours(_comparison(mode))
     style = {
-        line.get_color(): line._unscaled_dash_pattern for line in drawn.axes[0].lines if line.get_marker() != "None"
+        line.get_color(): line._unscaled_dash_pattern  # pyrefly: ignore[missing-attribute]
+        for line in drawn.axes[0].lines
+        if line.get_marker() != "None"
     }
     expected = {"#000000": "modelled", "#009E73": kind}
     for colour, wanted in expected.items():

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import made_up
 
 from testbed.analysis.load import COLUMNS, Comparison, load_comparison, results_table, write_results
+from tests.analysis.synthetic import made_up
 
 
 def _written(folder: Path, mode: str) -> Comparison:

@@ -73,7 +73,7 @@ def cells(*, spread: float = 1.0) -> list[dict]:
 
 
 def answer(found: list[dict], **changes: Any) -> dict:
-    settings = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)}
+    settings: dict[str, Any] = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)}
     settings |= {"code": code_of(found)} | changes
     return judge(results_table(found), **settings)
 

@@ -1,9 +1,9 @@
 """Relations between arms, and when a comparison shows nothing."""
 
 import pytest
-from synthetic import made_up
 
 from testbed.analysis.relations import relate, void_reason
+from tests.analysis.synthetic import made_up
 
 
 def _arms() -> dict[str, dict]:

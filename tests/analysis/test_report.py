@@ -4,14 +4,14 @@ import json
 import re
 
 import pytest
-from made_up_sweep import made_up_sweep
 from PIL import Image
-from synthetic import made_up
 
 from testbed.analysis.load import write_results
 from testbed.analysis.report import write_report
 from testbed.analysis.sweeps import conclude
 from testbed.errors import UsageError
+from tests.analysis.made_up_sweep import made_up_sweep
+from tests.analysis.synthetic import made_up
 from tests.browser import Browser, needs_browser
 
 NASTY = "<script>console.error('run')</script><img src=x onerror=alert(1)>"

@@ -5,11 +5,11 @@ import re
 
 import pytest
 from rich.console import Console
-from synthetic import made_up
 
 from testbed.analysis.formats import duration, percent, rate, significant, size
 from testbed.analysis.load import Comparison, results_table
 from testbed.analysis.summary import print_summary
+from tests.analysis.synthetic import made_up
 
 
 def _printed(comparison: dict, summaries: dict) -> str:

@@ -2,11 +2,11 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_sweep import BITS, COMPUTE, EXCHANGES, made_up_sweep, seconds
 from rich.console import Console
 
 from testbed.analysis.sweep_figures import (
@@ -20,6 +20,7 @@ from testbed.analysis.sweep_figures import (
 from testbed.analysis.sweep_summary import print_sweep, verdict
 from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
 from testbed.errors import UsageError
+from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, made_up_sweep, seconds
 
 
 def test_a_row_per_cell_and_seed(tmp_path):
@@ -114,7 +115,7 @@ def test_a_cell_of_every_point_has_one_curve(tmp_path):
 def test_columns_of_more_than_one_type_can_be_kept(tmp_path):
     """A program may say a number here and a word there; a title may hold brackets."""
     cells = [{"cell": f"c{seed}", "seed": seed, "point": {"var.x": x}} for seed, x in enumerate(("auto", 4))]
-    config = {"kind": "command", "cells": cells, "varied": ["var.x"], "excluded": []}
+    config: dict[str, Any] = {"kind": "command", "cells": cells, "varied": ["var.x"], "excluded": []}
     config["sweep"] = {"title": "Trial [/b] [v2]", "question": "", "exact": "", "control": ""}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for cell, loss in zip(cells, ("diverged", 1.5), strict=True):
@@ -148,7 +149,7 @@ def test_the_bandwidth_needed_follows_the_law(tmp_path):
         for delay, share in ((0.0, 0.5), (0.0, 0.99), (0.02, 0.75)):
             needed = BITS[arm] / (COMPUTE / share - COMPUTE - EXCHANGES * delay)
             assert table.loc[(arm, delay, share), "bandwidth_bps"] == pytest.approx(needed, rel=1e-6)
-    assert math.isnan(table.loc[("subspace", 0.02, 0.99), "bandwidth_bps"])
+    assert math.isnan(table["bandwidth_bps"].loc[("subspace", 0.02, 0.99)])
     assert table.loc[("control", 0.0, 0.99), "bandwidth_bps"] == 0.0
     assert table["largest_residual"].max() < 1e-9
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs import Codec, Shape, make_codec
+from testbed.codecs import Codec, Shape, make_codec, whole
 from testbed.codecs.rotated import Rotated
 from testbed.config import CodecConfig, SubspaceConfig
 
@@ -90,4 +90,4 @@ def seen(codec: Codec, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     shape = Shape(batch=key.shape[0], tokens=key.shape[1])
     with torch.no_grad():
         parts = codec.unpack(codec.pack(codec.encode(key, value).parts, shape), shape, key)
-        return codec.decode(parts, codec.decoder_parameters())
+        return codec.decode(whole(parts), codec.decoder_parameters())

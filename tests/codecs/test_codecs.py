@@ -10,6 +10,7 @@ from torch import nn
 from testbed.codecs import Shape, codec_names, make_codec
 from testbed.codecs.exact import Exact
 from testbed.codecs.latent import Latent
+from testbed.codecs.subspace import Subspace
 from testbed.config import CodecConfig, SubspaceConfig, parse
 from testbed.errors import UsageError
 from tests.codecs.started import CODECS, HEADS, WIDTH, layers, started, subspace
@@ -169,9 +170,11 @@ def test_layers_differ_and_nodes_do_not():
     """The same seed and layer give the same start, to the bit; another layer, or V, has generators of its own."""
     config = subspace(rotation="random")
     first, again = started(config), started(config)
+    assert isinstance(first, Subspace)
     for ours, theirs in zip(first.buffers(), again.buffers(), strict=True):
         assert torch.equal(ours, theirs)
     other = make_codec(config, WIDTH, layer=2, seed=3, kv_heads=HEADS)
+    assert isinstance(other, Subspace)
     other.start(*layers(), torch.zeros(1, 2 * WIDTH))
     assert torch.equal(other.key.plain, first.key.plain)
     assert not torch.equal(other.key.bases[1], first.key.bases[1])

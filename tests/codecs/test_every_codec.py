@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.codecs import Shape, codec_names
+from testbed.codecs import Shape, codec_names, whole
+from testbed.codecs.pca import PCA
 from tests.codecs.started import CODECS, WIDTH, chunk, floating, started, subspace, unstarted
 
 LOOKS_AHEAD = ("subspace literal",)
@@ -55,7 +56,7 @@ def test_the_way_back_is_the_adjoint(name):
 
     message = codec.pack(tuple(part.detach() for part in encoded.parts), shape)
     wires = codec.wires(shape)
-    received = codec.unpack(message, shape, key)
+    received = whole(codec.unpack(message, shape, key))
     for wire, part in zip(wires, received, strict=True):
         part.requires_grad_(wire.returned)
     k_seen, v_seen = codec.decode(received, codec.decoder_parameters())
@@ -122,6 +123,7 @@ def test_gradients_are_those_of_finite_differences(name):
 def test_chunk_pca_has_a_gradient_only_at_a_fixed_basis(fixed, monkeypatch):
     """The basis is a choice: with it held the gradients are exact; negative control: without, they are not."""
     codec = started(floating(CODECS["pca"]), width=8, dtype=torch.float64)
+    assert isinstance(codec, PCA)
     if fixed:
         basis = codec.basis(torch.cat(chunk(1, 4, 8, dtype=torch.float64), -1))
         monkeypatch.setattr(codec, "basis", lambda _: basis)
@@ -177,12 +179,12 @@ def test_token_wise_means_that_tokens_may_be_left_out(name):
     codec, (key, value) = started(CODECS[name]), chunk(1, 16)
     chosen = torch.tensor([1, 4, 5, 11])
     some, all_ = codec.encode(key[:, chosen], value[:, chosen]), codec.encode(key, value)
-    for part, whole in zip(some.parts, all_.parts, strict=True):
-        assert torch.allclose(part.flatten(0, -2), whole.flatten(0, -2)[chosen], atol=1e-6)
+    for part, full in zip(some.parts, all_.parts, strict=True):
+        assert torch.allclose(part.flatten(0, -2), full.flatten(0, -2)[chosen], atol=1e-6)
     few = codec.decode(some.parts, codec.decoder_parameters())
     many = codec.decode(all_.parts, codec.decoder_parameters())
-    for part, whole in zip(few, many, strict=True):
-        assert torch.allclose(part, whole[:, chosen], atol=1e-6)
+    for part, full in zip(few, many, strict=True):
+        assert torch.allclose(part, full[:, chosen], atol=1e-6)
 
 
 def test_which_codecs_are_token_wise():

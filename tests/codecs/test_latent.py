@@ -6,14 +6,16 @@ import torch
 from testbed.codecs import Shape, make_codec
 from testbed.codecs.bases import principal
 from testbed.codecs.best import Best
+from testbed.codecs.latent import Latent
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 from tests.codecs.started import chunk, layers, started
 
 
-def uneven(rank: int, width: int = 32, **options):
+def uneven(rank: int, width: int = 32, **options) -> tuple[Latent, torch.Tensor]:
     """A latent codec and the activations it was started from, whose directions differ by orders of magnitude."""
     codec = make_codec(CodecConfig(name="latent", ranks=(rank,), **options), width, layer=0, seed=0)
+    assert isinstance(codec, Latent)
     generator = torch.Generator().manual_seed(0)
     activations = torch.randn(300, 2 * width, generator=generator) @ torch.diag(torch.logspace(0, -20, 2 * width))
     codec.start(*layers(width=width), activations)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from testbed.codecs import Shape, make_codec
+from testbed.codecs import Shape, make_codec, whole
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 from tests.codecs.started import chunk, seen, started
@@ -52,8 +52,10 @@ def test_gradients_pass_straight_through():
     encoded = codec.encode(key, value)
     d_key, d_value = chunk(seed=9)
     message = codec.pack((d_key, d_value), SHAPE, "backward")
-    arrived = codec.unpack(message, SHAPE, key, "backward")
+    arrived = whole(codec.unpack(message, SHAPE, key, "backward"))
     torch.autograd.backward(encoded.parts, arrived)
+    assert key.grad is not None
+    assert value.grad is not None
     assert (key.grad - d_key).abs().max() <= d_key.abs().max() / 127
     assert torch.equal(value.grad, arrived[1])
 

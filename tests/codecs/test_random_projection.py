@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from testbed.codecs import Shape, make_codec
+from testbed.codecs.random_projection import RandomProjection
 from testbed.config import CodecConfig
-from tests.codecs.started import WIDTH, chunk, started
+from tests.codecs.started import WIDTH, chunk, layers, started
 
 
 @pytest.mark.parametrize("wire", ["bf16", "int8", "int4"])
@@ -24,10 +25,12 @@ def test_it_costs_what_the_latent_costs(wire):
 def test_the_projection_is_orthogonal_and_of_the_seed():
     """P Pᵀ projects; another layer has another P; nothing is trained."""
     codec = started(CodecConfig(name="random", ranks=(6,)))
+    assert isinstance(codec, RandomProjection)
     assert torch.allclose(codec.basis.T @ codec.basis, torch.eye(6), atol=1e-6)
     assert not list(codec.parameters())
     other = make_codec(CodecConfig(name="random", ranks=(6,)), WIDTH, layer=2, seed=3)
-    other.start(*(torch.nn.Linear(4, WIDTH) for _ in range(2)), torch.zeros(1, 2 * WIDTH))
+    assert isinstance(other, RandomProjection)
+    other.start(*layers(), torch.zeros(1, 2 * WIDTH))
     assert not torch.allclose(other.basis, codec.basis, atol=0.1)
 
 

@@ -138,12 +138,13 @@ def test_a_trained_basis_stays_orthonormal():
     made = rotated(rotation="none", basis="trained")
     target = torch.randn(48, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for _ in range(3):
-        made.trained.grad = None
+        made.zero_grad()
         (made.plain - target).square().sum().backward()
+        assert made.trained.grad is not None
         inner = made.trained.T @ made.trained.grad
         assert torch.allclose(inner, -inner.T, atol=1e-12)
         with torch.no_grad():
-            made.trained -= 0.3 * made.trained.grad
+            made.trained.sub_(0.3 * made.trained.grad)
         assert departure(made.trained) > 1e-3
         made.retract()
         assert departure(made.trained) < 1e-12
@@ -158,12 +159,13 @@ def test_training_a_basis_finds_a_better_one():
     x = torch.randn(64, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(30):
-        made.trained.grad = None
+        made.zero_grad()
         loss = (x - x @ made.plain @ made.plain.T).square().mean()
         loss.backward()
         losses.append(loss.item())
+        assert made.trained.grad is not None
         with torch.no_grad():
-            made.trained -= 5.0 * made.trained.grad
+            made.trained.sub_(5.0 * made.trained.grad)
         made.retract()
     assert losses[-1] < 0.95 * losses[0]
 

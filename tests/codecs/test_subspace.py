@@ -1,5 +1,6 @@
 """The paper's codec: what travels, what the owner uses, and how it is unplugged."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from testbed.codecs import Shape, make_codec
 from testbed.codecs.rotated import SUB_CHUNKS
+from testbed.codecs.subspace import Subspace
 from testbed.config import CodecConfig, SubspaceConfig
 from testbed.errors import UsageError
 from tests.codecs.started import HEADS, WIDTH, chunk, floating, layers, seen, started, subspace, unstarted
@@ -18,6 +20,7 @@ SHAPE = Shape(batch=2, tokens=8)
 def test_training_starts_at_the_unrotated_basis():
     """ψ starts at zero, so θ = 0 and Ẑ = Z Ū Ūᵀ for the owner too."""
     codec, (key, value) = started(subspace(), turned=False), chunk()
+    assert isinstance(codec, Subspace)
     encoded = codec.encode(key, value)
     assert torch.allclose(encoded.key_BTE, key @ codec.key.plain @ codec.key.plain.T, atol=1e-5)
     assert torch.allclose(encoded.value_BTE, value @ codec.value.plain @ codec.value.plain.T, atol=1e-5)
@@ -111,6 +114,7 @@ def test_a_checkpoint_knows_that_it_is_unplugged(mode):
 def test_the_basis_is_watched():
     """Its hash stays while ψ is trained and changes with a single bit of Ū; the departure is within its bound."""
     codec, (key, value) = started(subspace()), chunk()
+    assert isinstance(codec, Subspace)
     first = codec.monitor()
     encoded = codec.encode(key, value)
     (encoded.key_BTE.sum() + encoded.value_BTE.square().sum()).backward()
@@ -127,14 +131,18 @@ def test_the_basis_is_watched():
     assert codec.monitor()["basis_sha256"] != first["basis_sha256"]
 
 
+def sum_of_squares(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+
+
 def test_a_trained_basis_is_trained_at_receivers_too():
     """Their losses reach it through `decoder_parameters`; after the update it is orthonormal again."""
     codec, (key, value) = started(subspace(rotation="none", basis="trained")), chunk()
     decoder = tuple(tensor.detach().clone().requires_grad_() for tensor in codec.decoder_parameters())
     parts = tuple(part.detach() for part in codec.encode(key, value).parts)
-    sum(z.square().sum() for z in codec.decode(parts, decoder)).backward()
+    sum_of_squares(codec.decode(parts, decoder)).backward()
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in decoder)
-    sum(z.square().sum() for z in codec.decode(codec.encode(key, value).parts, codec.decoder_parameters())).backward()
+    sum_of_squares(codec.decode(codec.encode(key, value).parts, codec.decoder_parameters())).backward()
     torch.optim.AdamW(codec.parameters(), lr=0.1).step()
     assert codec.monitor()["key_departure"] > 1e-3
     codec.after_update()

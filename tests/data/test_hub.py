@@ -73,6 +73,8 @@ def test_a_stream_goes_on_where_it_was_killed(tmp_path, monkeypatch, builder):
                 break
             except Killed:
                 deaths += 1
+        else:
+            pytest.fail("killed every time")
         assert contents(folder) == contents(whole)
     assert deaths > 15
 

@@ -105,6 +105,8 @@ def test_killed_after_any_document_it_goes_on_to_the_same_bits(tmp_path, monkeyp
                 deaths += 1
                 assert not Path(asked.out or "").exists()
                 Dying.after += 3  # some progress each time
+        else:
+            pytest.fail("killed every time")
         assert contents(folder) == contents(whole)
     assert deaths > (100 if tokenizer == "bytes" else 20)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from testbed.config.data import Data, check_vocabulary, vocabulary_needed
 from testbed.config.model import Model
-from testbed.data.batch import Batch
+from testbed.data.batch import Batch, Split
 from testbed.data.corpus import Corpus
 from testbed.data.recall import RecallMix
 from testbed.data.source import Source, open_source
@@ -45,7 +45,7 @@ def digest(batch: Batch, fields: tuple[str, ...] = FIELDS[:4]) -> str:
 
 def test_the_defaults_give_the_batches_that_runs_so_far_were_trained_on():
     """Recorded when the mix had one difficulty and bytes only."""
-    recorded = [
+    recorded: list[tuple[Split, int, int, int, str]] = [
         ("train", 1_000_007, 2, 512, "50ddb49db36183c17882046be1de593e4bae1532347a64c23cd7d5e8a8589f8b"),
         ("validation", 5, 8, 512, "02f7eb3cf4b40fc170b217e0f4a7f9a8477151e148e7a925d23d3923d0dbc851"),
         ("train", 3, 8, 128, "8bbd3168d42c4dc881ad67c9ea37177404ddef9503dea618aad5a10faada80f9"),

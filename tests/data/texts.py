@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from testbed.data.batch import Split
 from testbed.data.prepared import open_prepared
 from testbed.data.tokens import Bytes, Tokenizer
 
@@ -27,10 +28,10 @@ def parquet(path: Path, texts: list[str] | None = None, *, column: str = "text")
     return str(path)
 
 
-def documents(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, list[str]]:
+def documents(folder: Path, tokenizer: Tokenizer | None = None) -> dict[Split, list[str]]:
     """The texts of both splits, read back from tokens and starts; every document must end in the separator."""
     tokenizer = tokenizer or Bytes()
-    found = {}
+    found: dict[Split, list[str]] = {}
     for split, stream in open_prepared(folder).streams().items():
         ends = [*np.asarray(stream.starts[1:], dtype=np.int64), len(stream.tokens)]
         pieces = [stream.tokens[int(start) : int(end)] for start, end in zip(stream.starts, ends, strict=True)]

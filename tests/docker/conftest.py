@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen = set()
     for item in items:
         if item.nodeid.startswith("tests/docker/test_acceptance.py") and isinstance(item, pytest.Function):
-            backend, name = item.callspec.params["world"], item.originalname.removeprefix("test_")
+            backend, name = str(item.callspec.params["world"]), item.originalname.removeprefix("test_")
             if name not in SHORT[backend] or (backend, name) in seen:
                 item.add_marker(pytest.mark.acceptance)
             seen.add((backend, name))

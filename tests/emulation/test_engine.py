@@ -27,7 +27,7 @@ class Answers(BaseHTTPRequestHandler):
     def address_string(self):
         return "the driver"
 
-    def log_message(self, *_):
+    def log_message(self, format: str, *args) -> None:
         """Nothing."""
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import IO
 
 import pytest
 
@@ -87,6 +88,12 @@ sys.exit(run_in_world(main))
 """
 
 
+def pipes_of(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
 def test_two_networks_at_once_do_not_meet():
     """The same names and addresses in both: who listens in one is reached from there only, and both are proven."""
     worlds = [
@@ -101,14 +108,15 @@ def test_two_networks_at_once_do_not_meet():
         for role in ("listens", "does not")
     ]
     try:
+        pipes = [pipes_of(world) for world in worlds]
 
         def said():
-            return [json.loads(world.stdout.readline()) for world in worlds]
+            return [json.loads(stdout.readline()) for _, stdout in pipes]
 
         def go_on():
-            for world in worlds:
-                world.stdin.write("\n")
-                world.stdin.flush()
+            for stdin, _ in pipes:
+                stdin.write("\n")
+                stdin.flush()
 
         assert said() == ["up", "up"]
         go_on()

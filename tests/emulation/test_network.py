@@ -1,6 +1,7 @@
 """What a network is, and what its rates imply."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -110,7 +111,7 @@ def test_a_loss_in_runs_too_short_for_it_is_refused(loss, smallest):
     [
         lambda: star(0, Link(), "nic"),
         lambda: star(251, Link(), "nic"),
-        lambda: star(2, Link(), "both"),
+        lambda: star(2, Link(), cast(Any, "both")),
         lambda: Link(rate_bps=0),
         lambda: Link(rate_bps=10**12),
         lambda: Link(delay_us=-1),
@@ -126,7 +127,7 @@ def test_a_loss_in_runs_too_short_for_it_is_refused(loss, smallest):
         lambda: replace(star(2, Link(), "pair"), pair_links=((0, 0, Link()),)),
         lambda: replace(star(2, Link(), "pair"), pair_links=((0, 1, Link(rate_bps=10**6)),)),
         lambda: replace(star(2, Link(), "nic"), node_mtus=((0, 9000),)),
-        lambda: replace(star(2, Link(), "nic"), framing="layer3"),
+        lambda: replace(star(2, Link(), "nic"), framing=cast(Any, "layer3")),
         lambda: Network(nodes=star(2, Link(), "nic").nodes, link=Link(), accounting="nic", mtu=100),
     ],
 )

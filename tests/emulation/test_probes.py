@@ -3,6 +3,7 @@
 import subprocess
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ class Shells:
 
 @contextmanager
 def probers(script: str):
-    with Probers(Shells("echo '{}'; " + script)) as found:
+    backend: Any = Shells("echo '{}'; " + script)
+    with Probers(backend) as found:
         yield found, found.nodes[0]
 
 

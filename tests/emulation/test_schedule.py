@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,6 +32,11 @@ def pair(n: int = 4) -> Network:
 
 def bw(at: float, rate: int = 10_000_000, **more) -> Change:
     return Change(at_seconds=at, settings={"rate_bps": rate}, **more)
+
+
+def settings_of(event: Change | Fault) -> Mapping[str, Any]:
+    assert isinstance(event, Change)
+    return event.settings
 
 
 @pytest.fixture
@@ -137,7 +144,7 @@ def test_an_endless_schedule_is_unrolled_lazily():
 
 def test_events_at_one_time_keep_their_order():
     schedule = Schedule(events=(bw(1, 10_000), bw(1, 20_000)), traces=(Schedule(events=(bw(1, 30_000),)),))
-    assert [event.settings["rate_bps"] for event in schedule.events_until()] == [10_000, 20_000, 30_000]
+    assert [settings_of(event)["rate_bps"] for event in schedule.events_until()] == [10_000, 20_000, 30_000]
 
 
 def test_a_description_is_json():
@@ -271,8 +278,8 @@ def test_traces_in_toml_are_found_beside_it(load):
     )
     csv, up, down = schedule.traces
     assert (csv.repeat_seconds, [event.nodes for event in csv.events]) == (4, [(1,), (1,)])
-    assert [event.settings["rate_bps"] for event in up.events] == [12_032, 24_064]
-    assert [event.settings["rate_down_bps"] for event in down.events] == [12_032, SMALLEST_RATE_BPS, 12_032]
+    assert [settings_of(event)["rate_bps"] for event in up.events] == [12_032, 24_064]
+    assert [settings_of(event)["rate_down_bps"] for event in down.events] == [12_032, SMALLEST_RATE_BPS, 12_032]
     assert (up.repeat_seconds, down.repeat_seconds) == (2, 3)
     assert [event.at_seconds for event in schedule.events_until(5.5) if isinstance(event, Fault)] == [5]
 
@@ -366,11 +373,11 @@ def test_a_csv_trace(load):
     )
     assert schedule.repeat_seconds is None
     assert [event.at_seconds for event in schedule.events] == [0, 0.5]
-    assert schedule.events[0].settings == {
+    assert settings_of(schedule.events[0]) == {
         "rate_bps": 1_000_000, "rate_down_bps": 2_000_000, "delay_us": 5000, "loss": 0.0,
     }  # fmt: skip
-    assert schedule.events[1].settings["rate_bps"] == SMALLEST_RATE_BPS
-    assert schedule.events[1].settings["loss"] == pytest.approx(0.015)
+    assert settings_of(schedule.events[1])["rate_bps"] == SMALLEST_RATE_BPS
+    assert settings_of(schedule.events[1])["loss"] == pytest.approx(0.015)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**11)), min_size=1, max_size=50))
@@ -380,7 +387,7 @@ def test_any_table_of_numbers_is_a_trace(tmp_path_factory, rows):
     path.write_text("seconds,rate_bps\n" + "".join(f"{at / 1000},{rate}\n" for at, rate in rows))
     events = load_schedule(path, nic()).events
     assert [event.at_seconds for event in events] == [at / 1000 for at, _ in rows]
-    assert [event.settings["rate_bps"] for event in events] == [max(rate, SMALLEST_RATE_BPS) for _, rate in rows]
+    assert [settings_of(event)["rate_bps"] for event in events] == [max(rate, SMALLEST_RATE_BPS) for _, rate in rows]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +431,7 @@ def test_deliveries_become_rates(tmp_path):
     (tmp_path / "m.up").write_text("0\n50\n100\n250\n")
     (schedule,) = read_mahimahi(tmp_path / "m.up", None)
     packet = 1504 * 8
-    assert [(event.at_seconds, event.settings["rate_bps"]) for event in schedule.events] == [
+    assert [(event.at_seconds, settings_of(event)["rate_bps"]) for event in schedule.events] == [
         (0, 3 * packet * 10), (0.1, SMALLEST_RATE_BPS), (0.2, packet * 20),
     ]  # fmt: skip
     assert schedule.repeat_seconds == 0.25
@@ -435,7 +442,7 @@ def test_a_constant_trace_is_one_event(tmp_path):
     (tmp_path / "m.up").write_text("1\n")
     (schedule,) = read_mahimahi(tmp_path / "m.up", None)
     assert (len(schedule), schedule.repeat_seconds) == (1, None)
-    assert schedule.events[0].settings == {"rate_bps": 12_032_000}
+    assert settings_of(schedule.events[0]) == {"rate_bps": 12_032_000}
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=200).map(sorted).filter(lambda times: times[-1] > 0))
@@ -447,9 +454,9 @@ def test_no_delivery_is_lost(tmp_path_factory, times):
     period = times[-1] / 1000
     edges = [event.at_seconds for event in schedule.events] + [period]
     bits = sum(
-        event.settings["rate_bps"] * (end - event.at_seconds)
+        settings_of(event)["rate_bps"] * (end - event.at_seconds)
         for event, end in zip(schedule.events, edges[1:], strict=True)
-        if event.settings["rate_bps"] > SMALLEST_RATE_BPS
+        if settings_of(event)["rate_bps"] > SMALLEST_RATE_BPS
     )
     assert bits == pytest.approx(len(times) * 1504 * 8, abs=len(edges))
 

@@ -70,6 +70,11 @@ def measure_both(words: list[str]) -> list[dict]:
     return [json.loads(each.communicate()[0].splitlines()[-1]) for each in measuring]
 
 
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def main() -> int:
     words = sys.argv[1:]
     for end in ENDS:
@@ -81,7 +86,7 @@ def main() -> int:
     found["unshaped"] = measure_both(words)
     print_to = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     holds = {end: subprocess.Popen(testbed(end, "eth0", *words, "--hold"), **print_to) for end in ENDS}
-    found["said"] = [held.stdout.readline() for held in holds.values()]
+    found["said"] = [first_line(held) for held in holds.values()]
     found["while"] = state()
     again = subprocess.run(testbed("a", "nosuch", *words), **print_to, check=False)
     found["nosuch"] = [again.returncode, again.stderr]

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs import make_codec
+from testbed.codecs import Codecs, make_codec
 from testbed.codecs.rotated import Rotated
 from testbed.config import Arm, CodecConfig, Model
+from testbed.config.arm import ExchangeName, LayoutName
 from testbed.config.codec import SubspaceConfig
 from testbed.model import Decoder
 from testbed.parallel.exchanges import InProcess, make_exchange
@@ -52,8 +53,8 @@ CODECS = {
 class Case:
     """One way to share a step out among ranks."""
 
-    exchange: str = "all-gather"
-    layout: str = "contiguous"
+    exchange: ExchangeName = "all-gather"
+    layout: LayoutName = "contiguous"
     heads: str = "MHA"
     world: int = 4
     wire: str = "fp32"
@@ -114,12 +115,12 @@ def documents() -> Tensor:
     return starts.cumsum(1)
 
 
-def build(case: Case) -> tuple[Decoder, nn.ModuleList]:
+def build(case: Case) -> tuple[Decoder, Codecs]:
     """A decoder and its codecs, started as a run would start them; angles made to matter."""
     decoder = Decoder(case.model, seed=1).to(case.dtype)
     decoder.recompute = case.recompute
     width, heads = case.model.kv_width, case.model.kv_heads
-    codecs = nn.ModuleList(
+    codecs = Codecs(
         make_codec(case.arm.codec, width, layer=layer, seed=1, kv_heads=heads) for layer in range(case.model.layers)
     ).to(case.dtype)
     generator = torch.Generator().manual_seed(5)
@@ -183,7 +184,7 @@ def many_ranks(case: Case, data: Tensor | None = None) -> Step:
     return Step(logits, answers[0][2], tuple(a[3] for a in answers), tuple(a[4] for a in answers))
 
 
-def _gradients(decoder: Decoder, codecs: nn.ModuleList) -> dict[str, Tensor]:
+def _gradients(decoder: Decoder, codecs: Codecs) -> dict[str, Tensor]:
     named = [*decoder.named_parameters(), *((f"codecs.{name}", p) for name, p in codecs.named_parameters())]
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
 

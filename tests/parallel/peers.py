@@ -58,7 +58,8 @@ def ask_peers(inputs: dict[str, tuple[Tensor, ...]], world: int) -> dict[str, di
 def _whole(by_rank: list[Answer], layout: Layout) -> Answer:
     context = by_rank[0][0].shape[2] * layout.world
     order = torch.cat([layout.positions(rank, context) for rank in range(layout.world)]).argsort()
-    return tuple(torch.cat(parts, dim=2)[:, :, order] for parts in zip(*by_rank, strict=True))  # pyrefly: ignore
+    out, dq, dk, dv = (torch.cat(parts, dim=2)[:, :, order] for parts in zip(*by_rank, strict=True))
+    return out, dq, dk, dv
 
 
 def _rank(rank: int, world: int, folder: str) -> None:
@@ -84,17 +85,18 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 def _torch_ring(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, *, rotate: str, balanced: bool) -> Answer:
     """PyTorch's own engine (torch.distributed.tensor.experimental._context_parallel, private) around its CPU kernel."""
-    from torch.distributed.tensor.experimental._context_parallel import _attention as engine
+    from torch.distributed.tensor.experimental._context_parallel import _attention
 
+    engine: Any = _attention  # what it takes is more than its types say
     engine._cp_options.enable_load_balance = balanced
     engine._cp_options.rotate_method = engine._RotateMethod[rotate]
     group = dist.group.WORLD
     assert group is not None
     out, lse, *_ = engine._templated_ring_attention(group, 2, _op, q, k, v, is_causal=True)
-    gradients = engine._templated_ring_attention_backward(
+    dq, dk, dv, *_ = engine._templated_ring_attention_backward(
         group, 2, _op_backward, d_out, "grad_out", q, k, v, out, lse, is_causal=True
     )
-    return out, *gradients[:3]
+    return out, dq, dk, dv
 
 
 def _op(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
@@ -115,7 +117,7 @@ def _ring_attention_pytorch(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> A
 
     def ring_pass(*given: Any) -> Tensor:
         """Version 0.5.20 gives (received, sent) and takes the pair for dk and dv, which are both in `received`."""
-        received = ring.ring_pass(*given)
+        received: Any = ring.ring_pass(*given)
         return received[0] if isinstance(received, tuple) else received
 
     heads, groups = q.shape[1], k.shape[1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from testbed.config import CodecConfig
+from testbed.config.arm import LayoutName
 from testbed.config.codec import SubspaceConfig
 from testbed.parallel.exchanges import Alone, InProcess, Local
 from testbed.parallel.layout import Layout
@@ -15,7 +16,7 @@ POSITIONS = [CONTEXT - 1, CONTEXT // 4 - 1, CONTEXT // 2 - 1, CONTEXT // 2 + 5]
 """The end of the sequence, ends of chunks, the middle of one."""
 
 
-def leaks(codec: CodecConfig, layout: str = "contiguous", world: int = 4) -> list[int]:
+def leaks(codec: CodecConfig, layout: LayoutName = "contiguous", world: int = 4) -> list[int]:
     """Positions at which changing a token moves any earlier logit by a single bit."""
     case = Case(codec=codec, layout=layout, world=world)
     decoder, codecs = build(case)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from testbed.codecs import make_codec
+from testbed.config.arm import ExchangeName, LayoutName
 from testbed.parallel.attention import rotary_tables, rotate, split_heads
 from testbed.parallel.exchanges import make_exchange
 from testbed.parallel.exchanges.base import flat_heads
@@ -21,7 +22,7 @@ PEERS = [
     *(f"torch {rotate}{balance}" for rotate in ("all_gather", "all_to_all") for balance in ("", " balanced")),
     "ring-attention-pytorch",
 ]
-OURS = [
+OURS: list[tuple[ExchangeName, LayoutName, str]] = [
     (exchange, layout, heads)
     for exchange in ("all-gather", "mask-aware", "ring", "ulysses")
     for layout in ("contiguous", "zigzag")
@@ -47,7 +48,7 @@ def rotated(x_BTE: torch.Tensor, heads: str) -> torch.Tensor:
 
 def peer_inputs() -> dict[str, tuple[torch.Tensor, ...]]:
     """What every peer is asked, by heads."""
-    inputs = {}
+    inputs: dict[str, tuple[torch.Tensor, ...]] = {}
     for heads in ("MHA", "GQA"):
         q, k, v, d_out = given(heads)
         width = Case(heads=heads).model.head_width
@@ -62,12 +63,12 @@ def peers() -> dict[str, dict[str, Answer] | str]:
 
 
 @pytest.fixture(scope="module")
-def ours() -> dict[tuple[str, str, str], Answer]:
+def ours() -> dict[tuple[ExchangeName, LayoutName, str], Answer]:
     """Ours."""
     return {which: answer_of_ours(*which) for which in OURS}
 
 
-def answer_of_ours(exchange: str, layout: str, heads: str) -> Answer:
+def answer_of_ours(exchange: ExchangeName, layout: LayoutName, heads: str) -> Answer:
     """out, dq, dk, dv, (B, T, heads · D) of whole sequences, before rotation."""
     case = Case(exchange=exchange, layout=layout, heads=heads, world=WORLD)
     whole = given(heads)
@@ -83,7 +84,8 @@ def answer_of_ours(exchange: str, layout: str, heads: str) -> Answer:
 
     answers = run_ranks(WORLD, work)
     order = torch.cat([answer[0] for answer in answers]).argsort()
-    return tuple(torch.cat(parts, dim=1)[:, order] for parts in list(zip(*answers, strict=True))[1:])
+    out, dq, dk, dv = (torch.cat(parts, dim=1)[:, order] for parts in list(zip(*answers, strict=True))[1:])
+    return out, dq, dk, dv
 
 
 def unrotated(answer: Answer, heads: str) -> Answer:
@@ -121,5 +123,5 @@ def test_keys_at_other_places_are_noticed(peers, ours):
             found = differences(ours["ring", "contiguous", "MHA"], raw)
             assert found[0] <= FP32_OUTPUT
             assert min(found[1:3]) > 1e-2
-            moved = tuple(tensor.roll(1, dims=1) for tensor in unrotated(answers["MHA"], "MHA"))
-            assert min(differences(ours["ring", "contiguous", "MHA"], moved)) > 1e-2
+            out, dq, dk, dv = (tensor.roll(1, dims=1) for tensor in unrotated(answers["MHA"], "MHA"))
+            assert min(differences(ours["ring", "contiguous", "MHA"], (out, dq, dk, dv))) > 1e-2

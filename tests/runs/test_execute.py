@@ -11,8 +11,10 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import IO
 
 import pytest
 
@@ -79,8 +81,13 @@ def python(code, *arguments):
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+def output_of(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
 @contextmanager
-def living_exec(folder, *flags, program):
+def living_exec(folder, *flags, program) -> Iterator[subprocess.Popen[str]]:
     """`testbed exec` while it runs. Whatever happens, it is dead afterwards."""
     process = subprocess.Popen(
         command("exec", "--nodes", "2", "--bw", "50mbit", "--share", *flags, "--", *program),
@@ -114,9 +121,9 @@ def test_output_comes_when_it_is_printed(tmp_path):
     """Though it goes through a pipe, where a program of its own accord would keep it back."""
     code = "import time\nprint('early')\ntime.sleep(3)\nprint('late', end='')"
     with living_exec(tmp_path, program=python(code)) as process:
-        early = {process.stdout.readline() for _ in range(2)}
+        early = {output_of(process).readline() for _ in range(2)}
         came = time.monotonic()
-        late = process.stdout.read().splitlines()
+        late = output_of(process).read().splitlines()
         assert time.monotonic() - came > 1.5
         assert process.wait(20) == 0
     assert early == {"n0: early\n", "n1: early\n"}
@@ -145,7 +152,7 @@ INTERRUPTED = "import time\ntry:\n    print('up'); time.sleep(60)\nexcept Keyboa
 def test_exec_passes_an_interrupt_on(tmp_path, program):
     """SIGINT reaches the programs, which may say goodbye; status 130."""
     with living_exec(tmp_path, program=program) as process:
-        assert {process.stdout.readline() for _ in range(2)} == {"n0: up\n", "n1: up\n"}
+        assert {output_of(process).readline() for _ in range(2)} == {"n0: up\n", "n1: up\n"}
         time.sleep(0.2)
         os.kill(process.pid, signal.SIGINT)
         output, said = process.communicate(timeout=20)
@@ -167,7 +174,7 @@ print("stays")
 time.sleep(60)
 """
     with living_exec(tmp_path, program=python(code)) as process:
-        assert {process.stdout.readline() for _ in range(2)} == {"n0: left\n", "n1: stays\n"}
+        assert {output_of(process).readline() for _ in range(2)} == {"n0: left\n", "n1: stays\n"}
         time.sleep(0.3)
         os.kill(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=20)

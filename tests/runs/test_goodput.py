@@ -1,6 +1,7 @@
 """What measured lines say of a rate: only those that a link's own rate held back say anything."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,15 +23,17 @@ def line(phase, direction, goodput, ratio, *, binding=True):
 
 
 def links_with(lines, **asked) -> Links:
-    wanted = {"bw": "40mbit", "accounting": "nic", "nodes": 2, "pace": "none", "preset": PRESET} | asked
+    wanted: dict[str, Any] = {"bw": "40mbit", "accounting": "nic", "nodes": 2, "pace": "none", "preset": PRESET} | asked
     settings = resolve(Request(**wanted), command="")
-    links = Links(settings, SimpleNamespace(network=settings.network.unshaped()))
+    backend: Any = SimpleNamespace(network=settings.network.unshaped())
+    links = Links(settings, backend)
     links.measured["before"] = {"links": lines, "round_trips": [], "losses": []}
     return links
 
 
 def rate_measured(links: Links) -> float | None:
-    return arm_record._rate_measured(SimpleNamespace(links=links, settings=links.settings))
+    comparison: Any = SimpleNamespace(links=links, settings=links.settings)
+    return arm_record._rate_measured(comparison)
 
 
 CABLE = [

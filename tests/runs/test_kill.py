@@ -143,6 +143,7 @@ def test_kill_nine_leaves_nothing(tmp_path, victim):
         assert traces.gone(mark), traces.left(mark)
         assert not (tmp_path / "runs" / "run" / "comparison.json").exists()
         if victim == "rank":
+            assert process.stdout is not None
             output = process.stdout.read()
             assert "rank 1 on node n1 was killed by signal 9" in output
             assert "rank1.log" in output

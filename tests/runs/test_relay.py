@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def on_this_machine(monkeypatch):
     before = set(os.listdir("/proc/self/fd"))
 
     def run(errand: Errand, **options) -> int:
-        backend = Local(**options)
+        backend: Any = Local(**options)
         traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
         monkeypatch.setattr(execute, "Traffic", lambda _: traffic)
         monkeypatch.setattr(execute, "verify", SimpleNamespace(verify=lambda *_: {}, proof=lambda *_: ""))
@@ -143,4 +144,5 @@ def test_a_schedule_that_fails_ends_the_shell(on_this_machine, patient_shell, mo
 def test_a_shell_ends_by_itself(monkeypatch):
     monkeypatch.setenv("SHELL", "/bin/true")
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert shell_on(Local(), NETWORK.nodes[0], threading.Event()) == 0
+    backend: Any = Local()
+    assert shell_on(backend, NETWORK.nodes[0], threading.Event()) == 0

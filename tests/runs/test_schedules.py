@@ -1,5 +1,7 @@
 """A schedule of `testbed emulate` is played, or refused before anything is built; never passed over."""
 
+from typing import Any
+
 import pytest
 
 from emulation import verify
@@ -19,10 +21,8 @@ RESTART = '[[at]]\ntime = "1s"\nfault = "restart"\nnodes = [0]\n'
 def resolved(folder, text, **asked):
     file = folder / "schedule.toml"
     file.write_text(text)
-    return resolve(
-        Request(**({"bw": "50mbit", "nodes": 2, "pace": "none", "preset": PRESET, "schedule": str(file)} | asked)),
-        command="",
-    )
+    wanted: dict[str, Any] = {"bw": "50mbit", "nodes": 2, "pace": "none", "preset": PRESET, "schedule": str(file)}
+    return resolve(Request(**wanted | asked), command="")
 
 
 @pytest.mark.parametrize(

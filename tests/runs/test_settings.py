@@ -1,6 +1,7 @@
 """What `testbed emulate` is asked for, before anything is created: what a paced run has no closed form for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ ARM = 'name = "own"\nexchange = "all-gather"\nsync = "average"\nlink = "bw"\n'
 CODEC = ARM + '[codec]\nname = "subspace"\n[codec.subspace]\n'
 
 
-def resolved(folder: Path, arm: str, *, preset: str = "", **asked: str) -> Settings:
+def resolved(folder: Path, arm: str, *, preset: str = "", **asked: Any) -> Settings:
     """With an arm and what is added to the preset `quick`, both as files."""
     (folder / "own.toml").write_text(arm)
     quick = (Path(PRESET).parents[2] / "experiments/presets/quick.toml").read_text(encoding="utf-8")

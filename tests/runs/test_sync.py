@@ -1,6 +1,7 @@
 """An averaging whose measurement broke is timed again, a bounded number of times, and never counted."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,14 +25,14 @@ def timed():
             said = [problem] if problem else []
             return [{"seconds": 1.0, "payload_bytes": 8.0, "wire_tx_bytes": 9, "problems": said}] * 2
 
-        comparison = object.__new__(Comparison)
+        comparison: Any = object.__new__(Comparison)
         comparison.settings = SimpleNamespace(thrifty=thrifty)
         comparison.ranks = SimpleNamespace(order=order)
         comparison.links = SimpleNamespace(pair_goodput_bps=lambda _: 1e6)
         comparison.report = lambda *_: None
         comparison._synced = known if known is not None else {}
-        plan = SimpleNamespace(sync_seconds=lambda _: 1.0, sync_message_bytes=8, modelled_goodput_bps=None)
-        arm = SimpleNamespace(name="latent", sync="average", link="bw")
+        plan: Any = SimpleNamespace(sync_seconds=lambda _: 1.0, sync_message_bytes=8, modelled_goodput_bps=None)
+        arm: Any = SimpleNamespace(name="latent", sync="average", link="bw")
         result = ArmResult(arm=arm, link="shaped", plan=plan)
         comparison._time_sync(result)
         return result, count

@@ -33,7 +33,7 @@ def asked(query: int, fact: int, context: int = 16) -> Batch:
 def test_remote_is_what_another_node_holds(layout, query, fact, remote):
     """By owner and not by chunk: a zigzag rank has two."""
     total = Validation()
-    add_validation(total, torch.ones(1, 16), torch.ones(1, 16, dtype=bool), asked(query, fact), Layout(layout, 4))
+    add_validation(total, torch.ones(1, 16), torch.ones(1, 16, dtype=torch.bool), asked(query, fact), Layout(layout, 4))
     assert (total.remote_tokens, total.remote_right, total.local_tokens) == (remote, remote, 1 - remote)
 
 
@@ -73,7 +73,7 @@ def test_losses_by_remote_context_are_all_of_the_loss():
     batch, loss = asked(15, 0), torch.rand(1, 16)
     for world in (1, 2):
         total = Validation()
-        add_validation(total, loss, torch.ones(1, 16, dtype=bool), batch, Layout("contiguous", world))
+        add_validation(total, loss, torch.ones(1, 16, dtype=torch.bool), batch, Layout("contiguous", world))
         assert sum(total.context_tokens) == total.tokens == 16
         assert sum(total.context_loss) == pytest.approx(total.loss)
         assert (total.context_tokens[0] == 16) == (world == 1)

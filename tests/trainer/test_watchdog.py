@@ -48,10 +48,15 @@ class Rank(threading.Thread):
 
     def run(self):
         over = threading.Event()
+
+        def end(status: int) -> None:
+            self.ended.append(status)
+            over.set()
+
         try:
             with Watchdog(
                 self.board, self.rank, 2, silence_seconds=SILENCE, where=lambda: "step 7", logs="m/rank{rank}.jsonl",
-                end=lambda status: (self.ended.append(status), over.set()),
+                end=end,
             ):  # fmt: skip
                 over.wait(self.works)
                 if self.fails or self.ended:

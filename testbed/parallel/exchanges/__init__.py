@@ -37,7 +37,7 @@ _KINDS: dict[str, type[Exchange]] = {
 }
 
 
-def make_exchange(arm: Arm, model: Model, codecs: Sequence[Codec], transport: Transport | None) -> Exchange:
+def make_exchange(arm: Arm, model: Model, codecs: Sequence[Codec], transport: Transport | Alone | None) -> Exchange:
     """The exchange that an arm names, over no ranks but this one without a transport.
 
     Raises `UsageError` where model, codec or number of ranks do not suit it.

@@ -88,7 +88,7 @@ class Exchange(ABC):
         self,
         model: Model,
         codecs: Sequence[Codec] = (),
-        transport: Transport | None = None,
+        transport: Transport | Alone | None = None,
         *,
         layout: Layout | None = None,
         pacer: Pacer | None = None,
