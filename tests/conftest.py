@@ -7,8 +7,10 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
 from tests.resume import Resume
@@ -86,15 +88,29 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Resume(config))
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Tests that share an engine, or what takes long to make, stay in one worker; of others each goes where there is
+    room."""
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+_TOGETHER = ("tests/runs/test_emulate.py", "tests/sweep/test_swept.py")
+
+
+class _Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "docker" if file.startswith("tests/docker/") else file if file in _TOGETHER else nodeid
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs real links or real time has one more attempt, alone: a shared machine takes time away in the middle
     of a measurement. The summary lists every test that needed one (RERUN). Who makes
-    what several share, or waits for it, has the time."""
+    what several share, or waits for it, has the time. What takes long comes first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/runs/", "tests/sweep/")))
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if item.nodeid.startswith("tests/docker/"):  # one engine, whose containers want both cores
-            item.add_marker(pytest.mark.alone)
         if tests.turns.needs_a_turn(item):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
             if item.get_closest_marker("timeout") is None:
@@ -154,6 +170,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which tests were tried again, and what was wrong the first time."""
+    again = terminalreporter.getreports("rerun")
+    if again:
+        terminalreporter.section("second attempts")
+    for report in again:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = str(crash.message if crash else report.longrepr).strip().splitlines() or [""]
+        terminalreporter.line(f"{report.nodeid}: {said[0][:200]}")
     if why := too_many_again(*_attempts.values()):
-        terminalreporter.section("second attempts", red=True)
-        terminalreporter.line(why)
+        terminalreporter.line(why, red=True)

@@ -159,6 +159,7 @@ def test_second_attempts_are_alone_and_few_of_them_pass(tmp_path):
     everyone = [*steady, *again]
     assert not any(a < d and c < b for a, b in again for c, d in everyone if (a, b) != (c, d))
     assert done.stdout.count("RERUN test_it.py::test_flaky") == 2
+    assert done.stdout.count("]: AssertionError: at first") == 2
 
 
 def test_a_run_of_too_many_second_attempts_fails_though_all_pass_in_the_end(tmp_path):

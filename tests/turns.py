@@ -24,8 +24,8 @@ _held: list[int] = []
 
 
 def needs_a_turn(item: pytest.Item) -> bool:
-    """Whether a test builds links or measures time."""
-    return any(item.get_closest_marker(name) for name in ("world", "alone"))
+    """Whether a test builds links, waits for deadlines or measures time."""
+    return any(item.get_closest_marker(name) for name in ("world", "waits", "alone"))
 
 
 def enter(*, alone: bool) -> None:

@@ -18,6 +18,7 @@ from typing import IO
 
 import pytest
 
+from emulation.nodes.host import free_port
 from tests.runs.tiny import PRESET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -425,25 +426,25 @@ def test_verify_measures_every_link(tmp_path, accounting):
     assert len(measured["round_trips"]) == 6
 
 
-@pytest.mark.parametrize("transport", ["sockets", "distributed"])
-def test_train_runs_under_torchrun(tmp_path, transport):
+def test_train_runs_under_torchrun(tmp_path):
     """The same trainer, started as on real machines; both transports give the same losses."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731",
-            "-m", "testbed.trainer", "--arm", "latent", "--preset", PRESET, "--steps", "10", "--transport", transport,
-        ],
-        cwd=tmp_path, env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert sorted((line["rank"], line["step"]) for line in lines) == [(0, 10), (1, 10)]
-    losses = {line["rank"]: line["loss"] for line in lines}
-    assert _SEEN.setdefault("losses", losses) == losses
-
-
-_SEEN: dict[str, dict[int, float]] = {}
+    losses = []
+    for transport in ("sockets", "distributed"):
+        port = str(free_port(["127.0.0.1"]))
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
+                "-m", "testbed.trainer", "--arm", "latent", "--preset", PRESET, "--steps", "10",
+                "--transport", transport,
+            ],
+            cwd=tmp_path, env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert sorted((line["rank"], line["step"]) for line in lines) == [(0, 10), (1, 10)]
+        losses.append({line["rank"]: line["loss"] for line in lines})
+    assert losses[0] == losses[1]
 
 
 def test_train_without_torchrun_says_how(tmp_path):

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from emulation.nodes.host import free_port
 from tests.runs.tiny import PRESET, environment
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.waits
 
 STEPS = 40
 STARTED: list[subprocess.Popen] = []

@@ -7,7 +7,7 @@ import pytest
 
 from testbed.trainer.watchdog import Watchdog
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.waits
 
 SILENCE = 0.6
 

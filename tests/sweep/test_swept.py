@@ -1,0 +1,99 @@
+"""What `testbed sweep` leaves, and that it goes on from there."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+
+from tests.runs.tiny import command, environment, marked, run_testbed
+from tests.sweep.tiny import ARMS, POINTS, grid, summaries, sweep_till_done, valid
+from tests.worlds import needs_world
+
+pytestmark = [pytest.mark.world, needs_world]
+SAME = ["arm", "seed", "bw", "state", "val_loss", "steps", "kv_payload_bytes_per_step"]
+"""Of every run of the same sweep, whatever its times."""
+
+
+def test_every_cell_is_learned_once_timed_once_and_composed(swept):
+    """A row per cell and seed; seconds as bytes and compute ask for; the same clock for every seed."""
+    place = swept
+    folder = place / "runs" / "grid"
+    table = pd.read_parquet(folder / "results.parquet")
+    assert len(table) == len(POINTS) * len(ARMS) * 2
+    assert set(table["state"]) == {"done"}
+    assert len(list((folder / "learned").iterdir())) == len(ARMS) * 2
+    assert len(summaries(folder)) == len(POINTS) * len(ARMS) + 1
+    assert table["val_loss"].groupby([table["arm"], table["seed"]]).nunique().eq(1).all()
+    exact = table[table["arm"] == "decentralised"]
+    assert (exact["step_seconds_mean"] / exact["closed_form_step_seconds"]).between(0.9, 1.15).all()
+    curves = pd.read_parquet(folder / "curves.parquet")
+    assert curves.groupby(["cell", "step"])["time_seconds"].nunique().eq(1).all()
+    assert set(curves["time_kind"]) == {"composed"}
+    (check,) = json.loads((folder / "sweep.json").read_text())["checks"]
+    assert (check["arm"], check["point"], check["state"], check["link"]) == ("subspace", "bw 80mbit", "done", "shaped")
+    assert abs(check["difference"]) < 0.15
+    assert "Checked by training it on 2 nodes: subspace at bw 80mbit" in (place / "stdout.txt").read_text()
+    for cell in summaries(folder):
+        evidence = json.loads((folder / "cells" / cell / "link" / "measured.json").read_text())
+        assert {"before", "after"} <= set(evidence)
+
+
+def test_what_is_there_is_not_run_again(swept):
+    """The same command shows the same table, and touches no cell."""
+    place = swept
+    folder = place / "runs" / "grid"
+    before, table = summaries(folder), pd.read_parquet(folder / "results.parquet")
+    again = run_testbed(place, "sweep", "grid.toml")
+    assert again.returncode == 0
+    assert summaries(folder) == before
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "results.parquet"), table)
+    first = (place / "stdout.txt").read_text()
+    assert again.stdout[again.stdout.index("A tiny grid") :] == first[first.index("A tiny grid") :]
+
+
+def test_a_changed_configuration_is_another_cell_and_a_renamed_arm_the_same(swept):
+    """As a dry run says it, which does nothing."""
+    place = swept
+    file = grid(place, name="other.toml")
+    text = file.read_text().replace(
+        json.dumps(list(ARMS)), '["decentralised", "subspace", "control", {name = "nothing", like = "control"}]'
+    )
+    file.write_text(text.replace('"80mbit"', '"90mbit"'))
+    done = run_testbed(place, "sweep", "other.toml", "--name", "grid", "--dry-run")
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    state = {what: there for there, _, what in lines if there in ("there", "missing")}
+    assert state["control at bw 40mbit"] == state["nothing at bw 40mbit"] == "there", done.stdout
+    assert state["control at bw 90mbit"] == "missing"
+
+
+@pytest.mark.acceptance
+def test_killed_it_goes_on_and_loses_nothing_that_was_done(swept, tmp_path):
+    """kill -9 between two cells: finished ones are not redone, and what is learned is the same to the last digit."""
+    arms = ("decentralised", "control")
+    grid(tmp_path, seeds=(0,), arms=arms)
+    process = subprocess.Popen(
+        command("sweep", "grid.toml"), cwd=tmp_path, env=environment("sweep-kill"), stdout=subprocess.DEVNULL
+    )
+    folder = tmp_path / "runs" / "grid"
+    deadline = time.monotonic() + 120
+    while len(summaries(folder)) < len(arms) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = summaries(folder)
+    kept = valid(folder)
+    assert len(arms) <= len(there) < len(POINTS) * len(arms)
+    gone = time.monotonic() + 10
+    while marked("sweep-kill") and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert marked("sweep-kill") == []
+    again = sweep_till_done(tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {cell: there[cell] for cell in kept}.items() <= summaries(folder).items()
+    mine = pd.read_parquet(folder / "results.parquet")
+    whole = pd.read_parquet(swept / "runs" / "grid" / "results.parquet")
+    whole = whole[whole["arm"].isin(arms) & (whole["seed"] == 0)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine[SAME], whole[SAME])
