@@ -430,14 +430,15 @@ def test_train_runs_under_torchrun(tmp_path):
     """The same trainer, started as on real machines; both transports give the same losses."""
     losses = []
     for transport in ("sockets", "distributed"):
-        port = str(free_port(["127.0.0.1"]))
+        port, folder = str(free_port(["127.0.0.1"])), tmp_path / transport
+        folder.mkdir()
         done = subprocess.run(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
                 "-m", "testbed.trainer", "--arm", "latent", "--preset", PRESET, "--steps", "10",
                 "--transport", transport,
             ],
-            cwd=tmp_path, env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True,
+            cwd=folder, env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True,
             timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

@@ -138,6 +138,7 @@ def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
         assert losses(metrics[rank]) == losses(tmp_path / f"whole/metrics/rank{rank}.jsonl")
 
 
+@pytest.mark.acceptance
 def test_a_rank_that_comes_late_is_waited_for_and_heard_meanwhile(tmp_path, agent):
     """Checking a large corpus takes longer than the silence that is allowed; who waits still says that it lives."""
     given = {"port": agent.port, "patch": "time.sleep(5 * (os.environ['RANK'] == '1'))"}
@@ -148,6 +149,7 @@ def test_a_rank_that_comes_late_is_waited_for_and_heard_meanwhile(tmp_path, agen
     assert [rank.returncode for rank in ranks] == [0, 0]
 
 
+@pytest.mark.acceptance
 def test_a_rank_that_is_done_early_costs_the_others_nothing(tmp_path):
     """Rank 1 is 6 s longer about its last checkpoint, and rank 0 keeps the store."""
     slow = """
