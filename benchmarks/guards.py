@@ -28,6 +28,7 @@ RESULTS = ROOT / "runs" / "guards.jsonl"
 PACKAGES = ("emulation", "testbed")
 _SECONDS = 600
 _BASELINE = "no fault"
+_WHOLE = ["tests"]
 
 
 @dataclass(frozen=True)
@@ -205,13 +206,14 @@ def copy_of(place: Path) -> Path:
 def tried(top: Path, tests: list[str]) -> tuple[str, str]:
     """What became of it, and which test said so first. Run this on an idle machine."""
     words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    words += ["-o", "addopts=", "--timeout", "120"]
+    words += ["-o", "addopts=", "--timeout", "120", "-m", "not acceptance"]
+    words += ["-n", "3", "--dist", "loadscope"] if tests == _WHOLE else []
     environment = {**os.environ, "PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
         words + tests, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        said, _ = process.communicate(timeout=_SECONDS)
+        said, _ = process.communicate(timeout=3 * _SECONDS if tests == _WHOLE else _SECONDS)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.communicate()
@@ -255,7 +257,7 @@ def main() -> int:
                 file, text = place(top, fault)
                 before, begun = file.read_text(encoding="utf-8"), time.monotonic()
                 file.write_text(text, encoding="utf-8")
-                tests = ["tests"] if asked.survivors else fault.tests.split()
+                tests = _WHOLE if asked.survivors else fault.tests.split()
                 result, by = tried(top, tests)
                 file.write_text(before, encoding="utf-8")
                 _write(fault.key, tests, result, by, time.monotonic() - begun)

@@ -53,7 +53,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
                 done = make(place)
-                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+                last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+                assert done.returncode == 0, "\n".join([*last, done.stdout[-3000:], done.stderr[-3000:]])
                 (place / "stdout.txt").write_text(done.stdout)
         return place
 
