@@ -14,7 +14,8 @@ import pytest
 
 from emulation.mark import mark, sees
 from emulation.nodes.engine import OWNER, RUN, SEEN_BY, engine_address
-from tests.docker.conftest import IMAGE
+from tests.docker.conftest import IMAGE, build, fill
+from tests.docker.own_engine import BASE, make_base
 from tests.runs.nobody import NOBODY, as_nobody, nobodys
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
@@ -372,6 +373,20 @@ def test_an_image_of_other_sources_is_refused(image, tmp_path):
     finally:
         subprocess.run(["docker", "rm", "-f", changed], capture_output=True, check=False)
         subprocess.run(["docker", "rmi", "-f", f"{IMAGE}-changed"], capture_output=True, check=False)
+
+
+@pytest.mark.acceptance
+def test_an_image_is_built_from_a_bare_python(engine, tmp_path):
+    """With every package installed by the Dockerfile, from wheels; `testbed` runs in it, also as nobody."""
+    base, made = f"{BASE}-bare", f"{IMAGE}-bare"
+    make_base(base, packages=False)
+    try:
+        build(fill(tmp_path, ".", "setuptools"), made, base=base)
+        said = docker("run", "--rm", "--network", "none", "--read-only", made, "testbed", "presets")
+        assert "preset" in said
+        assert "torch" in docker("run", "--rm", "--network", "none", made, "python", "-c", "import torch; print(torch)")
+    finally:
+        subprocess.run(["docker", "rmi", "-f", made, base], capture_output=True, check=False)
 
 
 @pytest.mark.acceptance
