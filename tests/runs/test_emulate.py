@@ -76,8 +76,8 @@ def test_what_is_modelled_says_so(composed):
 @pytest.mark.alone
 def test_step_times_are_the_closed_form(tmp_path):
     """Compute of the target plus bytes / measured goodput: within 5 %, and 2 % without an exchange."""
-    order = ("emulate", "--bw", "20mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
-    done = run_testbed(tmp_path, *order, "--name", "run", "--arms", "decentralised,latent,control")
+    order = ("emulate", "--bw", "60mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
+    done = run_testbed(tmp_path, *order, "--name", "run", "--budget", "4s", "--arms", "decentralised,latent,control")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for arm in read(tmp_path / "runs" / "run" / "comparison.json")["arms"]:
         allowed = 0.02 if arm["arm"] == "control" else 0.05
