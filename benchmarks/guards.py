@@ -155,7 +155,7 @@ FAULTS = tuple(
         ("Pace.ballast", "return size - payload", "return size", f"{_PACE} {_BYTES}"),
         ("target_codec", '"latent": (target.latent_rank,),\n', "", _PACE),
         ("machine_lock", "if busy and not share", "if False", "tests/runs/test_cli.py"),
-        ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs"),
+        ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs/test_cli.py tests/runs/test_settings.py"),
     )
 )  # fmt: skip
 
@@ -203,17 +203,17 @@ def copy_of(place: Path) -> Path:
     return place
 
 
-def tried(top: Path, tests: list[str]) -> tuple[str, str]:
-    """What became of it, and which test said so first. Run this on an idle machine."""
+def tried(top: Path, tests: list[str], *, many: bool = False) -> tuple[str, str]:
+    """What became of it, and which test said so first; `many` tests run side by side. Run this on an idle machine."""
     words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     words += ["-o", "addopts=", "--timeout", "120", "-m", "not acceptance"]
-    words += ["-n", "3", "--dist", "loadscope"] if tests == _WHOLE else []
+    words += ["-n", "3", "--dist", "loadscope"] if many else []
     environment = {**os.environ, "PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
         words + tests, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        said, _ = process.communicate(timeout=3 * _SECONDS if tests == _WHOLE else _SECONDS)
+        said, _ = process.communicate(timeout=3 * _SECONDS if many else _SECONDS)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.communicate()
@@ -246,7 +246,7 @@ def main() -> int:
         top = copy_of(Path(folder))
         whole = sorted({test for each in chosen for test in each.tests.split()})
         if _BASELINE not in done or set(whole) - set(done[_BASELINE]["tests"]):
-            result, by = tried(top, whole)
+            result, by = tried(top, whole, many=True)
             if result != "survived":
                 print(f"without any fault: {result}, {by}", file=sys.stderr)
                 return 1
@@ -258,7 +258,7 @@ def main() -> int:
                 before, begun = file.read_text(encoding="utf-8"), time.monotonic()
                 file.write_text(text, encoding="utf-8")
                 tests = _WHOLE if asked.survivors else fault.tests.split()
-                result, by = tried(top, tests)
+                result, by = tried(top, tests, many=asked.survivors)
                 file.write_text(before, encoding="utf-8")
                 _write(fault.key, tests, result, by, time.monotonic() - begun)
                 print(f"{result:9} {fault.key!r} {by}", flush=True)
