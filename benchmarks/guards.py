@@ -89,7 +89,7 @@ FAULTS = tuple(
         ("_bytes_of", "ticks * TICK_NS", "2 * ticks * TICK_NS", f"{_TC} tests/emulation/test_netns.py"),
         ("_options", '"overhead_bytes": fields[2],\n            "burst', '"overhead_bytes": 0,\n            "burst',
          f"{_TC} tests/emulation/test_netns.py"),
-        ("decode_filter", "mask == b", "True or mask == b", f"{_TC} tests/emulation/test_controls.py"),
+        ("decode_filter", "mask == b", "True or mask == b", f"{_TC} tests/emulation/test_netns.py"),
         ("WireCounter.read", '+ rx["drops"]', "", "tests/emulation/test_netns.py tests/emulation/test_live.py"),
         # proofs of links
         ("check", 'abs(each["ratio"] - 1) > allowed.rate', "False", _VERIFY),

@@ -23,6 +23,27 @@ with NetnsBackend(network) as backend:
     assert have["rate_bps"] == 300_000_000
 
 
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_the_kernel_counts_what_a_wire_puts_around_a_packet(world, accounting):
+    """24 bytes beside the Ethernet header; none of them is noticed."""
+    overheads, said = world(f"""
+network = net(2, "30mbit", "{accounting}")
+with NetnsBackend(replace(network, framing="ethernet")) as backend:
+    tx = backend.check_readback()["n0"]["tx"]
+    backend.shape(network)
+    plain = backend.check_readback()["n0"]["tx"]
+    backend.network = replace(network, framing="ethernet")
+    try:
+        backend.check_readback()
+        said = ""
+    except LinkError as error:
+        said = str(error)
+    return [[each.get("classes", {{}}).get("2", each)["overhead_bytes"] for each in (tx, plain)], said]
+""")
+    assert overheads == [24, 0]
+    assert "overhead" in said
+
+
 FILTER = "tc -n n0 filter add dev eth0 parent 1: protocol ip prio 2 u32"
 
 
@@ -47,6 +68,11 @@ FILTER = "tc -n n0 filter add dev eth0 parent 1: protocol ip prio 2 u32"
             "pair",
             "tc -n n0 filter del dev eth0 parent 1: prio 1 && tc -n n0 filter add dev eth0 parent 1: "
             "protocol ip prio 1 u32 match ip dst 10.77.0.2/32 flowid 1:fff",
+        ),
+        (
+            "pair",
+            "tc -n n0 filter del dev eth0 parent 1: prio 1 && tc -n n0 filter add dev eth0 parent 1: "
+            "protocol ip prio 1 u32 match ip dst 10.77.0.2/31 flowid 1:2",
         ),
         ("pair", f"{FILTER} match ip dst 10.77.0.2/32 flowid 1:fff"),
         ("pair", f"{FILTER} match ip protocol 6 0xff flowid 1:fff"),

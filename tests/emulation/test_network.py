@@ -25,6 +25,13 @@ def test_goodput_is_1448_of_1514_bytes():
     assert goodput_bps(300e6, mtu=9000) == pytest.approx(300e6 * 8948 / 9014)
 
 
+def test_a_path_takes_packets_that_both_its_ends_take():
+    network = replace(star(3, Link(), "nic"), mtu=9000, node_mtus=((1, 1500),))
+    n0, n1, n2 = network.nodes
+    assert [network.mtu_of(n0), network.mtu_of(n1), network.mtu_of(n0, n2)] == [9000, 1500, 9000]
+    assert network.mtu_of(n0, n1) == network.mtu_of(n1, n0) == 1500
+
+
 @given(st.integers(5_000_000, 10**10), st.integers(2, 8), st.sampled_from(["nic", "pair"]))
 def test_what_passes_at_once_is_milliseconds_and_a_queue_is_forty(rate, nodes, accounting):
     network = star(nodes, Link(rate_bps=rate), accounting)

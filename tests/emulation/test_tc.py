@@ -59,6 +59,16 @@ def test_every_pair_may_have_a_rate_of_its_own():
     assert [each.rate_bps for each in egress.classes[1:]] == [300_000_000, 10**6]
 
 
+@pytest.mark.parametrize("accounting", ["nic", "pair"])
+def test_a_wires_framing_is_counted_with_every_packet(accounting):
+    """38 bytes of which tc counts the Ethernet header's 14 by itself."""
+    network = replace(star(2, FAST, accounting), framing="ethernet")
+    egress, _ = tc.node_shapers(network, network.nodes[0])
+    assert sum(" overhead 24" in line for line in egress.lines("eth0", 1)) == 1
+    plain, _ = tc.node_shapers(star(2, FAST, accounting), network.nodes[0])
+    assert not any("overhead" in line for line in plain.lines("eth0", 1))
+
+
 def test_what_finds_no_class_is_shaped_before_any_other():
     network = star(3, FAST, "pair")
     lines = tc.node_shapers(network, network.nodes[0])[0].lines("eth0", 1)
