@@ -220,6 +220,24 @@ with NetnsBackend(network) as backend:
     assert inside == [0, 0]
 
 
+def test_drops_are_counted_at_the_end_where_they_happen(world):
+    """Two nodes that send as fast as they may to a third, whose own link carries half of it."""
+    drops = world("""
+network = linked(net(3, "10mbit"), rate_bps=20_000_000, rate_down_bps=10_000_000)
+code = "import socket, time\\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\\nend = time.monotonic() + 1\\n"
+code += "while time.monotonic() < end: s.sendto(bytes(1400), ('10.77.0.1', 9))"
+with NetnsBackend(network) as backend:
+    counters = [WireCounter(backend.counter(node)) for node in network.nodes]
+    senders = [backend.popen(node, [sys.executable, "-c", code]) for node in network.nodes[1:]]
+    for sender in senders:
+        sender.wait()
+    time.sleep(0.2)
+    return [[found.drops, found.tx_drops] for found in (counter.read() for counter in counters)]
+""")
+    (all_drops, at_the_sender), *_ = drops
+    assert (all_drops > 100, at_the_sender) == (True, 0), drops
+
+
 def test_a_program_on_a_node_has_its_own_pid_namespace_and_environment(world):
     found = world("""
 with NetnsBackend(net(3, "10mbit")) as backend:
