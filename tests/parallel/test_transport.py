@@ -46,19 +46,20 @@ def test_every_message_arrives_and_is_counted(size, ballast):
 
 
 def test_the_sockets_sent_what_was_handed_over():
-    """The ledger's first line, on real connections; and its negative control: a byte more is noticed."""
+    """The ledger's first line, on real connections to two others; and its negative control: a byte more is noticed."""
 
     def work(transport):
         before = socket_bytes(transport.peers.values())
         message = torch.zeros(100_000, dtype=torch.uint8)
-        outgoing = [None if other == transport.rank else message for other in range(2)]
-        transport.exchange(outgoing, {"kv_forward": 100_000}, ballast=5_000_000).wait()
+        outgoing = [None if other == transport.rank else message for other in range(3)]
+        transport.exchange(outgoing, {"kv_forward": 200_000}, ballast=5_000_000).wait()
         assert settle(transport.peers.values())
         spent = socket_bytes(transport.peers.values()).since(before)
         handed = sum(transport.sent.values())
+        assert spent.segments >= 2 * 100_000 // 65_536
         return balance(handed, spent, None), balance(handed + 1, spent, None)
 
-    for problems, with_a_byte_more in run_ranks(2, work):
+    for problems, with_a_byte_more in run_ranks(3, work):
         assert problems == []
         assert "handed to the sockets" in with_a_byte_more[0]
 
