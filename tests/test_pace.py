@@ -62,6 +62,8 @@ def test_a_codec_is_charged_for_its_arithmetic():
     for name in ("subspace", "latent"):
         extra = plan(name).compute_seconds - plan("control").compute_seconds
         assert 0.005 < extra < 0.2
+        forward = plan(name).forward_seconds - PAPER.forward_seconds
+        assert plan(name).backward_seconds - PAPER.backward_seconds == pytest.approx(2 * forward)
 
 
 TINY = replace(

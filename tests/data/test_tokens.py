@@ -15,11 +15,11 @@ from tests.data.texts import TEXTS
 END = "<|endoftext|>"
 
 
-def gpt2_files(folder: Path, *, vocabulary: int = 50257) -> Path:
+def gpt2_files(folder: Path, *, vocabulary: int = 50257, hello: int = GPT2_HELLO_WORLD[0]) -> Path:
     """vocab.json and merges.txt as GPT-2's are written, of a few of its merges, under its ids."""
     folder.mkdir(exist_ok=True)
     merges = ["h e", "l l", "he ll", "hell o", "H e", "He ll", "Hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"]
-    ids = {END: vocabulary - 1, "Hello": GPT2_HELLO_WORLD[0], "Ġworld": GPT2_HELLO_WORLD[1]}
+    ids = {END: vocabulary - 1, "Hello": hello, "Ġworld": GPT2_HELLO_WORLD[1]}
     for letter in "HeloĠwrdh!":
         ids.setdefault(letter, len(ids))
     for merge in merges:
@@ -42,8 +42,9 @@ def test_gpt2_by_its_files_is_recognised(tmp_path):
 
 
 def test_another_vocabulary_is_not_taken_for_gpt2(tmp_path):
-    """Negative control: one id more."""
+    """Negative controls: one id more, and as many ids of which one is another word's."""
     assert load_tokenizer(str(gpt2_files(tmp_path / "files", vocabulary=50258))).name == "file"
+    assert load_tokenizer(str(gpt2_files(tmp_path / "others", hello=15495))).name == "file"
 
 
 def test_an_end_of_text_inside_a_text_is_text():

@@ -22,8 +22,9 @@ Count = tuple[int, int]
 """(messages, bytes)."""
 
 
-def counted(case: Case) -> list[dict[str, Count]]:
-    """By rank: what one layer's attention hands to the transport on its way out and back."""
+def counted(case: Case, *, as_it_says: bool = True) -> list[dict[str, Count]]:
+    """By rank: what one layer's attention hands to the transport on its way out and back, which is what the exchange
+    says of itself."""
 
     def work(transport):
         model = replace(case.model, layers=1)
@@ -46,7 +47,11 @@ def counted(case: Case) -> list[dict[str, Count]]:
         out = one.attend(0, q, k, v)
         phase = "backward"
         out.sum().backward()
-        return {direction: (count["messages"], count["bytes"]) for direction, count in tally.items()}
+        found = {direction: (count["messages"], count["bytes"]) for direction, count in tally.items()}
+        for direction in ("forward", "backward") if as_it_says else ():
+            said = one.traffic(0, direction, BATCH, CONTEXT)
+            assert (said.messages, sum(said.payload.values())) == found[direction]
+        return found
 
     return run_ranks(case.world, work)
 
@@ -183,4 +188,4 @@ def test_a_message_too_many_is_noticed(monkeypatch):
         real(self, direction, by_peer)
 
     monkeypatch.setattr(all_gather_module._Call, "post", twice)
-    assert counted(case) != [closed_form(case, rank) for rank in range(case.world)]
+    assert counted(case, as_it_says=False) != [closed_form(case, rank) for rank in range(case.world)]

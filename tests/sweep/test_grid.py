@@ -157,6 +157,20 @@ def test_a_check_of_nothing_is_refused(check, said):
         checks(check)
 
 
+def test_a_time_is_of_all_that_decides_it_and_of_no_name():
+    """Another seed, rate or backend is another time; an arm that is called otherwise has the same."""
+
+    def timed(seed=0, **settings):
+        arms = ["decentralised", {"name": "otherwise", "like": "decentralised"}, "control"]
+        asked = sweep(arms=arms, seeds=[seed], settings={"bw": "30mbit", **settings})
+        return [cell.config for cell in cells_of(asked, Path("runs/x"), "testbed sweep")]
+
+    first, same, control = timed()
+    assert first == same != control
+    for other in (timed(seed=1), timed(bw="40mbit"), timed(backend="host"), timed(preset={"batch": 4})):
+        assert first != other[0]
+
+
 SWEEPS = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "[grid]" in path.read_text()]
 
 
