@@ -147,6 +147,21 @@ def test_another_number_of_ranks_can_go_on_where_all_hold_the_same(tmp_path):
         assert summed(second_half(tmp_path, ARMS["centralised"], world=world)) == pytest.approx(whole, rel=2e-3)
 
 
+def test_another_text_under_the_same_name_is_refused(tmp_path, monkeypatch):
+    """As another Python's standard library is: the configuration is the same, the text's hash is not."""
+    first_half(tmp_path, ARMS["subspace"], total=3)
+    real, known = source, source(TINY).sha256
+
+    def another(preset):
+        mix = real(preset)
+        mix.sha256 = known[::-1]
+        return mix
+
+    monkeypatch.setitem(second_half.__globals__, "source", another)
+    with pytest.raises(UsageError, match=f"another data: '{known}' there, '{known[::-1]}' here"):
+        second_half(tmp_path, ARMS["subspace"])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
