@@ -57,7 +57,7 @@ def test_only_what_passed_is_left_out(workers, tmp_path):
     ran = []
     for _ in range(3):
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "--resume", "done.jsonl"],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "--resume=done.jsonl"],
             cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
             check=False,
