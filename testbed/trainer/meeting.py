@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ __all__ = ["Meeting", "first_step", "same_training", "store_client"]
 
 _JOIN_SECONDS = 900.0
 """A rank may check the sums of a large corpus before it comes."""
+_HEARD_SECONDS = 5.0
+"""Whoever keeps the store waits so long for the others to have heard what all said."""
 
 
 def store_client(*, keeps: bool = False) -> Any:
@@ -37,12 +40,19 @@ class Meeting:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
         own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        self.store = store_client(keeps=own and rank == 0)
+        self._keeps = own and rank == 0
+        self.store = store_client(keeps=self._keeps)
 
     def told(self, what: str, own: str) -> list[str]:
         """What every rank says of `what`, by rank, once all have."""
         self.store.set(f"{what}/{self.rank}", own)
-        return [self._told(what, other) for other in range(self.world)]
+        found = [self._told(what, other) for other in range(self.world)]
+        self.store.set(f"{what}/heard/{self.rank}", "")
+        if self._keeps:  # whoever leaves over what was told takes the store along: not before the others know it too
+            with suppress(dist.DistError):
+                heard = [f"{what}/heard/{other}" for other in range(self.world)]
+                self.store.wait(heard, timedelta(seconds=_HEARD_SECONDS))
+        return found
 
     def _told(self, what: str, other: int) -> str:
         try:
