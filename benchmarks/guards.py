@@ -153,7 +153,8 @@ FAULTS = tuple(
         ("t_quantile", "* math.sqrt(freedom)", "", _COMPOSE),
         ("plan_for", "+ 2 * forward,", "+ forward,", _PACE),
         ("Pace.ballast", "return size - payload", "return size", f"{_PACE} {_BYTES}"),
-        ("target_codec", '"latent": (target.latent_rank,),\n', "", _PACE),
+        ("at_target", "round(given * far / near)", "given", "tests/codecs/test_at_target.py"),
+        ("_check_size", "if silent", "if False", "tests/codecs/test_at_target.py"),
         ("machine_lock", "if busy and not share", "if False", "tests/runs/test_cli.py"),
         ("identity", '"data": data', '"data": ""', _CHECKPOINT),
         # planted by hand first, for they were in no list

@@ -126,7 +126,9 @@ def _emulate(command: Emulate, _: list[str]) -> int:
     def run() -> int:
         from testbed.runs.emulate import emulate
         from testbed.runs.progress import Progress
+        from testbed.runs.rehearsal import rehearse_pace
 
+        rehearse_pace(settings, settings.arms)
         console = _Console(stderr=command.json)
         if not console.is_terminal:
             console.width = _PIPE_COLUMNS

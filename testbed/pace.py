@@ -16,18 +16,18 @@ alike, and its time is multiplied by L/k.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from testbed.codecs import Direction, Shape, make_codec
-from testbed.config import Arm, CodecConfig
+from testbed.codecs import Codec, Direction, Shape, at_scale, at_target, make_codec
+from testbed.config import Arm, Preset
 from testbed.errors import UsageError
 from testbed.parallel.sync import all_reduce_bytes
 from testbed.parallel.transport import Transport
 from testbed.targets import Target
 
-__all__ = ["Pace", "Plan", "plan_for", "target_codec"]
+__all__ = ["Pace", "Plan", "plan_for"]
 
 _TAIL = 0.25
 _SLACK_SECONDS = 1e-3  # a window missed by less is the timer's grain, not an overrun
@@ -81,27 +81,19 @@ class Plan:
         return 2 * self.sync_message_bytes * 8 / goodput_bps
 
 
-def target_codec(codec: CodecConfig, target: Target) -> CodecConfig:
-    """The small model's codec as the target would run it: the same kind and wire, the target's ranks."""
-    ranks = {
-        "subspace": target.subspace_ranks,
-        "latent": (target.latent_rank,),
-        "random": (target.latent_rank,),
-        "pca": (sum(target.subspace_ranks),),
-    }.get(codec.kind, codec.ranks)
-    joint = replace(codec.subspace, heads="joint")  # per head it is the same bytes, and a target's heads are not known
-    return replace(codec, ranks=ranks, subspace=joint)
-
-
 def plan_for(
     arm: Arm,
+    preset: Preset,
     target: Target,
     *,
     timed_layers: int,
     modelled_goodput_bps: float | None = None,
     round_trip_seconds: float = 0.0,
 ) -> Plan:
-    """The closed form of a paced step of `arm` on a node of `target`."""
+    """The closed form of a paced step of `arm`, whose small model is the preset's, on a node of `target`.
+
+    Raises `UsageError` for an exchange whose messages it does not know, and a codec that cannot say what it sends.
+    """
     message, back, last, forward_flops = 0, 0, None, 0.0
     if arm.exchange not in ("all-gather", "local"):
         raise UsageError(
@@ -109,9 +101,10 @@ def plan_for(
             f"'{arm.name}'"
         )
     if arm.exchange != "local":
-        chosen, shape = target_codec(arm.codec, target), Shape(batch=1, tokens=target.tokens_per_node)
+        chosen, shape = at_target(arm.codec, preset, target), Shape(batch=1, tokens=target.tokens_per_node)
         with torch.device("meta"):  # shapes only: no memory is taken at the target's size
             codec = make_codec(chosen, target.kv_width, layer=0, seed=0)
+            _check_size(codec, arm, preset)
             if arm.codec.final_layer == "exact":
                 last = sum(make_codec(chosen, target.kv_width, layer=0, seed=0, final=True).payload(shape).values())
         message, back = (sum(codec.payload(shape, direction).values()) for direction in ("forward", "backward"))
@@ -131,6 +124,18 @@ def plan_for(
         modelled_goodput_bps=modelled_goodput_bps,
         round_trip_seconds=round_trip_seconds,
     )
+
+
+def _check_size(codec: Codec, arm: Arm, preset: Preset) -> None:
+    """Messages that follow from the width alone differ where the width does; raises `UsageError`."""
+    small = make_codec(at_scale(arm.codec, preset), preset.kv_width, layer=0, seed=0, kv_heads=preset.model.kv_heads)
+    shape = Shape(batch=1, tokens=preset.context)
+    silent = type(codec).ranks_for.__func__ is Codec.ranks_for.__func__
+    if silent and small.kv_width != codec.kv_width and small.payload(shape) == codec.payload(shape):
+        raise UsageError(
+            f"the codec '{arm.codec.name}' sends the same at a width of {small.kv_width} and of {codec.kv_width}, and "
+            f"does not say that it means to: give {type(codec).__name__} a ranks_for (docs/codec.md), or add PACE=none"
+        )
 
 
 def _sync_message_bytes(arm: Arm, target: Target) -> int:

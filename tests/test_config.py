@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from testbed.config import EXPERIMENTS, Arm, Preset, WeightSync, load_toml, names_in
+from testbed.config import EXPERIMENTS, Arm, WeightSync, names_in
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
 from testbed.runs.experiment import cells_of, load_experiment
@@ -28,11 +28,9 @@ def test_what_is_of_averaged_weights_is_refused_where_gradients_are_summed(weigh
     assert arm("gradients", wire="int8", outer_learning_rate=1.0).weights.wire == "int8"
 
 
-@pytest.mark.parametrize("name", names_in("presets"))
-def test_every_arm_can_be_had_with_every_preset(name):
+def test_every_arm_can_be_had():
     """Of those in experiments/arms."""
-    preset = load_toml(Preset, "presets", name)
-    assert {arm_named(each, preset).name for each in names_in("arms")} == set(names_in("arms"))
+    assert {arm_named(each).name for each in names_in("arms")} == set(names_in("arms"))
 
 
 @pytest.mark.parametrize("path", LEARNED, ids=lambda path: Path(path).stem)

@@ -8,7 +8,7 @@ import pytest
 
 from emulation.network import Link, Network, star
 from emulation.schedule import load_schedule
-from testbed.config import Preset, load_toml, names_in
+from testbed.config import names_in
 from testbed.config.arms import arm_named
 from testbed.config.training import Train, resolve_training
 from testbed.networks import network_from
@@ -50,7 +50,7 @@ def test_training(tmp_path):
 @pytest.mark.parametrize("name", names_in("arms"))
 def test_arms(name):
     """Every arm in experiments/arms is called as its file."""
-    assert arm_named(name, load_toml(Preset, "presets", "quick")).name == name
+    assert arm_named(name).name == name
 
 
 def test_all_examples_are_found():

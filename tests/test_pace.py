@@ -15,11 +15,12 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.alone
 
 PAPER = load_toml(Target, "targets", "paper-800m")
-ARMS = {arm.name: arm for arm in standard_arms(load_toml(Preset, "presets", "quick"))}
+QUICK = load_toml(Preset, "presets", "quick")
+ARMS = {arm.name: arm for arm in standard_arms()}
 
 
 def plan(name: str, **options):
-    return plan_for(ARMS[name], PAPER, timed_layers=8, **options)
+    return plan_for(ARMS[name], QUICK, PAPER, timed_layers=8, **options)
 
 
 def test_the_papers_numbers():
@@ -49,8 +50,8 @@ def test_step_times_at_300_megabit_per_pair():
 
 def test_an_uncompressed_last_layer_costs_more_than_the_seven_others():
     """The paper's "every layer except the final block" takes 11.7 s a step, not 4.5."""
-    arm = arm_named("subspace-final-exact", load_toml(Preset, "presets", "quick"))
-    closed, like = plan_for(arm, PAPER, timed_layers=8), plan("subspace")
+    arm = arm_named("subspace-final-exact")
+    closed, like = plan_for(arm, QUICK, PAPER, timed_layers=8), plan("subspace")
     assert closed.last_message_bytes == 134_217_728
     assert closed.bytes_to_a_peer(8) - like.bytes_to_a_peer(8) == 2 * (134_217_728 - like.message_bytes)
     assert closed.compute_seconds + closed.exchange_seconds(300e6 * 1448 / 1514) == pytest.approx(11.7, abs=0.2)
@@ -104,7 +105,7 @@ def paced_step(pace: Pace, work_seconds: float = 0.0) -> float:
 def test_a_step_takes_the_targets_time_and_bytes(timed_layers):
     """Layers that the model lacks carry ballast only; every message has the target's size."""
     arm = Arm(name="exact", exchange="all-gather", codec=CodecConfig(), sync="average", link="bw")
-    closed = plan_for(arm, TINY, timed_layers=timed_layers)
+    closed = plan_for(arm, QUICK, TINY, timed_layers=timed_layers)
 
     def work(transport):
         pace = Pace(closed, transport, model_layers=2)
@@ -120,9 +121,8 @@ def test_a_step_takes_the_targets_time_and_bytes(timed_layers):
 def test_the_last_layer_may_be_larger_than_the_others():
     """Forward at the end, backward at the beginning: the step's bytes are the closed form's."""
     codec = CodecConfig(name="subspace", ranks=(2, 4), final_layer="exact")
-    closed = plan_for(
-        Arm(name="final", exchange="all-gather", codec=codec, sync="average", link="bw"), TINY, timed_layers=4
-    )
+    arm = Arm(name="final", exchange="all-gather", codec=codec, sync="average", link="bw")
+    closed = plan_for(arm, QUICK, TINY, timed_layers=4)
 
     def work(transport):
         paced_step(Pace(closed, transport, model_layers=2))
@@ -136,7 +136,7 @@ def test_an_overrun_window_is_noted():
     arm = Arm(name="local", exchange="local", sync="average", link="bw")
 
     def work(transport):
-        pace = Pace(plan_for(arm, TINY, timed_layers=4), transport, model_layers=2)
+        pace = Pace(plan_for(arm, QUICK, TINY, timed_layers=4), transport, model_layers=2)
         paced_step(pace, work_seconds=0.04)
         return pace.overruns
 
@@ -147,7 +147,7 @@ def test_an_overrun_window_is_noted():
 def test_a_modelled_link_waits_for_bytes_and_round_trip():
     """Nothing is filled up; the rest of the time is waited."""
     arm = Arm(name="exact", exchange="all-gather", codec=CodecConfig(), sync="average", link="fast")
-    closed = plan_for(arm, TINY, timed_layers=4, modelled_goodput_bps=50e6, round_trip_seconds=0.01)
+    closed = plan_for(arm, QUICK, TINY, timed_layers=4, modelled_goodput_bps=50e6, round_trip_seconds=0.01)
 
     def work(transport):
         pace = Pace(closed, transport, model_layers=2)

@@ -1,9 +1,10 @@
 """What travels instead of K and V. One file per codec, one interface (`testbed.codecs.base.Codec`)."""
 
 import difflib
+from dataclasses import replace
 from importlib.metadata import entry_points
 
-from testbed.codecs.base import Codec, Codecs, Direction, Shape, Wire, whole
+from testbed.codecs.base import Codec, Codecs, Direction, Scale, Shape, Wire, whole
 from testbed.codecs.best import Best
 from testbed.codecs.exact import Exact
 from testbed.codecs.latent import Latent
@@ -16,7 +17,19 @@ from testbed.codecs.topk import TopK
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
-__all__ = ["Codec", "Codecs", "Direction", "Shape", "Wire", "codec_names", "make_codec", "whole"]
+__all__ = [
+    "Codec",
+    "Codecs",
+    "Direction",
+    "Scale",
+    "Shape",
+    "Wire",
+    "at_scale",
+    "at_target",
+    "codec_names",
+    "make_codec",
+    "whole",
+]
 
 _OURS: dict[str, type[Codec]] = {
     "best": Best,
@@ -46,6 +59,32 @@ def make_codec(
     if final and config.final_layer == "exact":
         kind, config = Exact, _at_full_width(config)
     return kind(config, kv_width, layer=layer, seed=seed, kv_heads=kv_heads)
+
+
+def at_scale(config: CodecConfig, scale: Scale) -> CodecConfig:
+    """`config` with the ranks that its codec has in a model of this scale, unless it has ranks of its own."""
+    return config if config.ranks else replace(config, ranks=_find(config).ranks_for(scale) or ())
+
+
+def at_target(config: CodecConfig, preset: Scale, target: Scale) -> CodecConfig:
+    """`config` of a preset's small model as a node of `target` would run it.
+
+    Ranks given for the small model keep their ratio to what the codec has there by default. Raises `UsageError` for
+    a codec that cannot say what it sends at the target's width.
+    """
+    kind = _find(config)
+    here, there = kind.ranks_for(preset), kind.ranks_for(target)
+    if there is None or (config.ranks and not (here and len(here) == len(config.ranks) == len(there))):
+        raise UsageError(
+            f"the codec '{config.name}' does not say what its ranks are at a target, so a paced run cannot know what "
+            f"it sends there: give {kind.__name__} a ranks_for (docs/codec.md), or add PACE=none"
+        )
+    if config.ranks and here:
+        there = tuple(
+            max(1, round(given * far / near)) for given, near, far in zip(config.ranks, here, there, strict=True)
+        )
+    joint = replace(config.subspace, heads="joint")  # per head it is the same bytes, and a target's heads are not known
+    return replace(config, ranks=there, subspace=joint)
 
 
 def _find(config: CodecConfig) -> type[Codec]:

@@ -13,7 +13,7 @@ Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,28 @@ from testbed.codecs.wire import WireFormat, wire_format
 from testbed.config import CodecConfig
 from testbed.errors import UsageError
 
-__all__ = ["Codec", "Codecs", "Direction", "Encoded", "Shape", "Wire", "whole"]
+__all__ = ["Codec", "Codecs", "Direction", "Encoded", "Scale", "Shape", "Wire", "whole"]
 
 Direction = Literal["forward", "backward"]
+
+
+class Scale(Protocol):
+    """How large a model is, and the ranks that codecs have in it: a preset's small model, or a target."""
+
+    @property
+    def kv_width(self) -> int:
+        """d_kv: numbers in K (or V) of one token, over all heads."""
+        ...
+
+    @property
+    def subspace_ranks(self) -> tuple[int, int]:
+        """r_K, r_V of the paper's codec."""
+        ...
+
+    @property
+    def latent_rank(self) -> int:
+        """r of a latent for K and V together."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +112,14 @@ class Codec(nn.Module, ABC):
                 f"leave own_chunk, which is '{config.own_chunk}'"
             )
         self.own_chunk = config.own_chunk or self.own_chunks[0]
+
+    @classmethod
+    def ranks_for(cls, scale: Scale) -> tuple[int, ...] | None:  # noqa: ARG003
+        """Its ranks in a model of this scale; () where the size of its messages follows from the width alone.
+
+        A paced run sends what the codec sends at the *target's* scale. None: the codec cannot say, and is not paced.
+        """
+        return None if "ranks" in cls.options else ()
 
     def start(self, key: nn.Linear, value: nn.Linear, kv_NF: Tensor) -> None:
         """Choose the starting state from the warm-started weights and activations (N tokens, F = 2·d_kv)."""

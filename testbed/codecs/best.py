@@ -26,6 +26,7 @@ What it rests on (a prototype on the same task): an own chunk that is projected 
 better traded for rank; a start at the activations' principal directions is worth nearly all that training then adds.
 """
 
+from testbed.codecs.base import Scale
 from testbed.codecs.latent import Latent
 from testbed.errors import UsageError
 
@@ -37,6 +38,10 @@ class Best(Latent):
 
     options = frozenset()
     own_chunks = ("exact",)
+
+    @classmethod
+    def ranks_for(cls, scale: Scale) -> tuple[int, ...] | None:  # noqa: ARG003
+        return ()
 
     def ranks(self, *limits: int) -> tuple[int, ...]:  # noqa: ARG002
         if self.kv_width < 4:

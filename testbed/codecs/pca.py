@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs.base import Codec, Encoded, Shape, Wire
+from testbed.codecs.base import Codec, Encoded, Scale, Shape, Wire
 from testbed.codecs.bases import orthonormal, principal
 from testbed.codecs.wire import wire_format
 from testbed.config import CodecConfig
@@ -28,6 +28,10 @@ class PCA(Codec):
     """Sends r numbers per token, and 2·d_kv · r of the basis per chunk and sequence."""
 
     options = frozenset({"ranks"})
+
+    @classmethod
+    def ranks_for(cls, scale: Scale) -> tuple[int, ...] | None:
+        return (sum(scale.subspace_ranks),)
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
         super().__init__(config, kv_width, **place)

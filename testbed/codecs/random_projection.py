@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs.base import Codec, Encoded, Shape, Wire
+from testbed.codecs.base import Codec, Encoded, Scale, Shape, Wire
 from testbed.codecs.bases import random_orthonormal
 from testbed.config import CodecConfig
 
@@ -22,6 +22,10 @@ class RandomProjection(Codec):
     token_wise = True
     options = frozenset({"ranks"})
     own_chunks = ("exact", "projected")
+
+    @classmethod
+    def ranks_for(cls, scale: Scale) -> tuple[int, ...] | None:
+        return (scale.latent_rank,)
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
         super().__init__(config, kv_width, **place)

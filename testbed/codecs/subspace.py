@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs.base import Codec, Encoded, Shape, Wire
+from testbed.codecs.base import Codec, Encoded, Scale, Shape, Wire
 from testbed.codecs.rotated import SUB_CHUNKS, Rotated
 from testbed.codecs.wire import wire_format
 from testbed.config import CodecConfig
@@ -44,6 +44,10 @@ class Subspace(Codec):
 
     options = frozenset({"ranks", "subspace"})
     own_chunks = ("projected", "exact")
+
+    @classmethod
+    def ranks_for(cls, scale: Scale) -> tuple[int, ...] | None:
+        return scale.subspace_ranks
 
     def __init__(self, config: CodecConfig, kv_width: int, **place: Any) -> None:
         super().__init__(config, kv_width, **place)

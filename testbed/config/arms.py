@@ -1,12 +1,10 @@
 """Arms that have a name: the five of a comparison, and others that can be put beside them."""
 
 import difflib
-from dataclasses import replace
 from importlib.metadata import entry_points
 
 from testbed.config.arm import STANDARD_ARMS, Arm
 from testbed.config.codec import CodecConfig
-from testbed.config.preset import Preset
 from testbed.config.tree import load_toml, names_in
 from testbed.errors import UsageError
 
@@ -16,9 +14,9 @@ _EXCHANGES = ("mask-aware", "ring", "ulysses")
 _CODECS = ("best", "int8", "int4", "topk", "pca", "recent", "random")
 
 
-def standard_arms(preset: Preset) -> tuple[Arm, ...]:
+def standard_arms() -> tuple[Arm, ...]:
     """The five trainers of a comparison; the last four share link, sync interval, seed, data and warm start."""
-    return tuple(arm_named(name, preset) for name in STANDARD_ARMS)
+    return tuple(arm_named(name) for name in STANDARD_ARMS)
 
 
 def arm_names() -> list[str]:
@@ -27,10 +25,11 @@ def arm_names() -> list[str]:
     return [*STANDARD_ARMS, "no-cp", *_EXCHANGES, *_CODECS, *names_in("arms"), *plugged]
 
 
-def arm_named(name: str, preset: Preset) -> Arm:
-    """The arm called `name`, with the preset's ranks; a codec may be followed by a wire, as in random+int8.
+def arm_named(name: str) -> Arm:
+    """The arm called `name`; a codec may be followed by a wire, as in random+int8.
 
-    Also the one in experiments/arms, or in the .toml file `name`; ranks left out there are the preset's.
+    Also the one in experiments/arms, or in the .toml file `name`. Ranks that are left out are the preset's
+    (`testbed.codecs.at_scale`).
     """
     if name == "centralised":
         return Arm(name=name, exchange="all-gather", sync="gradients", link="fast")
@@ -43,30 +42,18 @@ def arm_named(name: str, preset: Preset) -> Arm:
     if name in _EXCHANGES:
         return Arm(name=name, exchange=name, sync="average", link="bw")  # pyrefly: ignore
     if name.endswith(".toml") or name in names_in("arms"):
-        arm = load_toml(Arm, "arms", name)
-        given = arm.codec
-        ranks = given.ranks or _ranks(given.kind, preset)
-        return replace(arm, codec=replace(given, ranks=ranks))
+        return load_toml(Arm, "arms", name)
     codec = name.partition("+")[0]
     if codec not in arm_names() or codec in (*_EXCHANGES, "centralised", "decentralised", "control", "no-cp"):
         close = difflib.get_close_matches(name, arm_names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UsageError(f"'{name}' is no arm and no installed codec; known are {', '.join(arm_names())}{hint}")
-    # as many bytes as the paper's codec: ranks are the preset's for four bits a number
+    # as many bytes as the paper's codec: the preset's latent rank is one for four bits a number
     wire = "int4" if name in ("latent", "random") else None
     return Arm(
         name=name,
         exchange="all-gather",
-        codec=CodecConfig(name=name, ranks=_ranks(codec, preset), wire=wire),
+        codec=CodecConfig(name=name, wire=wire),
         sync="average",
         link="bw",
     )
-
-
-def _ranks(codec: str, preset: Preset) -> tuple[int, ...]:
-    return {
-        "subspace": preset.subspace_ranks,
-        "latent": (preset.latent_rank,),
-        "random": (preset.latent_rank,),
-        "pca": (sum(preset.subspace_ranks),),
-    }.get(codec, ())

@@ -53,6 +53,11 @@ class Preset:
     validation_every: int = 50
     """Steps between two validations; a multiple of `sync_every`, for weights differ in between."""
 
+    @property
+    def kv_width(self) -> int:
+        """d_kv: numbers in K (or V) of one token, over all heads."""
+        return self.model.kv_width
+
     def __post_init__(self) -> None:
         at_least(1, context=self.context, batch=self.batch, warm_steps=self.warm_steps, steps=self.steps)
         at_least(1, sync_every=self.sync_every, task_chunks=self.task_chunks, latent_rank=self.latent_rank)

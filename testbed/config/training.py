@@ -70,7 +70,7 @@ class Training:
 
     def resolved_arm(self) -> Arm:
         """By its name or as it stands in the file."""
-        return arm_named(self.arm, self.resolved_preset()) if isinstance(self.arm, str) else self.arm
+        return arm_named(self.arm) if isinstance(self.arm, str) else self.arm
 
 
 def resolve_training(given: Train) -> Training:

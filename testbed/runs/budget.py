@@ -28,7 +28,7 @@ def timed_seconds(settings: Settings, arm: Arm) -> float:
     form."""
     target = settings.target
     assert target is not None
-    whole = plan_for(arm, target, timed_layers=target.layers)
+    whole = plan_for(arm, settings.preset, target, timed_layers=target.layers)
     rate = parse_rate(target.fast_rate) if arm.link == "fast" else settings.rate_bps
     goodput = goodput_bps(rate, settings.network.mtu, settings.network.framing)
     if settings.accounting == "nic":

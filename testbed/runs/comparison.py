@@ -356,11 +356,11 @@ class Comparison:
         target = self.settings.target
         if target is None:
             return None
-        whole = plan_for(arm, target, timed_layers=target.layers, **self.links.modelled(arm))
+        whole = plan_for(arm, self.settings.preset, target, timed_layers=target.layers, **self.links.modelled(arm))
         if self.settings.mode == "live":
             return whole
         layers = layers_to_time(self.settings, whole, self.links.closed_form_seconds(arm, whole))
-        return plan_for(arm, target, timed_layers=layers, **self.links.modelled(arm))
+        return plan_for(arm, self.settings.preset, target, timed_layers=layers, **self.links.modelled(arm))
 
     def _verify_after(self) -> None:
         try:

@@ -138,7 +138,7 @@ def _warm_start(comparison: Comparison) -> tuple[float, str]:
     if target is None:
         return comparison.warm["seconds"], "measured"
     arm = Arm(name="warm start", exchange="local", sync="gradients", link="fast")
-    plan = plan_for(arm, target, timed_layers=target.layers, **comparison.links.modelled(arm))
+    plan = plan_for(arm, settings.preset, target, timed_layers=target.layers, **comparison.links.modelled(arm))
     assert plan.modelled_goodput_bps is not None
     step = target.short_step_seconds() + plan.sync_seconds(plan.modelled_goodput_bps)
     return settings.preset.warm_steps * step, "modelled"

@@ -176,7 +176,7 @@ def _arm(entry: Any, preset: Preset, origin: str, sync: str | None, always: dict
         if like is None and {"codec", "exchange"} & changes.keys():
             like = "decentralised"
         preset = parse(Preset, merged(asdict(preset), of_preset), f"{origin}: preset")
-        base = asdict(arm_named(name if like is None else like, preset))
+        base = asdict(arm_named(name if like is None else like))
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") if origin not in str(error) else error from None
     if sync is not None:

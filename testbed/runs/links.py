@@ -55,7 +55,11 @@ class Links:
         settings = self.settings
         if settings.target is None:
             return _UNPACED_MESSAGE_BYTES
-        plans = [plan_for(arm, settings.target, timed_layers=1) for arm in settings.arms if arm.exchange != "local"]
+        plans = [
+            plan_for(arm, settings.preset, settings.target, timed_layers=1)
+            for arm in settings.arms
+            if arm.exchange != "local"
+        ]
         return min((min(plan.message_bytes, plan.back_message_bytes) for plan in plans), default=None)
 
     def preflight(self) -> str:

@@ -119,7 +119,7 @@ def resolve(asked: Request, *, command: str) -> Settings:
         asked,
         preset,
         target,
-        _choose_arms(preset, asked.arms),
+        _choose_arms(asked.arms),
         folder=check_name(asked.name, label),
         command=command,
     )
@@ -227,12 +227,12 @@ def check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: boo
         )
 
 
-def _choose_arms(preset: Preset, wanted: str | None) -> tuple[Arm, ...]:
+def _choose_arms(wanted: str | None) -> tuple[Arm, ...]:
     """The five standard ones, or those that were named: standard ones first, in their order."""
     if wanted is None:
-        return standard_arms(preset)
+        return standard_arms()
     names = list(dict.fromkeys(part.strip() for part in wanted.split(",")))
-    arms = {name: arm_named(name, preset) for name in names}
+    arms = {name: arm_named(name) for name in names}
     if len({arm.name for arm in arms.values()}) < len(arms):
         raise UsageError(f"two arms of one name were asked for: {', '.join(names)}; each needs a name of its own")
     order = [*(name for name in STANDARD_ARMS if name in arms), *(name for name in names if name not in STANDARD_ARMS)]

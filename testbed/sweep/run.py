@@ -141,8 +141,16 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
     with _hosts(asked) as hosts:
         report("building every trainer once")
         rehearse_all(list(plan.trainers.values()))
+        _rehearse_pace(plan)
         with _folder(folder, _config(plan)):
             return folder, _done(plan, report, hosts, live)
+
+
+def _rehearse_pace(plan: Plan) -> None:
+    from testbed.runs.rehearsal import rehearse_pace  # and with it torch
+
+    for cell in plan.timed.values():
+        rehearse_pace(cell.settings, [cell.arm])
 
 
 def _require_containers(plan: Plan) -> None:

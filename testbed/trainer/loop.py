@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testbed.codecs import Codecs, make_codec
+from testbed.codecs import Codecs, at_scale, make_codec
 from testbed.collector.trace import current as trace
 from testbed.collector.trace import span
 from testbed.config import Arm, Preset
@@ -97,7 +97,7 @@ class Trainer:
         layers = preset.model.layers if arm.exchange != "local" else 0
         self.codecs = Codecs(
             make_codec(
-                arm.codec,
+                at_scale(arm.codec, preset),
                 preset.model.kv_width,
                 layer=layer,
                 seed=seed,

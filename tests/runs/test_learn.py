@@ -60,7 +60,7 @@ def test_a_cell_is_what_the_trainer_learns(learned):
     experiment = load_experiment(str(learned / "tiny.toml"))
     cell = next(cell for cell in cells_of(experiment) if (cell.seed, cell.arm.name) == (0, "decentralised"))
     found = json.loads((learned / "runs/tiny/cells" / f"{cell.hash}.json").read_text())
-    arm = replace(arm_named("decentralised", preset), sync="gradients")
+    arm = replace(arm_named("decentralised"), sync="gradients")
     sums = on_ranks(4, arm, lambda trainer: (steps(trainer, preset.steps), trainer.mix), preset)
     for step, loss in enumerate(found["losses"]):
         counted = sums[0][1].batch("train", 1_000_000 + step, preset.batch, preset.context).counted.sum()

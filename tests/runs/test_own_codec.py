@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from tests.runs.tiny import PRESET, run_testbed
+from tests.codecs.plugged import install
+from tests.runs.tiny import PRESET, TARGET, run_testbed
 
 PAGE = Path(__file__).parents[2] / "docs" / "codec.md"
 
@@ -43,3 +44,27 @@ def test_the_codec_of_the_documentation_runs(tmp_path, monkeypatch):
     wrong = run_testbed(tmp_path, *options, "--arms", "halfs")
     assert wrong.returncode == 2
     assert "halves" in wrong.stderr
+
+
+SIXTEEN = """
+from testbed.codecs.base import Codec, Encoded
+
+class Sixteen(Codec):
+    def wires(self, shape):
+        return (self.wire(shape.batch, shape.tokens, 16),)
+
+    def encode(self, key_BTE, value_BTE):
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE[..., :16],))
+
+    def decode(self, parts, decoder): ...
+"""
+
+
+def test_a_codec_that_cannot_say_what_it_sends_at_a_target_is_refused(tmp_path, monkeypatch):
+    """Before anything is created; without a pace it needs to say nothing."""
+    monkeypatch.setattr("tests.runs.tiny.EXTRA_PATH", install(tmp_path / "site", SIXTEEN, sixteen="Sixteen"))
+    options = ("emulate", "--bw", "50mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
+    refused = run_testbed(tmp_path, *options, "--arms", "decentralised,sixteen", "--name", "run")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "give Sixteen a ranks_for" in refused.stderr
+    assert not (tmp_path / "runs" / "run").exists()

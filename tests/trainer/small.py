@@ -19,7 +19,7 @@ def source(preset: Preset) -> Source:
 
 
 def arm(name: str, preset: Preset = TINY, **changes: Any) -> Arm:
-    return replace(arm_named(name, preset), **changes)
+    return replace(arm_named(name), **changes)
 
 
 def on_ranks(world: int, chosen: Arm, work: Callable[[Trainer], Any], preset: Preset = TINY) -> list[Any]:

@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET
 
 TINY = load_toml(Preset, "presets", PRESET)
-ARMS = {arm.name: arm for arm in standard_arms(TINY)}
+ARMS = {arm.name: arm for arm in standard_arms()}
 TEXT = np.frombuffer(bytes(range(32, 127)) * 50, dtype=np.uint8)
 
 
