@@ -32,6 +32,7 @@ __all__ = [
     "engine_address",
     "engine_errors",
     "has_engine",
+    "image_digest",
     "make_room",
     "orphaned",
     "remove",
@@ -127,6 +128,20 @@ def check(image: str, program: str, run: str | None = None, nodes: Sequence[Node
         return said_by(client, image, program)
     except engine_errors() as error:
         raise CapabilityError(f"the engine does not answer ({error}): start it anew, {_NONE_NEEDED}.") from None
+    finally:
+        client.close()
+
+
+def image_digest(image: str) -> str | None:
+    """The digest of what containers of this image are made of; None if there is no engine, or it has none."""
+    try:
+        client = engine()
+    except CapabilityError:
+        return None
+    try:
+        return client.images.get(image).id
+    except engine_errors():
+        return None
     finally:
         client.close()
 

@@ -24,6 +24,7 @@ from testbed.analysis.load import Comparison, load_comparison
 from testbed.analysis.svg import inline_svg
 from testbed.analysis.sweep_figures import sweep_figures
 from testbed.analysis.sweep_summary import verdict
+from testbed.analysis.sweep_tables import marks
 from testbed.analysis.sweeps import Sweep, load_sweep
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
@@ -190,8 +191,12 @@ _CELL_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "validation loss": lambda row: significant(row["val_loss"], 4),
     "recovered": lambda row: significant(row["recovered_fraction"]),
     "seed": lambda row: str(row["seed"]),
-    "state": lambda row: row["state"],
+    "state": lambda row: ", ".join([row["state"], *(marks(row) if row["state"] in ("done", "invalid") else [])]),
 }
+
+
+_BAD = ("invalid", "failed", "suspect", "another state")
+"""In a sentence, what a reader must not miss."""
 
 
 def _of_sweep(sweep: Sweep, folder: Path) -> Page:
@@ -208,7 +213,7 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
         title=record["title"],
         about=f"{record['cells']} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
         question=record["question"],
-        verdict=[(sentence, "invalid" in sentence or "failed" in sentence) for sentence in verdict(sweep)]
+        verdict=[(sentence, any(word in sentence for word in _BAD)) for sentence in verdict(sweep)]
         + [(f"{counted(len(record['failed']), 'cell')} failed; the reasons stand below.", True)]
         * bool(record["failed"]),
         sections=[

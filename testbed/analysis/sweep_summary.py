@@ -12,6 +12,7 @@ from rich.text import Text
 from testbed.analysis.checks import check_sentence
 from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
 from testbed.analysis.style import shown
+from testbed.analysis.sweep_tables import doubts, marks
 from testbed.analysis.sweeps import Sweep
 
 __all__ = ["print_sweep", "verdict"]
@@ -82,7 +83,7 @@ def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
         percent(row["compute_utilisation"]),
         _spread(rows["val_loss"]),
         trimmed(rows["recovered_fraction"].mean()) if rows["recovered_fraction"].notna().any() else MISSING,
-        "INVALID" if row["state"] == "invalid" else "done",
+        ", ".join(["INVALID" if row["state"] == "invalid" else "done", *marks(row)]),
     ]
 
 
@@ -120,6 +121,7 @@ def verdict(sweep: Sweep) -> list[str]:
     cells = sweep.table.drop_duplicates("cell")
     if count := int((cells["state"] == "invalid").sum()):
         found.append(f"{count} of {len(cells)} cells are invalid: their times are not used (column why).")
+    found += doubts(sweep)
     checks = sorted(sweep.record["checks"], key=lambda check: check["state"] == "done")  # the worst first
     found += [check_sentence(check) for check in checks[:_MOST_CHECKS]]
     return found + [f"{len(checks) - _MOST_CHECKS} more checks: sweep.json."] * (len(checks) > _MOST_CHECKS)

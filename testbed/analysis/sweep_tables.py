@@ -1,10 +1,13 @@
 """What the figures of a sweep share: the rows that they show where more is varied than their axes, and the caption."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from testbed.analysis.sweeps import Sweep
 
-__all__ = ["HELD", "at_first", "sweep_caption"]
+__all__ = ["HELD", "at_first", "doubts", "marks", "sweep_caption"]
 
 HELD = ("bandwidth_bps", "one_way_delay_seconds")
 """The two axes that figures have."""
@@ -21,6 +24,33 @@ def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
         if len(values) > 1:
             words.append(f"{key} {values[0]}, the first of {len(values)}")
     return table, "; ".join(words)
+
+
+def marks(row: Mapping[Any, Any]) -> list[str]:
+    """What a reader must know of a cell that is done, in a word each."""
+    suspect = row["suspect_steps"] or 0
+    return ["suspect"] * (suspect > 0) + ["older"] * bool(row["older"])
+
+
+def doubts(sweep: Sweep) -> list[str]:
+    """The same as sentences over all cells: suspect times, cells of another state, machines that differ."""
+    cells = sweep.table[sweep.table["state"].isin(("done", "invalid"))].drop_duplicates(["cell", "arm", "point"])
+    found = []
+    if count := int((cells["suspect_steps"].fillna(0) > 0).sum()):
+        found.append(
+            f"{count} of {len(cells)} cells have suspect steps: the machine, or something on the link, may have "
+            "prolonged them (marked suspect)."
+        )
+    if count := int((cells["older"].fillna("") != "").sum()):
+        kinds = "; ".join(sorted({why for why in cells["older"] if why}))
+        found.append(f"{count} of {len(cells)} cells are of another state and were kept: {kinds} (marked older).")
+    if len(machines := sweep.record["machines"]) > 1:
+        differ = [key for key in machines[0] if key != "cells" and len({str(each[key]) for each in machines}) > 1]
+        found.append(
+            f"Cells come from {len(machines)} machines, or states of one, that differ in {', '.join(differ)}: "
+            "times may differ for that alone."
+        )
+    return found
 
 
 def _column(key: str) -> str:
@@ -42,4 +72,5 @@ def sweep_caption(sweep: Sweep, note: str, held: str = "", *, learned: bool = Fa
         ]
     states = ", ".join(f"{count} {state}" for state, count in sweep.record["states"].items())
     facts += [f"{seeds} seeds (n = {seeds})"] * learned + [f"cells: {states}"]
+    note = " ".join([note, *doubts(sweep)])
     return f"{' · '.join(facts)}. {held + '. ' if held else ''}{note}"

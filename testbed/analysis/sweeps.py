@@ -23,7 +23,7 @@ from testbed.sweep.grid import described
 
 __all__ = ["SCHEMA_VERSION", "Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _OF_SUMMARY = (
     "exchange",
     "codec",
@@ -155,6 +155,7 @@ def _written(
         "cells": int(table["cell"].nunique()),
         "states": {state: int(count) for state, count in states.items()},
         "excluded": config["excluded"],
+        "machines": _machines(folder, config),
         "failed": failed,
         "checks": list(checks),
     }
@@ -170,6 +171,22 @@ def _written(
         into(partial)
         partial.replace(folder / name)
     return Sweep(record=record, table=table, curves=curves)
+
+
+def _machines(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """On what cells were learned or timed, and how many: none of it decides a loss, and each may decide a time."""
+    found: dict[str, dict[str, Any]] = {}
+    used = {entry["cell"] for entry in config["cells"]}
+    learned = {name for entry in config["cells"] for name in entry.get("learned", {}).values()}
+    files = [folder / "cells" / name / "environment.json" for name in sorted(used)]
+    places = [json.loads(file.read_text()) for file in files if file.is_file()]
+    trainers = [folder / "learned" / f"{name}.json" for name in sorted(learned)]
+    places += [json.loads(file.read_text())["environment"] for file in trainers if file.is_file()]
+    for place in places:
+        machine = {key: place.get(key) for key in ("host", "kernel", "cpu", "cpu_features")}
+        one = found.setdefault(json.dumps(machine), machine | {"cells": 0})
+        one["cells"] += 1
+    return sorted(found.values(), key=lambda each: -each["cells"])
 
 
 def _of_one_type(table: pd.DataFrame) -> pd.DataFrame:
@@ -208,7 +225,7 @@ def sweep_tables(folder: Path, config: dict[str, Any], failed: dict[str, str]) -
 
 def _columns(config: dict[str, Any]) -> list[str]:
     """In their order; whatever failed, all are there."""
-    first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why"]
+    first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why", "older"]
     last = [
         "nodes_learned",
         "seconds_per_step",
@@ -233,7 +250,7 @@ def _row(
     row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
     row |= {key: entry["network"][key] for key in _OF_POINT}
     row |= {"point": described(entry["point"]), "nodes_learned": entry.get("nodes_learned")}
-    row["why"] = failed.get(entry["cell"], "")
+    row |= {"why": failed.get(entry["cell"], ""), "older": entry.get("older", "")}
     if summary is not None:
         network = summary["network"]
         row |= {key: network.get(key) for key in _OF_NETWORK} | entry["point"]  # as it was typed

@@ -18,7 +18,7 @@ from testbed.config import Arm
 from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
-from testbed.runs.directory import program_sha256
+from testbed.runs.identity import program_sha256
 from testbed.runs.links import Links
 from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import UsageError
+from testbed.runs.identity import LEARNING, code_sha256
 
 __all__ = [
     "RUNS",
@@ -24,20 +25,13 @@ __all__ = [
     "environment",
     "interpreter",
     "machine_lock",
-    "program_sha256",
     "read_json",
     "run_folder",
-    "sources_sha256",
     "write_json",
 ]
 
 RUNS = Path("runs")
-_DECIDING = (
-    *(f"{part}/**/*.py" for part in ("codecs", "config", "data", "parallel", "trainer")),
-    "model.py",
-    "runs/learners.py",
-)
-"""The sources of this package that decide what is learned."""
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "sve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOCKS = Path(os.environ.get("TESTBED_LOCK_FOLDER", "/tmp"))
 """Where runs take turns on this machine. Runs whose folders differ do not see each other, and disturb each other
@@ -142,10 +136,12 @@ def environment() -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty_diff": _git("diff", "HEAD"),
-        "sources_sha256": sources_sha256(Path(__file__).parents[1]),
+        "sources_sha256": code_sha256(LEARNING),
         **interpreter(),
         "kernel": platform.release(),
         "cpu": _cpu(),
+        "cpu_features": _cpu_features(),
+        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
         "cores": os.cpu_count(),
         "threads_per_rank": 1,
     }
@@ -157,23 +153,6 @@ def interpreter() -> dict[str, Any]:
     return {"python": platform.python_version(), "packages": {name: version(name) for name in packages}}
 
 
-def sources_sha256(package: Path) -> str:
-    """Of the code that decides what is learned; a commit says neither what else has changed nor that nothing has."""
-    sha = hashlib.sha256()
-    for path in sorted(path for pattern in _DECIDING for path in package.glob(pattern)):
-        sha.update(f"{path.relative_to(package)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return sha.hexdigest()
-
-
-def program_sha256() -> str:
-    """Of all sources that a rank may run: an image's are to be this checkout's."""
-    sha = hashlib.sha256()
-    root = Path(__file__).parents[2]
-    for path in sorted(path for package in ("emulation", "testbed") for path in (root / package).rglob("*.py")):
-        sha.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return sha.hexdigest()
-
-
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
@@ -181,6 +160,14 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_features() -> list[str]:
+    """Those by which PyTorch's libraries choose their kernels."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return [flag for flag in _FEATURES if flag in line.split()]
+    return []
 
 
 def _cpu() -> str:

@@ -13,13 +13,15 @@
     exact = "decentralised"                  # what recovered fractions are measured against,
     control = "control"                      # and from
 
-A cell is one arm of one preset with one seed; its results are kept under the hash of its configuration.
+A cell is one arm of one preset with one seed; its results are kept under the hash of its
+configuration and of what decides them besides: code, data and versions, by content (`testbed.runs.identity`).
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +29,11 @@ from testbed.config import STRICT, Arm, Preset, at_least, load_toml, parse
 from testbed.config.arms import arm_named
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
+from testbed.runs.identity import learning_content, unnamed
 
 __all__ = ["CELL_VERSION", "Cell", "Experiment", "arms_of", "cells_of", "chosen", "load_experiment", "merged"]
 
-CELL_VERSION = 1
+CELL_VERSION = 2
 """Part of every hash. Counted up by hand when code changes so that every cell has to be learned again."""
 
 
@@ -77,14 +80,23 @@ class Cell:
     nodes: int
 
     @property
-    def config(self) -> dict[str, Any]:
-        """Everything that is set and decides what is learned: not names, not the link, and not the code."""
+    def asked(self) -> dict[str, Any]:
+        """Everything that is set and decides what is learned: not names, not the link."""
         arm = {key: value for key, value in asdict(self.arm).items() if key not in ("name", "link")}
-        preset = asdict(self.preset)
-        config = {"version": CELL_VERSION, "preset": preset, "arm": arm, "seed": self.seed, "nodes": self.nodes}
+        config = {"preset": asdict(self.preset), "arm": arm, "seed": self.seed, "nodes": self.nodes}
         return json.loads(json.dumps(config))
 
     @property
+    def content(self) -> dict[str, Any]:
+        """Everything that decides it besides: code, data, versions."""
+        return learning_content(self.preset.data, self.arm.codec.kind)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Both: the data by content, whatever it is called."""
+        return {"version": CELL_VERSION} | unnamed(self.asked) | {"content": self.content}
+
+    @cached_property
     def hash(self) -> str:
         """Of the configuration; the name of the file with its results."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
@@ -92,7 +104,7 @@ class Cell:
     @property
     def group(self) -> str:
         """Cells of the same group start from the same warm start."""
-        return json.dumps([self.config["preset"], self.seed, self.nodes], sort_keys=True)
+        return json.dumps([self.asked["preset"], self.seed, self.nodes], sort_keys=True)
 
 
 def load_experiment(file: str) -> Experiment:

@@ -27,6 +27,7 @@ from testbed.errors import UsageError
 from testbed.runs.directory import RUNS, environment, read_json, write_json
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
 from testbed.runs.learning import Learning
+from testbed.runs.older import find_older, left_aside
 
 __all__ = ["Learn", "alone", "dry_run", "folder_of", "learn", "named_folder", "rehearse_all"]
 
@@ -56,6 +57,8 @@ class Learn:
     """Other folders in runs/, from which cells of the same configuration are copied."""
     times: Annotated[str | None, flag("FILE")] = None
     """comparison.json of an emulated run: its seconds per step, by arm, for a comparison at equal time."""
+    keep_older: bool = False
+    """Keep cells of the same settings that other code, data or versions have learned, and say so in the table."""
     dry_run: bool = False
     """Print every cell and whether it is there, and do nothing."""
     json: bool = False
@@ -73,8 +76,9 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
     with alone(folder):
         for other in (asked.reuse or "").split(",") if asked.reuse else ():
             _copy_cells(cells, RUNS / other.strip() / "cells", folder / "cells")
-        write_json(folder / "config.json", _config(experiment, cells))
-        missing = {cell.hash: cell for cell in cells if not _path(folder, cell).is_file()}
+        files = _files(folder, cells, report, keep_older=asked.keep_older)
+        write_json(folder / "config.json", _config(experiment, cells, files))
+        missing = {cell.hash: cell for cell in cells if not files[cell.hash].is_file()}
         jobs = (os.cpu_count() or 1) if asked.jobs is None else asked.jobs
         failed: dict[str, str] = {}
         if missing and jobs:
@@ -87,7 +91,7 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
                 report,
                 live,
             ).run(jobs)
-        return _conclude(experiment, cells, folder, times, report) | {"failed": failed}
+        return _conclude(experiment, cells, folder, files, times, report) | {"failed": failed}
 
 
 def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
@@ -116,12 +120,26 @@ def named_folder(name: str) -> Path:
 def dry_run(asked: Learn) -> str:
     """Every cell in the order in which they are learned."""
     _, cells, folder = resolve(asked)
+    notes: list[str] = []
+    files = _files(folder, cells, notes.append, keep_older=asked.keep_older)
     lines = [
-        f"{'there  ' if _path(folder, cell).is_file() else 'missing'}  {cell.hash}  {cell.preset_name}, "
+        f"{'there  ' if files[cell.hash].is_file() else 'missing'}  {cell.hash}  {cell.preset_name}, "
         f"seed {cell.seed}, {cell.arm.name}"
         for cell in cells
     ]
-    return "\n".join([*lines, f"{counted(len(lines), 'cell')}, into {folder}"])
+    return "\n".join([*lines, f"{counted(len(lines), 'cell')}, into {folder}", *notes])
+
+
+def _files(folder: Path, cells: list[Cell], report: Callable[[str], None], *, keep_older: bool) -> dict[str, Path]:
+    """Where each cell is, or will be, by hash: with `keep_older` one that another state has learned will do."""
+    files = {cell.hash: _path(folder, cell) for cell in cells}
+    wanted = {cell.hash: (files[cell.hash], cell.asked, cell.content) for cell in cells}
+    older = find_older(wanted, (folder / "cells").glob("*.json"))
+    if not keep_older:
+        if note := left_aside(older):
+            report(note)
+        return files
+    return files | {key: folder / "cells" / f"{each.hash}.json" for key, each in older.items()}
 
 
 def _path(folder: Path, cell: Cell) -> Path:
@@ -169,8 +187,11 @@ def rehearse_all(cells: list[Cell]) -> None:
                 raise UsageError(f"preset {cell.preset_name}, arm {cell.arm.name}: {error}") from None
 
 
-def _config(experiment: Experiment, cells: list[Cell]) -> dict[str, Any]:
-    index = [{"preset": cell.preset_name, "arm": cell.arm.name, "seed": cell.seed, "cell": cell.hash} for cell in cells]
+def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -> dict[str, Any]:
+    index = [
+        {"preset": cell.preset_name, "arm": cell.arm.name, "seed": cell.seed, "cell": files[cell.hash].stem}
+        for cell in cells
+    ]
     return {"experiment": asdict(experiment), "cells": index}
 
 
@@ -192,6 +213,7 @@ def _conclude(
     experiment: Experiment,
     cells: list[Cell],
     folder: Path,
+    files: dict[str, Path],
     times: dict[str, Any] | None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -200,9 +222,9 @@ def _conclude(
     from testbed.analysis.quality_pages import mixture, write_quality
 
     there = [
-        {"preset": cell.preset_name, "arm": cell.arm.name, **read_json(_path(folder, cell))}
+        {"preset": cell.preset_name, "arm": cell.arm.name, **read_json(files[cell.hash])}
         for cell in cells
-        if _path(folder, cell).is_file()
+        if files[cell.hash].is_file()
     ]
     table = results_table(there)
     record = judge(

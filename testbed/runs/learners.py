@@ -27,6 +27,7 @@ from testbed.data.source import Source, open_source
 from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
 from testbed.runs.directory import write_json
+from testbed.runs.identity import check_host, host_content
 from testbed.runs.records import combine_validations
 from testbed.trainer import Trainer, WarmStart, warm_start
 
@@ -181,13 +182,15 @@ def main() -> None:
     mix = Shared(open_source(preset.data, seed=order["seed"], chunks=preset.task_chunks))
     cell = ""
     try:
+        arms = {name: parse(Arm, arm, "arm") for name, arm in order["arms"].items()}
+        check_host(order["host"], host_content(preset.data, (arm.codec.kind for arm in arms.values())))
         warm = warm_up(
             preset, mix, seed=order["seed"], nodes=order["nodes"], progress=lambda done: reply({"warm_steps": done})
         )
-        for cell, arm in order["arms"].items():
+        for cell, arm in arms.items():
             found = learn_cell(
                 preset,
-                parse(Arm, arm, "arm"),
+                arm,
                 mix,
                 warm,
                 seed=order["seed"],

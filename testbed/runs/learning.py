@@ -20,10 +20,11 @@ from typing import Any
 from testbed.analysis.formats import counted
 from testbed.runs.directory import environment
 from testbed.runs.experiment import Cell
+from testbed.runs.identity import host_content
 
 __all__ = ["Learning", "groups_of", "order_of", "start_child"]
 
-_OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu")
+_OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu", "cpu_features", "host")
 
 
 def start_child(module: str, log: Path) -> subprocess.Popen[str]:
@@ -183,6 +184,16 @@ def order_of(group: list[Cell], folder: Path) -> dict[str, Any]:
         "seed": first.seed,
         "nodes": first.nodes,
         "folder": str(folder),
+        "host": host_content(first.preset.data, (cell.arm.codec.kind for cell in group)),
         "arms": {cell.hash: asdict(cell.arm) for cell in group},
-        "about": {cell.hash: {"cell": cell.hash, "config": cell.config, "environment": place} for cell in group},
+        "about": {
+            cell.hash: {
+                "cell": cell.hash,
+                "config": cell.config,
+                "asked": cell.asked,
+                "content": cell.content,
+                "environment": place,
+            }
+            for cell in group
+        },
     }

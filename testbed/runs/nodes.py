@@ -14,12 +14,16 @@ from emulation.nodes.netns import NetnsBackend
 from testbed.config.data import CORPORA, STDLIB_FOLDER, standard_library_folder
 from testbed.runs.asked import BackendName
 
-__all__ = ["make_nodes", "require_image"]
+__all__ = ["image_digest", "make_nodes", "require_image"]
 
 _STDLIB_PLACE = "/stdlib"
 _ABOUT = """
 import json
-from testbed.runs.directory import interpreter, program_sha256
+from testbed.runs.directory import interpreter
+try:
+    from testbed.runs.identity import program_sha256
+except ImportError:  # older sources than these
+    program_sha256 = str
 print(json.dumps({"program_sha256": program_sha256()} | interpreter()))
 """
 
@@ -53,6 +57,14 @@ def make_nodes(
     return kind(network, run=run, image=image or IMAGE, folders=seen, elsewhere=read)
 
 
+def image_digest(image: str | None) -> str | None:
+    """Of what containers are made of, by content; None if this machine's engine has no such image."""
+    from emulation.nodes.engine import IMAGE
+    from emulation.nodes.engine import image_digest as digest
+
+    return digest(image or IMAGE)
+
+
 def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> dict[str, Any]:
     """What programs of the image are run by (`interpreter`); nothing is created.
 
@@ -60,7 +72,7 @@ def require_image(image: str | None, run: str | None = None, nodes: Sequence[Nod
     containers have these names.
     """
     from emulation.nodes.engine import IMAGE, check, shaper_image
-    from testbed.runs.directory import program_sha256
+    from testbed.runs.identity import program_sha256
 
     image = image or IMAGE
     shapers = [] if os.geteuid() == 0 else [shaper_image(image)]

@@ -38,7 +38,8 @@ from testbed.data.source import Source, open_source
 from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
-from testbed.runs.directory import interpreter, program_sha256
+from testbed.runs.directory import interpreter
+from testbed.runs.identity import program_sha256
 from testbed.runs.records import combine_validations
 from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
 

@@ -15,13 +15,15 @@ from typing import Any
 from testbed.config import Arm, Preset, parse
 from testbed.errors import UsageError
 from testbed.runs.experiment import Cell, arms_of, merged
+from testbed.runs.identity import timing_content, unnamed
+from testbed.runs.nodes import image_digest
 from testbed.runs.settings import Request, Settings, preset_of, settle, target_of
 from testbed.sweep.grid import Point, Sweep, described, flat, points_of
 from testbed.targets import Target
 
 __all__ = ["LINKS", "TIMED_VERSION", "Timed", "cells_of", "checks_of"]
 
-TIMED_VERSION = 1
+TIMED_VERSION = 2
 """Part of every hash of a timed cell. Counted up by hand when code changes so that all have to be timed again."""
 LINKS = ("link", "node_links", "pair_links")
 """Of a network, what may change between two points on the same nodes."""
@@ -45,14 +47,13 @@ class Timed:
     seeds: tuple[int, ...]
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """Everything that decides how long it takes; of the cluster's link nothing of the links under test."""
+    def asked(self) -> dict[str, Any]:
+        """Everything that is set and decides how long it takes; of the cluster's link nothing of those under test."""
         settings = self.settings
         network = asdict(settings.network)
         if self.arm.link == "fast":
             network |= dict.fromkeys(LINKS)
         config = {
-            "version": TIMED_VERSION,
             "network": network,
             "backend": settings.backend,
             "preset": asdict(settings.preset),
@@ -66,6 +67,17 @@ class Timed:
         if settings.live_steps is not None:  # for which there is no budget
             config |= {"live_steps": settings.live_steps, "seconds_per_arm": None}
         return json.loads(json.dumps(config))
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """Everything that decides it besides: code, data, versions, and of what containers are."""
+        image = image_digest(self.settings.image) if self.settings.backend == "docker" else None
+        return timing_content(self.settings.preset.data, self.arm.codec.kind, image)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Both: the data by content, whatever it is called."""
+        return {"version": TIMED_VERSION} | unnamed(self.asked) | {"content": self.content}
 
     @property
     def words(self) -> str:

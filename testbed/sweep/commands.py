@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emulation.schedule import load_schedule
 from testbed.analysis.formats import counted
 from testbed.config import parse
+from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
-from testbed.runs.directory import write_json
+from testbed.runs.directory import environment, write_json
 from testbed.runs.progress import minutes
 from testbed.sweep.grid import Point, Sweep, described, points_of
 
 __all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
 
-_VERSION = 2
+_VERSION = 3
 _LINE = re.compile(r"^\S+: (\{.*\})\s*$")
 """What a node prints, behind its name."""
 
@@ -43,12 +45,14 @@ class Errand:
     program: tuple[str, ...]
     flags: tuple[str, ...]
     """Of `testbed exec`."""
+    content: dict[str, str]
+    """What the flags and the command name, as digests: the network and the schedule, resolved, and every file."""
 
     @property
     def hash(self) -> str:
-        """Of all that is set; the name of the folder with its results."""
+        """Of all that is set, and what it names by content; the name of the folder with its results."""
         config = {"version": _VERSION, "program": self.program, "flags": self.flags, "seed": self.seed}
-        config |= {"varied": self.varied}
+        config |= {"varied": self.varied, "content": self.content}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -59,10 +63,13 @@ def errands_of(sweep: Sweep) -> list[Errand]:
     for point in points_of(sweep)[0]:
         links = {key: value for key, value in point.items() if not key.startswith("var.")}
         schedule = links.pop("schedule", None)
-        if not network_for(parse(Asked, links, "a point of the grid")).shaped:
+        network = network_for(parse(Asked, links, "a point of the grid"))
+        if not network.shaped:
             raise UsageError(f"at {described(point)}: no rate was given: vary bw or network, or set one in [settings]")
         flags = [part for key, value in links.items() for part in (f"--{key.replace('_', '-')}", f"{value}")]
         flags += ["--schedule", f"{schedule}"] if schedule is not None else []
+        content = {"network": _digest(network)}
+        content |= {"schedule": _digest(load_schedule(f"{schedule}", network))} if schedule is not None else {}
         for seed in sweep.seeds:
             words = {key.removeprefix("var."): value for key, value in point.items() if key.startswith("var.")}
             program = tuple(_filled(part, words | {"seed": seed}) for part in sweep.command)
@@ -73,9 +80,22 @@ def errands_of(sweep: Sweep) -> list[Errand]:
                     seed=seed,
                     program=program,
                     flags=tuple(flags),
+                    content=content | {part: file_sha256(Path(part)) for part in program if _is_file(part)},
                 )
             )
     return found
+
+
+def _digest(what: Any) -> str:
+    """Of plain data, whatever file it was read from."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def _is_file(part: str) -> bool:
+    try:
+        return Path(part).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
 
 
 def _filled(text: str, words: dict[str, Any]) -> str:
@@ -94,6 +114,7 @@ def _run(errand: Errand, folder: Path) -> str | None:
     """Run it and write `summary.json`; why it failed, if it did."""
     folder.mkdir(parents=True, exist_ok=True)
     log, record = folder / "output.log", folder / "record.json"
+    write_json(folder / "environment.json", environment())
     command = [sys.executable, "-m", "testbed", "exec", *errand.flags, "--share", "--record", str(record), "--"]
     with log.open("w") as output:
         done = subprocess.run(

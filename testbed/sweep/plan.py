@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from testbed.runs.directory import read_json
 from testbed.runs.experiment import Cell
+from testbed.runs.older import Older, find_older
 from testbed.sweep.cells import LINKS, Timed
 from testbed.sweep.grid import Excluded, Sweep
 
@@ -34,6 +35,26 @@ class Plan:
     """Cells that are trained step by step as well."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many is done here."""
+    keep_older: bool = False
+    """Whether a cell of the same settings that other code, data or versions have made will do."""
+
+    @cached_property
+    def older(self) -> dict[str, Older]:
+        """By hash of what is missing: what is there of the same settings, in another state."""
+        trainers = {each.hash: each for cell in (*self.cells, *self.checks) for each in cell.learned}
+        learned = {key: (self._learned(key), each.asked, each.content) for key, each in trainers.items()}
+        cells = {each.hash: each for each in (*self.cells, *self.checks)}
+        timed = {key: (self._summary(key), each.asked, each.content) for key, each in cells.items()}
+        found = find_older(learned, (self.folder / "learned").glob("*.json"))
+        return found | find_older(timed, (self.folder / "cells").glob("*/summary.json"))
+
+    def used(self, wanted: str) -> str:
+        """The hash of the cell, or the trainer, that stands for this one."""
+        return self.older[wanted].hash if self.keep_older and wanted in self.older else wanted
+
+    def why_older(self, wanted: str) -> str:
+        """In what the one that stands for it differs; empty if it is the one that was wanted."""
+        return self.older[wanted].why if self.keep_older and wanted in self.older else ""
 
     @property
     def trainers(self) -> dict[str, Cell]:
@@ -59,7 +80,13 @@ class Plan:
         return self.learned_name(trainer.hash)
 
     def learned_name(self, trainer: str) -> Path:
+        return self._learned(self.used(trainer))
+
+    def _learned(self, trainer: str) -> Path:
         return self.folder / "learned" / f"{trainer}.json"
+
+    def _summary(self, cell: str) -> Path:
+        return self.folder / "cells" / cell / "summary.json"
 
     def is_timed(self, cell: str) -> bool:
         """Whether a cell is done, and valid: one whose measurement broke is timed again."""
@@ -67,7 +94,7 @@ class Plan:
         return file.is_file() and read_json(file)["valid"]
 
     def summary_file(self, cell: str) -> Path:
-        return self.folder / "cells" / cell / "summary.json"
+        return self._summary(self.used(cell))
 
 
 def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Timed]]:
@@ -79,16 +106,16 @@ def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Ti
 
 def nodes_of(cell: Timed) -> str:
     """Cells with the same one can be timed on the same nodes: all but the links is alike."""
-    config = cell.config
-    network = {key: value for key, value in config["network"].items() if key not in LINKS}
-    return json.dumps([network, config["preset"], config["seed"], config["backend"]], sort_keys=True)
+    asked = cell.asked
+    network = {key: value for key, value in asked["network"].items() if key not in LINKS}
+    return json.dumps([network, asked["preset"], asked["seed"], asked["backend"]], sort_keys=True)
 
 
 def point_of(cell: Timed) -> str:
     """Cells with the same one are timed together: not what is trained step by step with what is timed, nor, for it is
     the same everywhere, what is on the cluster's link with any point."""
     point = None if cell.arm.link == "fast" else cell.point
-    return json.dumps([point, cell.config["preset"], cell.settings.live_steps], sort_keys=True)
+    return json.dumps([point, cell.asked["preset"], cell.settings.live_steps], sort_keys=True)
 
 
 def learning_seconds(trainers: list[Cell]) -> float:

@@ -29,8 +29,9 @@ from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
 from testbed.runs.nodes import require_image
+from testbed.runs.older import left_aside
 from testbed.runs.progress import Report, minutes
-from testbed.sweep.cells import cells_of, checks_of
+from testbed.sweep.cells import Timed, cells_of, checks_of
 from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of
 from testbed.sweep.hosts import Hosts
@@ -57,6 +58,9 @@ class SweepCommand:
     """On this machine, or on the hosts of a Ray, one cell at a time on each (docs/sweeps.md)."""
     ray_address: Annotated[str | None, flag("HOST:PORT")] = None
     """Of a Ray that runs; unless given, one is started here, on loopback alone."""
+    keep_older: bool = False
+    """Keep cells of the same settings that other code, data or versions have made, and mark them in every table and
+    figure; without it they are left aside and what is missing is run."""
     full: bool = False
     """Train every cell on its link as well, with every seed and to the end, not only those that check (hours)."""
     share: bool = False
@@ -92,6 +96,7 @@ def _plan(asked: SweepCommand, sweep: Sweep, folder: Path) -> Plan:
         folder=folder,
         checks=checks_of(sweep, cells, full=asked.full),
         shard=_shard(asked.shard),
+        keep_older=asked.keep_older,
     )
 
 
@@ -126,6 +131,7 @@ def dry_run(asked: SweepCommand) -> str:
             f"{counted(len(plan.cells), 'cell')} into {plan.folder}: {counted(len(learning), 'trainer')} to learn, "
             f"{counted(len(missing), 'cell')} to time or train, about "
             f"{minutes(learning_seconds(learning) + estimate(missing))} for these",
+            *([] if plan.keep_older else filter(None, [left_aside(plan.older)])),
         ]
     )
 
@@ -139,6 +145,8 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
     if asked.launcher == "local":
         _require_containers(plan)
     with _hosts(asked) as hosts:
+        if not plan.keep_older and (note := left_aside(plan.older)):
+            report(note)
         report("building every trainer once")
         rehearse_all(list(plan.trainers.values()))
         _rehearse_pace(plan)
@@ -191,9 +199,10 @@ def _hosts(asked: SweepCommand) -> Iterator[Hosts | None]:
 
 def _errands(command: SweepCommand, asked: Sweep) -> list[Errand]:
     """This part's of a user's own command."""
-    for flag_, given in (("--launcher ray", command.launcher == "ray"), ("--full", command.full)):
+    flags = {"--launcher ray": command.launcher == "ray", "--full": command.full, "--keep-older": command.keep_older}
+    for name, given in flags.items():
         if given:
-            raise UsageError(f"{flag_} is for grids of arms; a command is run here, and on several machines by --shard")
+            raise UsageError(f"{name} is for grids of arms; a command is run here, and on several machines by --shard")
     which, of = _shard(command.shard)
     return errands_of(asked)[which::of]
 
@@ -223,23 +232,24 @@ def _folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 def _config(plan: Plan) -> dict[str, Any]:
     cells = [
         {
-            "cell": cell.hash,
+            "cell": plan.used(cell.hash),
             "arm": cell.arm.name,
             "point": cell.varied,
+            "older": _why_older(plan, cell),
             "network": {
                 "bandwidth_bps": cell.settings.rate_bps,
                 "one_way_delay_seconds": cell.settings.network.longest_round_trip_us / 2e6,
                 "packet_loss": max(link.loss for link in cell.settings.network.links),
             },
-            "learned": {each.seed: each.hash for each in cell.learned},
+            "learned": {each.seed: plan.used(each.hash) for each in cell.learned},
             "nodes_learned": cell.whole.nodes,
         }
         for cell in plan.cells
     ]
-    twins = {(described(cell.point), cell.arm.name): cell.hash for cell in plan.cells}
+    twins = {(described(cell.point), cell.arm.name): plan.used(cell.hash) for cell in plan.cells}
     checks = [
         {
-            "cell": check.hash,
+            "cell": plan.used(check.hash),
             "of": twins[described(check.point), check.arm.name],
             "arm": check.arm.name,
             "point": described(check.varied),
@@ -249,6 +259,13 @@ def _config(plan: Plan) -> dict[str, Any]:
         for check in plan.checks
     ]
     return _about(plan.sweep) | {"cells": cells, "checks": checks}
+
+
+def _why_older(plan: Plan, cell: Timed) -> str:
+    """What of a cell another state has made, and in what it differs; empty if it is all of this one."""
+    parts = {"time": {plan.why_older(cell.hash)}, "loss": {plan.why_older(each.hash) for each in cell.learned}}
+    named = {part: ", ".join(sorted(whys - {""})) for part, whys in parts.items()}
+    return "; ".join(f"{part} of other {why}" for part, why in named.items() if why)
 
 
 def _about(sweep: Sweep) -> dict[str, Any]:

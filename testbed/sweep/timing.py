@@ -22,6 +22,7 @@ from emulation.world import run_in_world
 from testbed.config import Arm, Preset, parse
 from testbed.errors import LossChanged, TestbedError
 from testbed.runs.directory import environment
+from testbed.runs.identity import check_host, host_content
 from testbed.runs.settings import Settings
 from testbed.sweep.cells import Timed
 from testbed.targets import Target
@@ -38,11 +39,13 @@ def as_order(cells: list[Timed]) -> dict[str, Any]:
     """Cells of one point as part of an order; the inverse is `_settings`."""
     first = cells[0].settings
     network = json.loads(json.dumps(asdict(first.network)))  # whole, whatever decides the first cell's time
-    whole = cells[0].config | {"network": network, "preset_name": first.preset_name}
+    whole = cells[0].asked | {"network": network, "preset_name": first.preset_name}
     return {
         "point": cells[0].point,
-        "settings": {key: value for key, value in whole.items() if key not in ("arm", "version")},
-        "arms": {cell.hash: cell.config["arm"] | {"name": cell.arm.name} for cell in cells},
+        "settings": {key: value for key, value in whole.items() if key != "arm"},
+        "arms": {cell.hash: cell.asked["arm"] | {"name": cell.arm.name} for cell in cells},
+        "about": {cell.hash: {"asked": cell.asked, "content": cell.content} for cell in cells},
+        "host": host_content(first.preset.data, (cell.arm.codec.kind for cell in cells)),
     }
 
 
@@ -96,6 +99,7 @@ class _Session:
                 backend = stack.enter_context(make_backend(self._settings(groups[0])))
                 for group in groups:
                     blame = list(group["arms"])
+                    self._check_host(group)
                     try:
                         self._take(group, backend, stack, blame)
                     except LinkError as error:  # of this point; the nodes are well
@@ -104,6 +108,10 @@ class _Session:
             self.reply({"failed": self._under_way() or blame, "why": f"{error}"})
             return 1
         return 0
+
+    def _check_host(self, group: dict[str, Any]) -> None:
+        arms = self._settings(group).arms
+        check_host(group["host"], host_content(self._settings(group).preset.data, (arm.codec.kind for arm in arms)))
 
     def _under_way(self) -> list[str]:
         """The cell of the arm that was the last to begin; the others of its point may be well."""
@@ -185,7 +193,7 @@ class _Session:
         if comparison.settings.mode == "live":
             check_learned(result, self.order["learned"][cell])
         facts = comparison_record(comparison, [], 0.0)
-        about = {
+        about = group["about"][cell] | {
             "cell": cell,
             "point": group["point"],
             "network": {key: value for key, value in facts.items() if key not in ("arms", "run_seconds", "void")},

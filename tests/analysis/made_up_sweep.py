@@ -8,6 +8,7 @@ COMPUTE = 2.0
 BITS = {"decentralised": 15e9, "subspace": 0.5e9, "control": 0.0}
 LOSS = {"decentralised": 1.0, "subspace": 1.2, "control": 2.0}
 EXCHANGES = 16
+MACHINE = {"host": "0a0a0a0a", "kernel": "6.1", "cpu": "a processor", "cpu_features": ["avx2"]}
 
 
 def seconds(arm: str, bandwidth: float, delay: float) -> float:
@@ -26,9 +27,11 @@ def made_up_sweep(
     half=0.001,
     failed=(),
     invalid=(),
+    suspect=(),
+    older=(),
 ) -> dict:
-    """Write it; its config.json. `half`: of each step's interval, relative; `failed`: (arm, rate) without a summary;
-    `invalid`: with one whose measurement broke."""
+    """Write it; its config.json. `half`: of each step's interval, relative. By (arm, rate): `failed` has no summary,
+    `invalid` one whose measurement broke, `suspect` steps that were prolonged, `older` one of another state."""
     (folder / "learned").mkdir(parents=True)
     cells = []
     for arm, seed in product(arms, seeds):
@@ -37,7 +40,7 @@ def made_up_sweep(
             {"step": step, "val_loss": loss, "val_loss_remote": loss + 1, "recall_accuracy_remote": 0.5}
             for step, loss in ((0, losses[0]), (steps // 2, losses[steps // 2]), (steps, losses[-1]))
         ]
-        learned = {"schema_version": 1, "losses": losses, "validations": validations}
+        learned = {"schema_version": 1, "losses": losses, "validations": validations, "environment": MACHINE}
         (folder / "learned" / f"{arm}-{seed}.json").write_text(json.dumps(learned))
     for rate, delay, arm in product(rates, delays, arms):
         name = f"{arm}-{rate:g}-{delay:g}"
@@ -45,12 +48,15 @@ def made_up_sweep(
         network = {"bandwidth_bps": rate, "one_way_delay_seconds": delay, "packet_loss": 0.0}
         learned = {seed: f"{arm}-{seed}" for seed in seeds}
         cells.append({"cell": name, "arm": arm, "point": point, "network": network, "learned": learned})
+        cells[-1]["older"] = "loss of other code" if (arm, rate) in older else ""
         if (arm, rate) in failed:
             continue
         (folder / "cells" / name).mkdir(parents=True)
         summary = _summary(arm, rate, delay, half)
         if (arm, rate) in invalid:
             summary |= {"valid": False, "why": ["the link was not what was asked"]}
+        if (arm, rate) in suspect:
+            summary |= {"suspect_steps": 2}
         (folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
     config = {
         "schema_version": 1,

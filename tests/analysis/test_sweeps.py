@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from testbed.analysis.report import write_report
 from testbed.analysis.sweep_figures import (
     crossovers,
     data_bandwidth_needed,
@@ -20,7 +21,7 @@ from testbed.analysis.sweep_figures import (
 from testbed.analysis.sweep_summary import print_sweep, verdict
 from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
 from testbed.errors import UsageError
-from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, made_up_sweep, seconds
+from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, MACHINE, made_up_sweep, seconds
 
 
 def test_a_row_per_cell_and_seed(tmp_path):
@@ -205,6 +206,37 @@ def test_the_summary_says_what_the_table_says(tmp_path):
     assert "FAILED: control at bw 1000mbit, delay 0ms: no such link" in text
 
 
+def test_what_is_suspect_older_or_of_another_machine_is_said_everywhere(tmp_path):
+    """In the table's state, a sentence, the caption of every figure and the report; without any of it nothing is."""
+    made_up_sweep(tmp_path / "clean")
+    clean = conclude(tmp_path / "clean", {})
+    made_up_sweep(tmp_path / "sweep", suspect=[("subspace", 1e9)], older=[("control", 1e9)])
+    file = tmp_path / "sweep" / "learned" / "subspace-1.json"
+    trainer = json.loads(file.read_text())
+    file.write_text(json.dumps(trainer | {"environment": MACHINE | {"kernel": "6.2"}}))
+    sweep = conclude(tmp_path / "sweep", {})
+    console = Console(width=160, record=True, force_terminal=False)
+    print_sweep(sweep, console)
+    text = " ".join(console.export_text().split())
+    assert (text.count("done, suspect"), text.count("done, older")) == (2, 2)
+    said = (
+        "2 of 24 cells have suspect steps",
+        "2 of 24 cells are of another state and were kept: loss of other code",
+        "Cells come from 2 machines, or states of one, that differ in kernel",
+    )
+    assert all(words in text for words in said)
+    assert not any(words[5:] in " ".join(verdict(clean)) for words in said)
+    for name in ("sweep", "clean"):
+        captions = [
+            " ".join(each.get_text() for each in draw().texts).replace("\n", " ")
+            for draw, _ in sweep_figures({"sweep": sweep, "clean": clean}[name]).values()
+        ]
+        assert all((words in caption) is (name == "sweep") for caption in captions for words in said)
+    page = write_report(tmp_path / "sweep").read_text()
+    assert page.count("done, suspect") >= 2
+    assert all(words in page for words in said)
+
+
 @pytest.mark.parametrize("name", ["sweep.json", "results.parquet", "curves.parquet"])
 def test_what_is_missing_is_named(tmp_path, name):
     """And what to type."""
@@ -221,5 +253,5 @@ def test_another_version_is_refused(tmp_path):
     conclude(tmp_path, {})
     record = json.loads((tmp_path / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(record | {"schema_version": 7}))
-    with pytest.raises(UsageError, match="schema version 7, and this testbed reads version 2 only"):
+    with pytest.raises(UsageError, match="schema version 7, and this testbed reads version 3 only"):
         load_sweep(tmp_path)

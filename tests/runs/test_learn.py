@@ -16,8 +16,9 @@ from testbed.config import Preset, load_toml
 from testbed.config.arm import OWN_REPLICAS
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
-from testbed.runs.directory import sources_sha256
+from testbed.runs import experiment
 from testbed.runs.experiment import cells_of, load_experiment
+from testbed.runs.identity import LEARNING, code_sha256
 from testbed.runs.learn import Learn, dry_run, learn
 from testbed.runs.tables import list_runs
 from tests.runs.tiny import PRESET, command, environment, marked
@@ -93,7 +94,7 @@ def test_cells_of_another_code_are_told_apart(learned, tmp_path, monkeypatch):
     shutil.copytree(learned / "runs/tiny", tmp_path / "runs/tiny")
     for path in sorted((tmp_path / "runs/tiny/cells").glob("*.json"))[:2]:
         cell = json.loads(path.read_text())
-        assert cell["environment"]["sources_sha256"] == sources_sha256(Path(testbed.__file__).parent)
+        assert cell["environment"]["sources_sha256"] == code_sha256(LEARNING)
         cell["environment"]["sources_sha256"] = "5" * 64
         path.write_text(json.dumps(cell))
     said: list[str] = []
@@ -107,19 +108,34 @@ def test_cells_of_another_code_are_told_apart(learned, tmp_path, monkeypatch):
 
 def test_a_digest_knows_the_sources_that_decide(tmp_path):
     """What is learned by, and neither what shows it nor where it lies."""
-    package = tmp_path / "testbed"
-    shutil.copytree(Path(testbed.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    before = sources_sha256(package)
-    assert before == sources_sha256(Path(testbed.__file__).parent)
-    (package / "analysis/quality.py").write_text("")
-    assert sources_sha256(package) == before
+    root = Path(testbed.__file__).parents[1]
+    copies = [tmp_path / f"{number}" for number in range(8)]
+    for copy in copies:
+        for package in ("testbed", "emulation"):
+            shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_sha256(LEARNING)
+    (copies[0] / "testbed/analysis/quality.py").write_text("")
+    assert code_sha256(LEARNING, copies[0]) == before
     found = {before}
-    for name in ("codecs/topk.py", "config/preset.py", "data/mqar.py", "model.py", "runs/learners.py",
-                 "parallel/exchanges/ring.py", "trainer/loop.py"):  # fmt: skip
-        (package / name).write_text((package / name).read_text() + "# changed\n")
-        found.add(sources_sha256(package))
-    (package / "codecs/topk.py").rename(package / "codecs/top.py")
-    assert len(found | {sources_sha256(package)}) == 9
+    names = ("codecs/topk.py", "config/preset.py", "data/mqar.py", "model.py", "runs/learners.py")
+    for copy, name in zip(copies[1:], (*names, "parallel/exchanges/ring.py", "trainer/loop.py"), strict=True):
+        with (copy / "testbed" / name).open("a") as file:
+            file.write("CHANGED = 1\n")
+        found.add(code_sha256(LEARNING, copy))
+    assert len(found) == 8
+
+
+def test_cells_of_another_state_are_left_aside_or_kept_and_named(learned, tmp_path, monkeypatch):
+    """As if the code had changed: all are to be learned again, unless --keep-older is typed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(learned / "runs/tiny", tmp_path / "runs/tiny")
+    was = experiment.learning_content
+    monkeypatch.setattr(experiment, "learning_content", lambda *given: was(*given) | {"code": "7" * 64})
+    file = write(tmp_path)
+    plain, kept = dry_run(Learn(file=file)), dry_run(Learn(file=file, keep_older=True))
+    assert (plain.count("missing"), kept.count("missing")) == (6, 0)
+    assert "6 cells are there of another state (code) and left aside: --keep-older" in plain
+    assert quietly(file, keep_older=True)["cells"] == 6
 
 
 def test_replicas_that_are_not_alike_are_said_to_be_so_at_once(tmp_path, monkeypatch):

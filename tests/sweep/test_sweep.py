@@ -89,10 +89,10 @@ def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path, change, of
             said += line
             if not changed and len(list((folder / "learned").glob("*.json"))) == 2:
                 changed = True
-                for file in sorted((folder / "learned").glob("*.json"))[:of]:
-                    data = json.loads(file.read_text())
-                    change(data)
-                    file.write_text(json.dumps(data))
+                learned = {file: json.loads(file.read_text()) for file in (folder / "learned").glob("*.json")}
+                for file in sorted(learned, key=lambda file: learned[file]["config"]["arm"]["exchange"])[:of]:
+                    change(learned[file])  # of decentralised first
+                    file.write_text(json.dumps(learned[file]))
     assert changed
     assert process.returncode == 1
     assert words in said

@@ -1,6 +1,7 @@
 """What `testbed sweep` leaves, and that it goes on from there."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -28,7 +29,8 @@ def test_every_cell_is_learned_once_timed_once_and_composed(swept):
     assert len(summaries(folder)) == len(POINTS) * len(ARMS) + 1
     assert table["val_loss"].groupby([table["arm"], table["seed"]]).nunique().eq(1).all()
     exact = table[table["arm"] == "decentralised"]
-    assert (exact["step_seconds_mean"] / exact["closed_form_step_seconds"]).between(0.9, 1.15).all()
+    # beside other work; half the rate would be 1.5 and more
+    assert (exact["step_seconds_mean"] / exact["closed_form_step_seconds"]).between(0.9, 1.35).all()
     curves = pd.read_parquet(folder / "curves.parquet")
     assert curves.groupby(["cell", "step"])["time_seconds"].nunique().eq(1).all()
     assert set(curves["time_kind"]) == {"composed"}
@@ -67,6 +69,25 @@ def test_a_changed_configuration_is_another_cell_and_a_renamed_arm_the_same(swep
     state = {what: there for there, _, what in lines if there in ("there", "missing")}
     assert state["control at bw 40mbit"] == state["nothing at bw 40mbit"] == "there", done.stdout
     assert state["control at bw 90mbit"] == "missing"
+
+
+def test_cells_that_have_read_another_text_are_left_aside_or_kept_and_marked(swept, tmp_path, monkeypatch):
+    """The same command where the standard library is another: nothing is there, unless --keep-older is typed."""
+    shutil.copytree(swept, tmp_path / "place")
+    place, text = tmp_path / "place", tmp_path / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.py").write_text(f"another = {number}\n" * 200)
+    monkeypatch.setenv("TESTBED_STDLIB", str(text))
+    aside = run_testbed(place, "sweep", "grid.toml", "--dry-run")
+    assert "there  " not in aside.stdout
+    assert "of another state (data) and left aside: --keep-older" in aside.stdout
+    kept = run_testbed(place, "sweep", "grid.toml", "--keep-older")
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert "are of another state and were kept: time of other data; loss of other data (marked older)" in kept.stdout
+    table = pd.read_parquet(place / "runs" / "grid" / "results.parquet")
+    assert set(table["older"]) == {"time of other data; loss of other data"}
+    assert table["val_loss"].equals(pd.read_parquet(swept / "runs" / "grid" / "results.parquet")["val_loss"])
 
 
 @pytest.mark.acceptance
