@@ -160,7 +160,7 @@ FAULTS = tuple(
         ("check_host", "if asked.get(part) != here.get(part)", "if False", "tests/runs/test_identity.py"),
         ("Errand.hash", ', "content": self.content', "", "tests/runs/test_identity.py"),
         ("_tree", "{_definition(root, node.module, alias.name)}", "", "tests/runs/test_identity.py"),
-        ("machine_lock", "if busy and not share", "if False", "tests/runs/test_cli.py"),
+        ("_held", "if busy and not share", "if False", "tests/runs/test_cli.py"),
         ("identity", '"data": data', '"data": ""', _CHECKPOINT),
         # planted by hand first, for they were in no list
         ("all_reduce", "total += mine[rank] if message", "total += 0 if message", "tests/trainer/test_weights.py"),

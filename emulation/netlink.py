@@ -140,6 +140,8 @@ def _netem_options(data: bytes, start: int, end: int) -> dict[str, Any]:
 def _statistics(data: bytes, start: int, end: int) -> dict[str, int]:
     """TCA_STATS2: 64-bit bytes, which count the header of every segment of a super-packet."""
     nested = _nested(data, start, end)
+    if _STATS_BASIC not in nested or _STATS_QUEUE not in nested:  # tbf's own class counts nothing
+        return {}
     total, packets = struct.unpack_from("=QI", nested[_STATS_BASIC])
     if _STATS_PKT64 in nested:
         (packets,) = _U64.unpack_from(nested[_STATS_PKT64])

@@ -28,6 +28,7 @@ __all__ = [
     "in_netns",
     "loopback_up",
     "mount",
+    "named",
     "netns_path",
     "unshare",
 ]
@@ -101,6 +102,21 @@ def in_netns(name: str | None) -> Iterator[None]:
             yield
         finally:
             _check(_libc.setns(home, CLONE_NEWNET), "setns back home")
+    finally:
+        os.close(home)
+
+
+@contextmanager
+def named(host: str) -> Iterator[None]:
+    """Processes that this thread starts inside the block are on a host of this name (uts_namespaces(7))."""
+    home = os.open("/proc/thread-self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWUTS)
+        try:
+            socket.sethostname(host)
+            yield
+        finally:
+            _check(_libc.setns(home, CLONE_NEWUTS), "setns back home")
     finally:
         os.close(home)
 

@@ -41,7 +41,7 @@ from testbed.commands import (
     Train,
     Verify,
 )
-from testbed.errors import TestbedError, UsageError
+from testbed.errors import TestbedError, UsageError, in_words
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.nodes import make_nodes, require_image
 from testbed.runs.rank import SELDOM
@@ -106,7 +106,7 @@ def _guarded(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"testbed: {error.strerror}: {error.filename or error}", file=sys.stderr)
+        print(f"testbed: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("testbed: interrupted; everything is taken down", file=sys.stderr)
@@ -114,7 +114,7 @@ def _guarded(main: Callable[[], int]) -> int:
 
 
 def _emulate(command: Emulate, _: list[str]) -> int:
-    from testbed.runs.directory import machine_lock
+    from testbed.runs.machine_lock import machine_lock
 
     settings = resolve(command, command=shlex.join(["testbed", *sys.argv[1:]]))
     if command.dry_run:
@@ -126,9 +126,9 @@ def _emulate(command: Emulate, _: list[str]) -> int:
     def run() -> int:
         from testbed.runs.emulate import emulate
         from testbed.runs.progress import Progress
-        from testbed.runs.rehearsal import rehearse_pace
+        from testbed.runs.rehearsal import rehearse_codecs
 
-        rehearse_pace(settings, settings.arms)
+        rehearse_codecs(settings, settings.arms)
         console = _Console(stderr=command.json)
         if not console.is_terminal:
             console.width = _PIPE_COLUMNS
@@ -175,8 +175,8 @@ def _say_where(folder: Path, console: Console) -> None:
 def _verify(command: Verify, _: list[str]) -> int:
     from emulation.units import parse_delay, parse_percent
     from emulation.verify import Tolerance
-    from testbed.runs.directory import machine_lock
     from testbed.runs.execute import verify_links
+    from testbed.runs.machine_lock import machine_lock
 
     network = _network(command)
     tolerance = Tolerance(
@@ -192,8 +192,8 @@ def _verify(command: Verify, _: list[str]) -> int:
 
 def _exec(command: Exec, program: list[str]) -> int:
     from emulation.schedule import load_schedule
-    from testbed.runs.directory import machine_lock
     from testbed.runs.execute import Errand, run_everywhere
+    from testbed.runs.machine_lock import machine_lock
 
     if not program and command.shell is None:
         raise UsageError("no command was given: type it behind '--', as in: testbed exec --bw 300mbit -- hostname -I")
@@ -260,7 +260,7 @@ def _learn(command: Learn, _: list[str]) -> int:
 
 
 def _sweep(command: SweepCommand, _: list[str]) -> int:
-    from testbed.runs.directory import machine_lock
+    from testbed.runs.machine_lock import machine_lock
     from testbed.runs.progress import Progress
     from testbed.sweep.run import dry_run, folder_of, sweep
 

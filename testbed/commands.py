@@ -176,8 +176,8 @@ class Runs:
 
     kind: Annotated[Literal["emulate", "learn", "sweep"] | None, flag("emulate|learn|sweep")] = None
     """Only those that this command made."""
-    state: Annotated[Literal["done", "failed", "invalid", "unfinished"] | None, flag("done|failed|…")] = None
-    """Only those in this state: done, failed, invalid, unfinished."""
+    state: Annotated[Literal["broken", "done", "failed", "invalid", "unfinished"] | None, flag("done|failed|…")] = None
+    """Only those in this state: done, failed, invalid, unfinished; broken: its records cannot be read."""
     name: Annotated[str | None, flag("PATTERN")] = None
     """Only those with such a name; * stands for anything."""
     tensorboard: Annotated[str | None, flag("RUN|DIR")] = None

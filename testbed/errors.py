@@ -8,7 +8,22 @@ TestbedError
 └── Unreachable   a remote set or tokenizer cannot be read now (testbed.data.extra; exit status 1)
 """
 
-__all__ = ["LossChanged", "PeerLost", "RunFailed", "TestbedError", "UsageError"]
+import errno
+
+__all__ = ["LossChanged", "PeerLost", "RunFailed", "TestbedError", "UsageError", "in_words"]
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk, and type the same again: what is finished is kept",
+    errno.EDQUOT: "make room below your quota, and type the same again: what is finished is kept",
+}
+
+
+def in_words(error: OSError) -> str:
+    """What the system said, about which file, and what to do where that is known."""
+    what = error.strerror or f"{error}" or type(error).__name__
+    about = f": {error.filename}" if error.filename is not None and error.strerror else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{what}{about}" + (f"; {remedy}" if remedy else "")
 
 
 class TestbedError(Exception):

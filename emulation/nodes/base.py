@@ -69,6 +69,11 @@ class Backend(ABC):
     def check_alive(self) -> None:
         """Raise LinkError if a process that the links need has ended."""
 
+    @property
+    def namespaces(self) -> list[str]:
+        """Those in which this process can open sockets of its own, by the names that `at` takes."""
+        return []
+
     def at(self, netns: str | None, task: Callable[..., Any], *arguments: Any) -> Any:
         """What a task gives in one of the network's namespaces, by name."""
         return at(netns, task, *arguments)

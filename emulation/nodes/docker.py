@@ -111,6 +111,9 @@ class DockerBackend(NetnsBackend):
         self.delay_line.prepare(self._room)
         self._start_all()
 
+    def _name_nodes(self) -> None:
+        """The engine does, when it makes the containers."""
+
     def _start_all(self) -> None:
         """All containers, the channels to their helpers, and the way into their networks."""
         for node in self.network.nodes:
@@ -126,6 +129,7 @@ class DockerBackend(NetnsBackend):
             node.name,
             self.image,
             hostname=node.name,
+            extra_hosts={each.name: each.address for each in self.network.nodes},
             user=f"{os.getuid()}:{os.getgid()}",
             environment={variable: place for place, variable in self.elsewhere.values()},
             volumes=seen,

@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
@@ -35,11 +36,13 @@ from emulation.nodes.reading import (
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine, Rule, delay_rules
 from emulation.shaping.sizes import segments_of
-from emulation.syscalls import in_netns, netns_path
+from emulation.syscalls import MS_BIND, in_netns, mount, named, netns_path
 from emulation.units import format_rate
 
 __all__ = ["SWITCH", "NetnsBackend"]
 
+HOSTS = "/run/hosts"
+"""A world's own, over /etc/hosts; /run is the world's, too."""
 PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
 TCP_SYSCTLS = (
@@ -86,6 +89,7 @@ class NetnsBackend(Backend):
         try:
             self._is_open = True
             self._prepare()
+            self._name_nodes()
             run_all(self._build_batches(), self.at)
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network)
@@ -94,6 +98,16 @@ class NetnsBackend(Backend):
         except BaseException:
             self.close()
             raise
+
+    def _name_nodes(self) -> None:
+        """Make every node's name resolve on every node: the world has a hosts file of its own (hosts(5))."""
+        names = [f"{node.address} {node.name}\n" for node in self.network.nodes]
+        try:
+            Path(HOSTS).write_text("".join(["127.0.0.1 localhost\n", *names]))
+            if not os.path.samefile(HOSTS, "/etc/hosts"):
+                mount(HOSTS, "/etc/hosts", None, MS_BIND)
+        except OSError as error:
+            raise CapabilityError(f"nodes cannot have names of their own here: /etc/hosts: {error.strerror}") from None
 
     def _prepare(self) -> None:
         """What has to be there before the first command."""
@@ -320,12 +334,20 @@ class NetnsBackend(Backend):
 
     # -- using
 
+    @property
+    def namespaces(self) -> list[str]:
+        return [SWITCH, *(node.name for node in self.network.nodes)]
+
+    def environment(self, node: Node) -> dict[str, str]:
+        return super().environment(node) | {"HOSTNAME": node.name}
+
     def popen(
         self, node: Node, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen_kwargs: Any
     ) -> subprocess.Popen[Any]:
         nsenter = tool_path("nsenter") or "nsenter"
         command = [nsenter, f"--net={netns_path(node.name)}", "--", *argv]
-        with in_netns(node.name):  # it is born there: a signal to the node's processes finds it at once
+        # it is born there: a signal to the node's processes finds it at once
+        with in_netns(node.name), named(node.name):
             return subprocess.Popen(command, env=env, **popen_kwargs)
 
     def counter(self, node: Node) -> dict[str, Any]:

@@ -17,13 +17,14 @@ def relate(arms: list[Record]) -> list[Record]:
     """Copies of `arms` with their relations filled in; None where a partner or a number is missing.
 
     Ratios are plain (1 = the same), differences of losses relative (+0.12 = 12 % worse). Losses are compared
-    only between arms that trained for equally many steps.
+    only between arms that trained for equally many steps. In a void comparison nothing is recovered: what exchange is
+    worth lies within chance there, and a share of it is any number.
     """
-    by_name = {arm["arm"]: arm for arm in arms}
-    return [arm | _relations(arm, by_name) for arm in arms]
+    by_name, void = {arm["arm"]: arm for arm in arms}, void_reason(arms) is not None
+    return [arm | _relations(arm, by_name, void) for arm in arms]
 
 
-def _relations(arm: Record, by_name: dict[str, Record]) -> Record:
+def _relations(arm: Record, by_name: dict[str, Record], void: bool) -> Record:
     central = by_name.get("centralised", {})
     exact = by_name.get("decentralised", {})
     control = by_name.get("control", {})
@@ -33,7 +34,7 @@ def _relations(arm: Record, by_name: dict[str, Record]) -> Record:
         "wire_bytes_vs_decentralised": _ratio(arm, exact, "wire_bytes_per_step"),
         "val_loss_vs_centralised": _worse(arm, central),
         "val_loss_vs_decentralised": _worse(arm, exact),
-        "recovered_fraction": _recovered(arm, exact, control),
+        "recovered_fraction": None if void else _recovered(arm, exact, control),  # a share of nothing
     }
 
 

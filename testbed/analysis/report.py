@@ -165,6 +165,7 @@ _VALIDITY: dict[str, Callable[[dict[str, Any]], str]] = {
     "valid": lambda arm: "yes" if arm.get("valid") else "NO",
     "invalid steps": lambda arm: str(arm.get("invalid_steps", MISSING)),
     "suspect steps": lambda arm: str(arm.get("suspect_steps", MISSING)),
+    "suspect synchronisations": lambda arm: str(arm.get("suspect_syncs", MISSING)),
     "why": lambda arm: (
         "; ".join([*(arm.get("why") or []), arm.get("suspect_why") or "", arm.get("caution") or ""]).strip("; ")
         or MISSING
@@ -268,6 +269,7 @@ def _of_commands(sweep: Sweep, folder: Path) -> Page:
         question=record["question"],
         verdict=[
             *verdict,
+            *[(note, True) for note in record["notes"]],
             *[(f"{counted(len(record['failed']), 'cell')} failed (column why).", True)] * bool(record["failed"]),
         ],
         sections=[

@@ -39,7 +39,7 @@ def _ledger(arm: dict[str, Any]) -> list[str]:
     """A row of the ledger, in megabytes."""
     ledger = arm["ledger"]
     keys = ("payload_bytes", "socket_resent_bytes", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes")
-    suspect = arm.get("suspect_steps") or 0
+    suspect = (arm.get("suspect_steps") or 0) + (arm.get("suspect_syncs") or 0)
     return [
         *(megabytes(ledger[key]) for key in keys),
         f"{ledger['largest_difference']:.3%}",

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from testbed.analysis.checks import check_sentence
 from testbed.analysis.formats import MISSING, percent, significant, trimmed, usable
+from testbed.analysis.relations import CONTROL_ABOVE
 from testbed.analysis.style import shown
 from testbed.analysis.sweep_tables import doubts, marks
 from testbed.analysis.sweeps import Sweep
@@ -25,6 +26,8 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     """A row per point and arm; losses are means over seeds."""
     if sweep.of_commands:
         console.print(_commands(sweep))
+        for note in sweep.record["notes"]:
+            console.print(Text(f"• {note}"))
         _print_failed(sweep, console)
         return
     table = Table(title=Text(shown(sweep.record["title"], 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -118,6 +121,8 @@ def verdict(sweep: Sweep) -> list[str]:
                 f"; it recovers {_between(low, high)} of what exchange is worth (over {rows['seed'].nunique()} seeds)"
             )
         found.append(text + ".")
+    if note := _void(done, exact, control):
+        found.append(note)
     cells = sweep.table.drop_duplicates("cell")
     if count := int((cells["state"] == "invalid").sum()):
         found.append(f"{count} of {len(cells)} cells are invalid: their times are not used (column why).")
@@ -125,6 +130,22 @@ def verdict(sweep: Sweep) -> list[str]:
     checks = sorted(sweep.record["checks"], key=lambda check: check["state"] == "done")  # the worst first
     found += [check_sentence(check) for check in checks[:_MOST_CHECKS]]
     return found + [f"{len(checks) - _MOST_CHECKS} more checks: sweep.json."] * (len(checks) > _MOST_CHECKS)
+
+
+def _void(done: pd.DataFrame, exact: str, control: str) -> str:
+    """That the task shows nothing about exchange, and nothing is said to be recovered."""
+    loss = done.groupby(["point", "seed", "arm"])["val_loss"].first().unstack()
+    if exact not in loss or control not in loss:
+        return ""
+    above = (loss[control] / loss[exact] - 1).dropna()
+    count = int((above < CONTROL_ABOVE).sum())
+    if not count:
+        return ""
+    return (
+        f"At {count} of {len(above)} points and seeds the loss without exchange is less than {percent(CONTROL_ABOVE)} "
+        f"above {exact}'s ({percent(float(above.min()), signed=True)} at the least): they show nothing about exchange, "
+        "and no share that is recovered is given."
+    )
 
 
 def _span(values: pd.Series) -> str:

@@ -9,6 +9,7 @@ from testbed.analysis.sweeps import Sweep
 
 __all__ = ["HELD", "at_first", "doubts", "marks", "sweep_caption"]
 
+_SUSPECT = ("suspect_steps", "suspect_syncs")
 HELD = ("bandwidth_bps", "one_way_delay_seconds")
 """The two axes that figures have."""
 
@@ -28,18 +29,18 @@ def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
 
 def marks(row: Mapping[Any, Any]) -> list[str]:
     """What a reader must know of a cell that is done, in a word each."""
-    suspect = row["suspect_steps"] or 0
-    return ["suspect"] * (suspect > 0) + ["older"] * bool(row["older"])
+    suspect = any((row[key] or 0) > 0 for key in _SUSPECT)
+    return ["suspect"] * suspect + ["older"] * bool(row["older"])
 
 
 def doubts(sweep: Sweep) -> list[str]:
     """The same as sentences over all cells: suspect times, cells of another state, machines that differ."""
     cells = sweep.table[sweep.table["state"].isin(("done", "invalid"))].drop_duplicates(["cell", "arm", "point"])
     found = []
-    if count := int((cells["suspect_steps"].fillna(0) > 0).sum()):
+    if count := int((cells[list(_SUSPECT)].fillna(0) > 0).any(axis=1).sum()):
         found.append(
-            f"{count} of {len(cells)} cells have suspect steps: the machine, or something on the link, may have "
-            "prolonged them (marked suspect)."
+            f"{count} of {len(cells)} cells have suspect steps or synchronisations: the machine, or something on the "
+            "link, may have prolonged them (marked suspect)."
         )
     if count := int((cells["older"].fillna("") != "").sum()):
         kinds = "; ".join(sorted({why for why in cells["older"] if why}))

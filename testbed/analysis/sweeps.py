@@ -18,6 +18,7 @@ import pandas as pd
 from testbed.analysis.checks import check_rows, trained_curves
 from testbed.analysis.compose import mean_interval
 from testbed.analysis.load import COLUMNS, arm_table
+from testbed.analysis.relations import CONTROL_ABOVE
 from testbed.errors import UsageError
 from testbed.sweep.grid import described
 
@@ -49,6 +50,7 @@ _OF_SUMMARY = (
     "payload_by_channel",
     "invalid_steps",
     "suspect_steps",
+    "suspect_syncs",
 )
 """Taken over into the table as they stand."""
 _OF_NETWORK = ("nodes", "nodes_of_target", "accounting", "preset", "target", "sync_every")
@@ -156,6 +158,7 @@ def _written(
         "states": {state: int(count) for state, count in states.items()},
         "excluded": config["excluded"],
         "machines": _machines(folder, config),
+        "notes": _notes(table) if config["kind"] == "command" else [],
         "failed": failed,
         "checks": list(checks),
     }
@@ -190,13 +193,31 @@ def _machines(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _of_one_type(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns in which texts, numbers and lists meet, as texts: a file's columns are of one type each."""
+    """Columns in which texts, numbers and lists meet, or with integers beyond 64 bits, as texts: a file's columns are
+    of one type each."""
     mixed = {
         str(name): values.map(str, na_action="ignore")
         for name, values in table.items()
-        if values.dtype == object and len({_kind(value) for value in values.dropna()}) > 1
+        if values.dtype == object
+        and (len({_kind(value) for value in values.dropna()}) > 1 or any(map(_is_long, values.dropna())))
     }
     return table.assign(**mixed)
+
+
+def _is_long(value: Any) -> bool:
+    """Whether an integer is beyond what a column of numbers holds."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """What a reader of a command's table must know of its columns."""
+    said = [name for name in table.columns if str(name).startswith("said_")]
+    long = [name for name in said if any(_is_long(value) for value in table[name].dropna())]
+    done = table[table["state"] == "done"]
+    silent = int(done[said].isna().all(axis=1).sum()) if said else len(done)
+    return [f"{', '.join(long)}: integers beyond 64 bits, kept as texts."] * bool(long) + [
+        f"{silent} of {len(done)} cells printed no JSON object on a line of its own."
+    ] * bool(silent)
 
 
 def _kind(value: Any) -> str:
@@ -344,9 +365,11 @@ def _faster(row: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recovered(row: dict[str, Any], exact: dict[str, Any], control: dict[str, Any]) -> dict[str, float]:
-    """The share of what exchange is worth; of what was learned alone, whatever became of the links."""
+    """The share of what exchange is worth, of what was learned alone, whatever became of the links; none where it is
+    worth less than a comparison needs to say anything."""
     worst, best, mine = (each["val_loss_remote"] for each in (control, exact, row))
     known = all(loss is not None and not math.isnan(loss) for loss in (worst, best, mine)) and worst != best
+    known = known and control["val_loss"] >= (1 + CONTROL_ABOVE) * exact["val_loss"]
     return {"recovered_fraction": (worst - mine) / (worst - best) if known else math.nan}
 
 

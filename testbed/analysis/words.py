@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from testbed.analysis.captions import kinds_sentence
-from testbed.analysis.formats import duration, percent, rate, significant, usable
+from testbed.analysis.formats import counted, duration, percent, rate, significant, usable
 from testbed.analysis.load import Comparison
 
 __all__ = ["sentences"]
@@ -17,6 +17,7 @@ def sentences(comparison: Comparison) -> list[tuple[str, str]]:
     facts, arms = comparison.comparison, {arm["arm"]: arm for arm in comparison.arms}
     found = [(facts["void"], "bold red")] if facts.get("void") else []
     found += [(text, "red") for text in _invalid(comparison.arms)]
+    found += [(text, "yellow") for text in _suspect(comparison.arms)]
     changed = any(arm.get("events") for arm in comparison.arms)
     if changed:
         found.append(("Links changed while arms trained (events.json); what was found of them is from before.", ""))
@@ -30,6 +31,15 @@ def _invalid(arms: list[Record]) -> Iterator[str]:
     for arm in arms:
         if not arm.get("valid"):
             yield f"{arm['arm']} is not valid: {'; '.join(arm.get('why') or ['no reason was noted'])}."
+
+
+def _suspect(arms: list[Record]) -> Iterator[str]:
+    """Times that something may have prolonged, which count all the same."""
+    for arm in arms:
+        steps, syncs = arm.get("suspect_steps") or 0, arm.get("suspect_syncs") or 0
+        if steps or syncs:
+            what = [counted(steps, "step")] * bool(steps) + [counted(syncs, "synchronisation")] * bool(syncs)
+            yield f"{arm['arm']}: {' and '.join(what)} suspect: {arm.get('suspect_why') or 'no reason was noted'}."
 
 
 def _codecs(arms: list[Record], by_name: dict[str, Record]) -> Iterator[str]:

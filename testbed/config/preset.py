@@ -41,6 +41,7 @@ class Preset:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
+    """The largest norm of a step's gradients, to which longer ones are scaled; 0: none is."""
     accumulate: int = 1
     """Into how many parts a step's sequences are cut, one after the other, before the update."""
     document_mask: bool = False

@@ -4,7 +4,9 @@ import difflib
 import json
 import tomllib
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -16,6 +18,8 @@ __all__ = ["STRICT", "at_least", "load_toml", "names_in", "parse", "read_toml", 
 SCHEMA_VERSION = 1
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
+_LARGEST_TOML = 4 << 20
+
 STRICT = ConfigDict(extra="forbid")
 """Of every dataclass of the tree: unknown keys are refused."""
 
@@ -26,7 +30,8 @@ def at_least(least: float, **values: float) -> None:
     """Raise `UsageError` unless every value is a finite number of at least `least`."""
     for name, value in values.items():
         if not least <= value < float("inf"):
-            raise UsageError(f"{name} = {value}: it must be at least {least:g}")
+            finite = "" if isfinite(value) else " and finite"
+            raise UsageError(f"{name} = {value}: it must be at least {least:g}{finite}")
 
 
 def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
@@ -73,11 +78,18 @@ def load_toml(kind: type[T], folder: str, name: str) -> T:
 def read_toml(kind: type[T], path: Path) -> T:
     """The `kind` in a TOML file; raises `UsageError` with one sentence."""
     try:
+        found = path.stat()
+        if not S_ISREG(found.st_mode):
+            raise UsageError(f"{path} is no regular file: name a .toml file")
+        if found.st_size > _LARGEST_TOML:
+            raise UsageError(f"{path} has {found.st_size:,} bytes, and a .toml file can have {_LARGEST_TOML:,}")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: its tables or lists lie too deep in one another") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     return parse(kind, data, str(path.name))
 
 

@@ -52,6 +52,8 @@ def _show(folder: Path, description: dict[str, Any], *, as_json: bool) -> None:
         table.add_row(split, f"{counts['documents']:,}", f"{counts['tokens']:,}", f"{size:,}")
     console = Console()
     console.print(table)
+    for left_out in source.get("left_out", ()):
+        console.print(f"left out: {escape(left_out)}", soft_wrap=True)
     console.print(f"from {escape(str(source['name']))}{escape(f' ({origin})') if origin else ''}")
     console.print(f"tokenizer {escape(tokenizer['name'])}, {tokenizer['vocabulary']:,} token ids")
     console.print(f"sha256 {description['sha256']}")

@@ -7,11 +7,13 @@ read and kept, so that what goes on later reads the same.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
 from typing import Any
 
 from testbed.config.tree import STRICT
 from testbed.data.extra import Unreachable, require
-from testbed.data.files import string
+from testbed.data.files import digest_of_files, string
 from testbed.errors import TestbedError, UsageError
 
 __all__ = ["Hub", "HubSet", "reaching"]
@@ -58,6 +60,9 @@ class Hub:
             "data_files": chosen.data_files,
             "citation": chosen.source.strip(),
         }
+        if "/" not in chosen.hub and chosen.data_files is not None:  # files of one's own are known by their content
+            own = sorted(Path(each) for each in glob(chosen.data_files, recursive=True))
+            self.described["sha256"] = digest_of_files([path for path in own if path.is_file()])
         self.found: dict[str, Any] = {}
 
     def read(self, position: dict[str, Any] | None) -> Iterator[str]:

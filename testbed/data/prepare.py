@@ -19,8 +19,16 @@ from testbed.config.tree import load_toml, names_in
 from testbed.data.files import Cut, Documents, Files
 from testbed.data.hub import Hub, HubSet
 from testbed.data.integrity import verify
-from testbed.data.shelf import Shelf
-from testbed.data.tokens import BPE, Tokenizer, check_vocabulary_size, load_tokenizer, read_trained, train_bpe
+from testbed.data.shelf import Shelf, differing
+from testbed.data.tokens import (
+    BPE,
+    Tokenizer,
+    check_vocabulary_size,
+    load_tokenizer,
+    read_trained,
+    tokenizer_sha256,
+    train_bpe,
+)
 from testbed.errors import UsageError
 
 __all__ = ["Prepare", "held_out", "parse_count", "prepare"]
@@ -68,6 +76,7 @@ def prepare(
         "source": documents.described,
         "tokens": wanted,
         "tokenizer": tokenizer_name,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer_name),
         "vocabulary": _bpe_size(tokenizer_name, request.vocabulary),
     }
     folder = CORPORA / _folder_name(request.name, tokenizer_name) if request.out is None else Path(request.out)
@@ -134,7 +143,7 @@ def _fill(
 def _check_both(shelf: Shelf) -> None:
     count = sum(shelf.documents.values())
     if not count:
-        raise UsageError("there is no text in it: every document is empty, or there is none")
+        raise UsageError("there is no text in it: every document is blank, or there is none")
     for split, documents in shelf.documents.items():
         if not documents:
             what = "held out" if split == "validation" else "trained on"
@@ -145,10 +154,11 @@ def _check_both(shelf: Shelf) -> None:
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Documents that are not empty, some at a time."""
+    """Documents that are not blank, some at a time; a mark of the byte order is no text."""
     batch, characters = [], 0
     for text in texts:
-        if not text:
+        text = text.removeprefix("\ufeff")
+        if not text.strip():
             continue
         batch.append(text.encode("utf-8", "replace").decode())  # JSON can hold halves of characters
         characters += len(text)
@@ -193,7 +203,7 @@ def _documents(request: Prepare) -> tuple[Documents, str]:
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise UsageError(
         f"'{name}' is neither a corpus nor a file or folder that is there; known are {', '.join(known)}, or the path "
-        f"of texts (.txt, .md, .py, .jsonl, .parquet), of a folder of them, or of a .toml as in experiments/data{hint}"
+        f"of texts (.txt, .md, .py, .jsonl, .parquet …), a folder of them, or a .toml as in experiments/data{hint}"
     )
 
 
@@ -221,6 +231,8 @@ def _is_there(folder: Path, asked: dict[str, Any]) -> bool:
         raise UsageError(f"{folder} is there already, and no prepared corpus: type another --out")
     found = read_description(folder)["asked"]
     if found != asked:
-        differing = [key for key, value in asked.items() if found.get(key) != value]
-        raise UsageError(f"{folder} holds a corpus with another {', '.join(differing)}: type another --out")
+        raise UsageError(
+            f"{folder} holds a corpus with another {differing(asked, found)}: delete it to prepare it anew, or type "
+            "another --out"
+        )
     return True

@@ -23,7 +23,7 @@ from testbed.data.prepared import TOKEN
 from testbed.data.tokens import TOKENIZER_FILE, Tokenizer
 from testbed.errors import UsageError
 
-__all__ = ["SPLITS", "Shelf"]
+__all__ = ["SPLITS", "Shelf", "differing"]
 
 SPLITS = ("train", "validation")
 _JOURNAL = "journal.json"
@@ -195,8 +195,7 @@ class Shelf:
         """Whether what lies there was begun by the same request."""
         begun = found["asked"] if found["schema_version"] == DATA_VERSION else {}
         if begun != self._asked:
-            differing = [key for key, value in self._asked.items() if begun.get(key) != value]
-            other = ", ".join(differing) if begun else "testbed"
+            other = differing(self._asked, begun) if begun else "testbed"
             raise UsageError(
                 f"{self.part} was begun with another {other}: type what began it to go on, "
                 "delete it, or type another --out"
@@ -217,6 +216,14 @@ class Shelf:
     def _described(self, name: str) -> dict[str, Any]:
         path = self.part / name
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def differing(asked: dict[str, Any], found: dict[str, Any]) -> str:
+    """In what two requests differ, in words: a file of the same name by its content."""
+    words = {"sha256": "content", "tokenizer_sha256": "content of the tokenizer", "name": "source"}
+    flat = [{**each, **each.get("source", {})} for each in (asked, found)]
+    keys = [key for key in flat[0] if key != "source" and flat[0][key] != flat[1].get(key)]
+    return ", ".join(words.get(key, key) for key in keys)
 
 
 def _cut_back(file: IO[bytes], size: int) -> None:

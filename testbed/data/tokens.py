@@ -11,10 +11,20 @@ import numpy as np
 
 from testbed.config.data import BYTES, MAX_VOCABULARY
 from testbed.data.extra import require
+from testbed.data.files import digest_of_files
 from testbed.data.hub import reaching
 from testbed.errors import UsageError
 
-__all__ = ["BPE", "TOKENIZER_FILE", "Bytes", "Tokenizer", "Vocabulary", "load_tokenizer", "train_bpe"]
+__all__ = [
+    "BPE",
+    "TOKENIZER_FILE",
+    "Bytes",
+    "Tokenizer",
+    "Vocabulary",
+    "load_tokenizer",
+    "tokenizer_sha256",
+    "train_bpe",
+]
 
 TOKENIZER_FILE = "tokenizer.json"
 BPE = "bpe"
@@ -115,6 +125,14 @@ def load_tokenizer(name: str) -> Tokenizer:
         f"'{name}' is no tokenizer: type bytes, gpt2 or bpe, the path of a {TOKENIZER_FILE}, or of a folder with "
         "vocab.json and merges.txt"
     )
+
+
+def tokenizer_sha256(name: str) -> str | None:
+    """Of the files of a tokenizer that is given by its path; None of others, or where there are none."""
+    path = Path(name)
+    known = ([path], [path / TOKENIZER_FILE], [path / "vocab.json", path / "merges.txt"])
+    files = next((files for files in known if all(each.is_file() for each in files)), None)
+    return None if files is None or name in ("bytes", "gpt2", BPE) else digest_of_files(files)
 
 
 def read_trained(folder: Path) -> Tokenizer:

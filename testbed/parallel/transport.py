@@ -30,7 +30,7 @@ from torch import Tensor
 from testbed.errors import PeerLost
 from testbed.parallel.pump import Pump, PumpThread
 
-__all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport"]
+__all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport", "listen"]
 
 _HEAD = struct.Struct("<IIQQ")  # magic, running number, payload bytes, ballast bytes
 HEAD_BYTES = _HEAD.size
@@ -115,16 +115,19 @@ class Sockets:
         A `listener` that already listens at the own address is used, and closed, instead of a new one.
         """
         with (
-            listener or socket.create_server(addresses[rank], backlog=len(addresses)) as listener,
+            listener or listen(*addresses[rank][:2], backlog=len(addresses)) as listener,
             ExitStack() as stack,
         ):
             peers: dict[int, socket.socket] = {}
             for other in range(rank):
                 peers[other] = stack.enter_context(_call(addresses[other], addresses[rank][0]))
                 peers[other].sendall(struct.pack("<II", _MAGIC, rank))
-            listener.settimeout(_CONNECT_SECONDS)
+            deadline = time.monotonic() + _CONNECT_SECONDS
             while len(peers) < len(addresses) - 1:
-                connection, _ = listener.accept()
+                connection = _accepted(listener, deadline)
+                if connection is None:
+                    missing = sorted({*range(rank + 1, len(addresses))} - peers.keys())
+                    raise PeerLost(f"rank {rank} has waited {_CONNECT_SECONDS:g} s to be called by ranks {missing}")
                 other = _introduced(connection)
                 if other is None or not rank < other < len(addresses) or other in peers:
                     connection.close()  # not one of ours: a port scan, a stray client
@@ -180,7 +183,7 @@ class Sockets:
         if self._lane is not None:
             return self._lane
         own = next(iter(self.peers.values())).getsockname()[0] if self.peers else "127.0.0.1"
-        listener = socket.create_server((own, 0), backlog=self.world)
+        listener = listen(own, backlog=self.world)
         port = torch.tensor([listener.getsockname()[1]]).view(torch.uint8)
         outgoing = [port if other in self.peers else None for other in range(self.world)]
         ports = self.exchange(outgoing, {"other": 8 * len(self.peers)}).wait()
@@ -329,11 +332,30 @@ def _ballast_file() -> int:
     return descriptor
 
 
+def listen(address: str, port: int = 0, *, backlog: int) -> socket.socket:
+    """A socket that listens at this address alone, of whichever family it is; port 0: one of the kernel's choice."""
+    return socket.create_server((address, port), family=_family(address), backlog=backlog)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _accepted(listener: socket.socket, deadline: float) -> socket.socket | None:
+    """The next that calls; None if nobody has by the deadline, however many strangers did."""
+    listener.settimeout(max(0.001, deadline - time.monotonic()))
+    try:
+        return listener.accept()[0]
+    except TimeoutError:
+        return None
+
+
 def _call(address: tuple[str, int], own: str) -> socket.socket:
     deadline = time.monotonic() + _CONNECT_SECONDS
+    source = (own, 0) if _family(own) == _family(address[0]) else None
     while True:
         try:
-            return socket.create_connection(address, timeout=_CONNECT_SECONDS, source_address=(own, 0))
+            return socket.create_connection(address[:2], timeout=_CONNECT_SECONDS, source_address=source)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise

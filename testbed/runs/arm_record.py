@@ -30,8 +30,9 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     links, plan, arm = comparison.links, result.plan, result.arm
     shaped = result.link == "shaped"
     invalid = [step for step in result.steps if not step.valid]
-    why = list(result.problems)
-    if len(invalid) > MOST_INVALID * len(result.steps):
+    why, valid = list(result.problems), len(result.steps) - len(invalid)
+    again = comparison.settings.mode == "composed"  # an invalid step was timed again, at most as many as were asked for
+    if len(invalid) > (valid if again else MOST_INVALID * len(result.steps)):
         why.append(f"{len(invalid)} of {len(result.steps)} steps are invalid: {min(step.why[0] for step in invalid)}")
     return {
         "arm": arm.name,
@@ -50,7 +51,8 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "caution": arm.caution,
         "invalid_steps": len(invalid),
         "suspect_steps": sum(bool(step.suspect) for step in result.steps),
-        "suspect_why": next((step.suspect[0] for step in result.steps if step.suspect), None),
+        "suspect_syncs": sum(bool(sync.suspect) for sync in result.syncs),
+        "suspect_why": next((each.suspect[0] for each in (*result.steps, *result.syncs) if each.suspect), None),
         "ledger": _ledger(result),
     }
 

@@ -18,7 +18,8 @@ from emulation.mark import orphans
 from emulation.nodes.engine import engine, engine_errors, has_engine, orphaned, remove, rooms
 from testbed.analysis.formats import counted
 from testbed.errors import UsageError
-from testbed.runs.directory import RUNS, machine_lock
+from testbed.runs.directory import RUNS
+from testbed.runs.machine_lock import machine_lock
 
 __all__ = ["clean"]
 

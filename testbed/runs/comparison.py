@@ -6,8 +6,8 @@ learned ones to the last bit; loss against hours follows by resampling the measu
 comparisons train each arm for real on its link and compose nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from emulation.errors import EmulationError
@@ -19,18 +19,19 @@ from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
 from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
 from testbed.runs.identity import program_sha256
-from testbed.runs.links import Links
+from testbed.runs.links import Links, Meanwhile
 from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
 from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.settings import Settings
+from testbed.runs.validity import Limits, judged, resends
 
 __all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
 
 _PRECISION = 0.02
 _MOST_STEPS = 12
 MOST_INVALID = 0.05
-"""An arm with a larger share of invalid steps is invalid."""
+"""An arm that is trained live with a larger share of invalid steps is invalid."""
 _SYNC_ATTEMPTS = 6
 _SECONDS_PER_STEP_AND_NODE = 0.02
 """Of the `quick` model on two cores; for the estimate only."""
@@ -217,8 +218,13 @@ class Comparison:
         expected = self.links.closed_form_seconds(result.arm, plan)
         self.report(f"time {name}: {layers}, about {expected * plan.timed_layers / plan.layers:.1f} s a step")
         self._begin(result.arm, plan, "timed")
-        scale = plan.layers / plan.timed_layers
-        spent = 0.0
+        with self.links.listening(result.link) as listen:
+            self._time_steps(result, plan, learned, listen)
+            self._time_sync(result, listen)
+        result.validations = learned.validations
+
+    def _time_steps(self, result: ArmResult, plan: Plan, learned: Learned, listen: Callable[[], Meanwhile]) -> None:
+        name, scale, spent = result.arm.name, plan.layers / plan.timed_layers, 0.0
         while not self._enough(result, spent):
             answers = self.ranks.order("step")
             index = len(result.steps)
@@ -230,7 +236,9 @@ class Comparison:
                         f"{was!r}: a network must change time and never arithmetic"
                     )
             step = combine_steps(answers, scale)
+            self._listened(step, listen())
             result.steps.append(step)
+            self._judge(result)
             spent += step.step_seconds / scale
             note = "" if step.valid else "  INVALID: " + step.why[0]
             self.report(
@@ -238,34 +246,62 @@ class Comparison:
                 **_facts(result, step, self.settings.preset.steps),
             )
             if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
-                self._time_average(result)
-        self._time_sync(result)
-        result.validations = learned.validations
+                self._time_average(result, listen)
+
+    @staticmethod
+    def _listened(step: Step, meanwhile: Meanwhile) -> None:
+        """Note what has become of the links during a step."""
+        step.seen_why += meanwhile.problems
+        if meanwhile.lossless:
+            why, suspect = resends(step.resent_bytes, step.wire_tx_bytes)
+            step.seen_why += why
+            step.seen_suspect += suspect
+
+    def _judge(self, result: ArmResult) -> None:
+        """Hold every step, and every averaging, against its siblings, its closed form and its wire."""
+        arm, plan, links = result.arm, result.plan, self.links
+        form = links.closed_form_seconds(arm, plan) if plan else None
+        converging = result.link == "shaped" and self.settings.accounting == "nic"
+        limits = Limits(
+            closed_form_seconds=form, converging=converging, chance=links.chancy and result.link == "shaped"
+        )
+        least = [links.least_seconds(arm, plan, step.wire_tx_bytes) for step in result.steps]
+        seconds, sound = [step.step_seconds for step in result.steps], [not step.seen_why for step in result.steps]
+        for step, verdict in zip(result.steps, judged(seconds, least, limits, sound=sound), strict=True):
+            step.judge(*verdict)
+        if plan is not None:
+            way = self.settings.network.longest_round_trip_us / 1e6 / result.sync_fraction
+            limits = replace(limits, closed_form_seconds=plan.sync_seconds(links.pair_goodput_bps(arm)) + way)
+        seconds, sound = [sync.seconds for sync in result.syncs], [not sync.seen_problems for sync in result.syncs]
+        for sync, verdict in zip(result.syncs, judged(seconds, [0.0] * len(seconds), limits, sound=sound), strict=True):
+            sync.judge(*verdict)
 
     def _enough(self, result: ArmResult, spent: float) -> bool:
-        """Known within ± 2 %, or out of budget; an invalid step is outweighed by valid ones while there is time."""
+        """Known within ± 2 %, or out of budget; an invalid step is timed again, at most as many as were asked for."""
         valid = [step.step_seconds for step in result.steps if step.valid]
         if self.settings.thrifty:
             return self._enough_of_many(len(result.steps), valid, spent)
-        possible, out_of_time = self.settings.preset.steps, spent > self.settings.seconds_per_arm
-        if len(result.steps) >= min(_MOST_STEPS, possible):
-            tainted = len(valid) < (1 - MOST_INVALID) * len(result.steps)
-            return not tainted or out_of_time or len(result.steps) >= min(2 * _MOST_STEPS, possible)
-        if len(valid) < min(LEAST_STEPS, possible) or len(valid) < (1 - MOST_INVALID) * len(result.steps):
+        possible, taken = self.settings.preset.steps, len(result.steps)
+        least, most = min(LEAST_STEPS, possible), min(_MOST_STEPS, possible)
+        if taken >= min(2 * _MOST_STEPS, possible) or taken - len(valid) > max(least, len(valid)):
+            return True
+        if len(valid) < least:
             return False
-        return known_within(valid, _PRECISION) or out_of_time
+        return len(valid) >= most or known_within(valid, _PRECISION) or spent > self.settings.seconds_per_arm
 
     def _enough_of_many(self, taken: int, valid: list[float], spent: float) -> bool:
         """Known within ± 2 %, or one step more would not fit the budget: one is enough where it fills the time."""
         if taken == 0:
             return False
-        if taken == self.settings.preset.steps or taken >= 2 * _MOST_STEPS:
+        invalid = taken - len(valid)
+        if taken >= min(2 * _MOST_STEPS, self.settings.preset.steps) or invalid > max(1, len(valid)):
             return True
-        budget = self.settings.seconds_per_arm * (1 if len(valid) == taken else 2)
-        full = spent * (1 + 1 / taken) > budget
-        return full or (len(valid) == taken and known_within(valid, _PRECISION))
+        if not valid:
+            return False
+        full = spent * (1 + 1 / taken) > self.settings.seconds_per_arm * (2 if invalid else 1)
+        return full or known_within(valid, _PRECISION)
 
-    def _time_sync(self, result: ArmResult) -> None:
+    def _time_sync(self, result: ArmResult, listen: Callable[[], Meanwhile]) -> None:
         """The averaging's own times, of as many more events as it takes."""
         if result.arm.sync == "gradients":
             return
@@ -281,13 +317,13 @@ class Comparison:
         while len(valid := [sync for sync in result.syncs if not sync.problems]) < SYNC_EVENTS:
             if len(result.syncs) >= _SYNC_ATTEMPTS:
                 break
-            self._time_average(result)
+            self._time_average(result, listen)
         result.problems += [] if valid else result.syncs[-1].problems
         result.syncs = valid or result.syncs
         seconds = f"synchronisation {result.syncs[-1].seconds:.2f} s each"
         self.report(f"  {result.arm.name}: {seconds} (timed at {result.sync_fraction:.0%} of its size)")
 
-    def _time_average(self, result: ArmResult) -> None:
+    def _time_average(self, result: ArmResult, listen: Callable[[], Meanwhile]) -> None:
         """One averaging of the weights, at full size or at the fraction that fits the time."""
         plan = result.plan
         assert plan is not None
@@ -295,6 +331,8 @@ class Comparison:
         modelled = plan.modelled_goodput_bps is not None
         result.sync_fraction = 1.0 if modelled else min(1.0, SYNC_EVENT_SECONDS / full_seconds)
         sync = self._average(result, result.sync_fraction)
+        sync.seen_problems += listen().problems
+        self._judge(result)
         if sync.problems:
             self.report(f"  {result.arm.name}: synchronisation INVALID: {sync.problems[0]}")
 
@@ -313,20 +351,24 @@ class Comparison:
         self._begin(result.arm, result.plan, settings.mode)
         with self.links.playing(result, self.report) as watch:
             self.ranks.watch = watch
-            self._train_steps(result)
+            with self.links.listening(result.link) as listen:
+                self._train_steps(result, listen)
+        self._judge(result)
         self.ranks.watch = self.links.backend.check_alive
         self._validate_last(result)
 
-    def _train_steps(self, result: ArmResult) -> None:
+    def _train_steps(self, result: ArmResult, listen: Callable[[], Meanwhile]) -> None:
         settings, name = self.settings, result.arm.name
         clock, most = 0.0, settings.live_steps or settings.preset.steps
         while len(result.steps) < most:
             step = combine_steps(self.ranks.order("step"), 1.0)
+            self._listened(step, listen())
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
             if result.arm.sync == "average" and len(result.steps) % settings.preset.sync_every == 0:
                 sync = self._average(result, 1.0)
-                result.problems += sync.problems
+                sync.seen_problems += listen().problems
+                result.problems += sync.seen_problems
                 clock += sync.seconds
             step.time_seconds = clock
             self._validate_if_due(result)

@@ -33,7 +33,7 @@ from emulation.nodes.reading import read_devices
 from emulation.ring import measure
 from testbed.config.training import Train, resolve_training
 from testbed.data.integrity import check_data
-from testbed.errors import RunFailed, TestbedError, UsageError
+from testbed.errors import RunFailed, TestbedError, UsageError, in_words
 from testbed.runs.asked import AskedLink
 from testbed.runs.directory import RUNS, check_name, write_json
 from testbed.runs.settings import check_arm, check_nodes
@@ -347,7 +347,7 @@ def main(argv: list[str]) -> int:
         print(f"testbed: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"testbed: {error.strerror}: {error.filename or error}", file=sys.stderr)
+        print(f"testbed: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

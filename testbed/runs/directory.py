@@ -1,17 +1,15 @@
 """A run's folder is evidence: made once, never over another, its last file written by rename."""
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
+import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,17 @@ __all__ = [
     "check_name",
     "environment",
     "interpreter",
-    "machine_lock",
+    "read_failed",
     "read_json",
     "run_folder",
+    "write_failed",
     "write_json",
 ]
 
 RUNS = Path("runs")
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "sve")
+_LARGEST_RECORD, _LONGEST_REASON = 256 << 20, 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_LOCKS = Path(os.environ.get("TESTBED_LOCK_FOLDER", "/tmp"))
-"""Where runs take turns on this machine. Runs whose folders differ do not see each other, and disturb each other
-without a word: for suites that pack slow links side by side."""
-_LOCK, _SHARED_LOCK = _LOCKS / "slowlink-testbed.lock", _LOCKS / "slowlink-testbed.shared.lock"
 
 
 def check_name(name: str | None, label: str) -> Path:
@@ -80,55 +76,39 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
-
-
-@contextmanager
-def machine_lock(*, share: bool) -> Iterator[None]:
-    """Hold this machine for one run, for two at once disturb each other. The kernel lets go of it if we die.
-
-    `share` goes on beside another run, with a warning; a run that does not share is refused beside one that does.
-    """
-    with ExitStack() as stack:
-        alone, shared = (stack.enter_context(_lock_file(path)) for path in (_LOCK, _SHARED_LOCK))
-        busy = not _lock(alone, fcntl.LOCK_EX) or not _lock(shared, fcntl.LOCK_EX)
-        if busy and not share:
+    """The content of a JSON file; raises `UsageError` for what is none, too large, or no regular file."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_RECORD:
             raise UsageError(
-                "another run is using this machine, and two at once disturb each other's times: "
-                "wait for it to end, or type --share to run beside it all the same"
+                f"{path} is no record of ours: a regular file of at most {_LARGEST_RECORD >> 20} MiB is one"
             )
-        if busy:
-            print("warning: another run is using this machine; times of both will suffer", file=sys.stderr)
-        if share:
-            fcntl.flock(alone, fcntl.LOCK_UN)
-            fcntl.flock(shared, fcntl.LOCK_UN)
-            _lock(shared, fcntl.LOCK_SH)
-        else:
-            fcntl.flock(shared, fcntl.LOCK_UN)  # held by runs that share; it was free
-        yield
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path} is no JSON that can be read ({said})") from None
 
 
-@contextmanager
-def _lock_file(path: Path) -> Iterator[int]:
-    """An open descriptor of a file that every user may lock; nobody needs to write to it."""
+def write_failed(folder: Path, reason: str) -> None:
+    """Say why a run failed, by rename: a full disk leaves no empty file behind."""
+    partial = folder / "FAILED.partial"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444)
-        os.fchmod(descriptor, 0o444)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        partial.write_text(reason + "\n", encoding="utf-8", errors="replace")
+        os.replace(partial, folder / "FAILED")
+    except OSError:  # the first error is the one to tell
+        with suppress(OSError):
+            partial.unlink()
 
 
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def read_failed(folder: Path) -> str:
+    """The first line of the reason, whatever became of the file."""
+    path = folder / "FAILED"
+    if not path.is_file():
+        return "FAILED is no file"
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(_LONGEST_REASON).strip() or "no reason was written (was the disk full?)"
 
 
 def environment() -> dict[str, Any]:

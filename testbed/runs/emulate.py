@@ -1,7 +1,7 @@
 """`testbed emulate`: a comparison from settings to `comparison.json`, or to FAILED with the reason."""
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,12 +10,14 @@ from testbed.analysis.load import write_results
 from testbed.analysis.relations import relate, void_reason
 from testbed.config import Arm
 from testbed.config.data import STDLIB, corpus_folder
+from testbed.errors import UsageError
 from testbed.pace import plan_for
 from testbed.runs.arm_record import arm_record
 from testbed.runs.comparison import ArmResult, Comparison
-from testbed.runs.directory import environment, write_json
+from testbed.runs.directory import environment, write_failed, write_json
 from testbed.runs.nodes import make_nodes
 from testbed.runs.progress import Report
+from testbed.runs.records import Step
 from testbed.runs.settings import Settings
 
 __all__ = ["emulate", "make_backend", "write_arm"]
@@ -36,7 +38,12 @@ def make_backend(settings: Settings) -> Backend:
 
 def emulate(settings: Settings, report: Report) -> dict[str, Any]:
     """Run the comparison; what is in `comparison.json`. Whatever stops it is written to FAILED and raised."""
-    settings.folder.mkdir(parents=True)
+    try:
+        settings.folder.mkdir(parents=True)
+    except FileExistsError:  # another run has taken the name since it was checked
+        raise UsageError(
+            f"the run directory {settings.folder} exists already; choose another with --name (NAME=…)"
+        ) from None
     write_json(settings.folder / "config.json", _config(settings))
     started, where = time.monotonic(), environment()
     try:
@@ -47,8 +54,7 @@ def emulate(settings: Settings, report: Report) -> dict[str, Any]:
             record = _write_all(comparison, where, time.monotonic() - started)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
-        with suppress(OSError):  # the first error is the one to tell
-            (settings.folder / "FAILED").write_text(f"{type(error).__name__}: {reason}\n")
+        write_failed(settings.folder, f"{type(error).__name__}: {reason}")
         raise
     return record
 
@@ -144,6 +150,11 @@ def _warm_start(comparison: Comparison) -> tuple[float, str]:
     return settings.preset.warm_steps * step, "modelled"
 
 
+def _shown(step: Step) -> dict[str, Any]:
+    """Without what its verdict was made of."""
+    return {key: value for key, value in asdict(step).items() if not key.startswith("seen_")}
+
+
 def _series(result: ArmResult) -> dict[str, Any]:
     """What a summary holds beyond the record: losses and times step by step."""
     learned = {
@@ -151,7 +162,7 @@ def _series(result: ArmResult) -> dict[str, Any]:
         "validations": result.validations,
     }
     timed = {
-        "steps": [{"step": index, **asdict(step)} for index, step in enumerate(result.steps)],
+        "steps": [{"step": index, **_shown(step)} for index, step in enumerate(result.steps)],
         "sync_seconds": result.sync_seconds,
     }
     return {"learned": learned, "timed": timed}

@@ -1,7 +1,9 @@
 """Any command on every node of an emulated network, and `testbed verify`."""
 
 import json
+import math
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -31,6 +33,11 @@ __all__ = ["Errand", "run_everywhere", "verify_links"]
 
 _STOP_SECONDS = 5.0
 _ROUND_SECONDS, _REAP_SECONDS = 0.2, 0.02
+_HELD_SECONDS = 2.0
+"""A program has ended for so long, and its output has not: that is said."""
+_LONGEST_LINE = 1 << 16
+_END = re.compile(rb"\r?\n|\r(?=[^\n])")
+"""Of what can be shown: a line, or what a progress bar has drawn before it begins anew."""
 
 
 # -- verify
@@ -140,6 +147,8 @@ class _Programs:
         self._rest: dict[int, bytes] = {}
         self._silent: list[tuple[str, subprocess.Popen[bytes]]] = []
         """Their output has ended; they may not have."""
+        self._ended: dict[int, float] = {}
+        """When those were first seen to have ended whose output has not, by process; infinite once that is said."""
         self._lock = threading.Lock()
 
     def start(self, node: Node) -> None:
@@ -177,21 +186,45 @@ class _Programs:
             for key, _ in self._selector.select(_ROUND_SECONDS if not self._silent else _REAP_SECONDS):
                 name, process = key.data
                 chunk = os.read(key.fd, 1 << 16)
-                *lines, self._rest[key.fd] = (self._rest[key.fd] + chunk).split(b"\n")
+                self._rest[key.fd] = self._show(name, self._rest[key.fd] + chunk, whole=not chunk)
                 if not chunk:
-                    lines = [self._rest[key.fd]] if self._rest[key.fd] else []
                     with self._lock:
                         self._selector.unregister(key.fileobj)
                     process.stdout.close()
                     self._silent.append((name, process))
-                end = line_end(1)
-                for line in lines:
-                    sys.stdout.buffer.write(f"{name}: ".encode() + line + end)
-                sys.stdout.buffer.flush()
+            self._tell_held()
             self._silent = [each for each in self._silent if not self._reap(*each)]
             if until is not None:
                 until.check()
             self.backend.check_alive()
+
+    @staticmethod
+    def _show(name: str, text: bytes, *, whole: bool) -> bytes:
+        """Write the lines of a node's output, each with its name; what is left of it. `whole`: nothing will follow."""
+        end, shown = line_end(1), 0
+        for at in _END.finditer(text):
+            line = text[shown : at.start()]
+            sys.stdout.buffer.write(f"{name}: ".encode() + line + (b"\r" if at[0] == b"\r" else end))
+            shown = at.end()
+        left = text[shown:]
+        if left and (whole or len(left) > _LONGEST_LINE):
+            sys.stdout.buffer.write(f"{name}: ".encode() + left + end)
+            left = b""
+        sys.stdout.buffer.flush()
+        return left
+
+    def _tell_held(self) -> None:
+        """Say once of a program that it has ended, and that something it started is waited for."""
+        for key in list(self._selector.get_map().values()):
+            name, process = key.data
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            now = time.monotonic()
+            if now - self._ended.setdefault(process.pid, now) > _HELD_SECONDS:
+                self._ended[process.pid] = math.inf
+                _say(
+                    f"{name}: the program has ended, and a process that it started holds its output: that is waited for"
+                )
 
     def _reap(self, name: str, process: subprocess.Popen[bytes]) -> bool:
         """Whether it has ended. Its exit status, unless another was started in its place, and processor time with its

@@ -45,7 +45,7 @@ TIMING = (
     "testbed/targets.py",
     "testbed/sweep/timing.py",
     *(f"testbed/runs/{name}.py" for name in ("arm_record", "budget", "comparison", "emulate", "links", "rank")),
-    *(f"testbed/runs/{name}.py" for name in ("ranks", "serve")),
+    *(f"testbed/runs/{name}.py" for name in ("ranks", "serve", "validity")),
 )
 """Those that decide a time."""
 _BESIDE = ("doctor", "capability", "trials", "machine")

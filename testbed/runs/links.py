@@ -7,7 +7,7 @@ for the cluster's link, for rates beyond this machine, and on host nodes. Modell
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from emulation import verify
 from emulation.errors import LinkError
 from emulation.network import goodput_bps
 from emulation.nodes.base import Backend
+from emulation.notices import Notices
 from emulation.player import Player
 from emulation.units import format_rate, parse_rate
 from testbed.config import Arm
@@ -25,12 +26,22 @@ from testbed.runs.settings import Settings
 if TYPE_CHECKING:
     from testbed.runs.comparison import ArmResult
 
-__all__ = ["Links"]
+__all__ = ["Links", "Meanwhile"]
 
 _UNPACED_MESSAGE_BYTES = 4096
 """What a compressed message of a small model may have."""
 _SHARE_OF_CAPACITY = 0.7
 """Beyond this share of what the machine carries all to all, a rate counts as one that it does not carry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meanwhile:
+    """What has become of shaped links during a step."""
+
+    problems: list[str] = field(default_factory=list)
+    """What has changed of them, in words."""
+    lossless: bool = False
+    """Whether no queue has dropped a packet, and nothing else was asked to lose or reorder any."""
 
 
 class Links:
@@ -193,6 +204,47 @@ class Links:
             on_the_way = 2 * plan.layers * self.network.longest_round_trip_us / 2e6
         return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm)) + on_the_way
 
+    def least_seconds(self, arm: Arm, plan: Plan | None, wire_bytes: float | None) -> float:
+        """Below which a step cannot have sent so many bytes per node: its compute if paced, and bytes / rate, but for
+        what the shapers' buckets pass at once; 0 on a link that is not shaped."""
+        rates = [link.rate_bps for link in self.network.links if link.rate_bps is not None]
+        if wire_bytes is None or not rates or self.kind(arm, paced=plan is not None) != "shaped":
+            return 0.0
+        layers = plan.layers if plan else self.settings.preset.model.layers
+        to_one = wire_bytes / (1 if self.settings.accounting == "nic" else self.settings.nodes - 1)
+        at_once = (2 * layers + 2) * _deepest_bucket(self.readback)
+        compute = plan.compute_seconds if plan else 0.0
+        return compute + max(0.0, to_one - at_once) * 8 / max(rates)
+
+    @property
+    def chancy(self) -> bool:
+        """Whether times differ from step to step by what the links were asked to be."""
+        chance = any(link.loss or link.jitter_us or link.reorder for link in self.network.links)
+        return chance or self.settings.schedule is not None
+
+    @contextmanager
+    def listening(self, kind: str) -> Iterator[Callable[[], Meanwhile]]:
+        """Gives what to call after each step: what has become of the links since the last call."""
+        if kind != "shaped" or self.settings.schedule is not None:
+            yield Meanwhile
+            return
+        before = _drops(self.backend.readback())
+        with Notices(self.backend) as notices:
+
+            def listen() -> Meanwhile:
+                nonlocal before
+                found = notices.heard()
+                try:
+                    now = _drops(self.backend.check_readback())
+                except LinkError as error:
+                    now = before
+                    found.append(f"{error}")
+                dropped, before = now - before, now
+                problems = [f"the links were changed meanwhile: {text}" for text in found]
+                return Meanwhile(problems=problems, lossless=dropped == 0 and not self.network.impaired)
+
+            yield listen
+
     def other_accounting_seconds(self, plan: Plan) -> float:
         """The same step if the rate were counted the other way, at all of the target's nodes. Closed form."""
         target, rate = self.settings.target, self.settings.rate_bps
@@ -233,6 +285,22 @@ class Links:
                 line[f"{link['phase']}_bps"] = link["goodput_bps"]
                 line[f"{link['phase']}_ratio"] = link["ratio"]
         return list(lines.values())
+
+
+def _drops(readback: dict[str, Any]) -> int:
+    """Packets that all shapers have dropped since they were made."""
+    ends = [end for node in readback.values() if isinstance(node, dict) for end in node.values()]
+    return sum(int(end.get("drops", 0)) for end in ends if isinstance(end, dict))
+
+
+def _deepest_bucket(readback: dict[str, Any]) -> int:
+    """Bytes of the deepest bucket of all shapers, as the kernel has them."""
+    found = [0]
+    for node in readback.values():
+        for end in node.values() if isinstance(node, dict) else ():
+            for shaper in (end, *end.get("classes", {}).values()) if isinstance(end, dict) else ():
+                found.append(int(shaper.get("burst_bytes", 0)))
+    return max(found)
 
 
 def _is_bound(line: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import select
 import selectors
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _WATCH_SECONDS = 1.0
 _END_SECONDS = 5.0
 SILENCE_SECONDS = 20.0
 """A rank that has said nothing for so long, not even that it lives, ends the run."""
+_ROOM_BYTES = 1 << 20
+"""Less is a full disk."""
 _WHITELIST = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 
 
@@ -160,7 +163,7 @@ class Ranks:
         rank = (by_signal or of_its_own or silent or suspects)[0]
         raise RunFailed(
             f"rank {rank} on node {self.backend.network.nodes[rank].name} {self._how(rank, ended[rank])}; "
-            f"its log {self.logs / f'rank{rank}.log'} ends with:\n{self._tail(rank)}"
+            f"its log {self.logs / f'rank{rank}.log'} ends with:\n{self._tail(rank)}{_disk_is_full(self.logs)}"
         )
 
     def _hear_last_words(self) -> None:
@@ -181,3 +184,10 @@ class Ranks:
     def _tail(self, rank: int) -> str:
         lines = (self.logs / f"rank{rank}.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES:]) or "(nothing)"
+
+
+def _disk_is_full(folder: Path) -> str:
+    """A rank that could not write could not say so either."""
+    if shutil.disk_usage(folder).free >= _ROOM_BYTES:
+        return ""
+    return f"\nthe disk that holds {folder} is full: make room, and type the same again"

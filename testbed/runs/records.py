@@ -24,8 +24,12 @@ class Step:
     wire_tx_bytes: float | None
     valid: bool
     why: list[str] = field(default_factory=list)
+    """What makes it invalid."""
     suspect: list[str] = field(default_factory=list)
-    """What the machine did meanwhile that may have prolonged it."""
+    """What may have prolonged it."""
+    seen_why: list[str] = field(default_factory=list)
+    seen_suspect: list[str] = field(default_factory=list)
+    """Of both, what was seen during the step: the rest depends on its siblings, of which some come later."""
     resent_bytes: float = 0.0
     queue_drops: float = 0.0
     """A node's means."""
@@ -33,6 +37,11 @@ class Step:
     """Since the first step, where steps are trained one after the other."""
     unsure_seconds: float | None = None
     """Half of the 95 % interval of `step_seconds` that its own exchanges give, of which a step has several alike."""
+
+    def judge(self, why: list[str], suspect: list[str]) -> None:
+        """What was seen, and what its time says."""
+        self.why, self.suspect = [*self.seen_why, *why], [*self.seen_suspect, *suspect]
+        self.valid = not self.why
 
 
 @dataclass(kw_only=True)
@@ -43,16 +52,30 @@ class Sync:
     payload_bytes: float
     wire_tx_bytes: float | None
     problems: list[str] = field(default_factory=list)
+    """What makes it invalid."""
+    suspect: list[str] = field(default_factory=list)
+    seen_problems: list[str] = field(default_factory=list)
+    seen_suspect: list[str] = field(default_factory=list)
+    """As of a step."""
+
+    def judge(self, why: list[str], suspect: list[str]) -> None:
+        """What was seen, and what its time says."""
+        self.problems, self.suspect = [*self.seen_problems, *why], [*self.seen_suspect, *suspect]
 
 
 def combine_syncs(answers: list[dict[str, Any]], fraction: float) -> Sync:
     """One averaging from the ranks' answers; it is over when the last rank has ended it."""
     wire = [answer["wire_tx_bytes"] for answer in answers]
+    problems = [f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer["problems"]]
+    suspect = _said(answers, "suspect")
     return Sync(
         seconds=max(answer["seconds"] for answer in answers) / fraction,
         payload_bytes=fmean(answer["payload_bytes"] for answer in answers) / fraction,
         wire_tx_bytes=None if None in wire else fmean(wire) / fraction,
-        problems=[f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer["problems"]],
+        problems=problems,
+        suspect=suspect,
+        seen_problems=problems,
+        seen_suspect=suspect,
     )
 
 
@@ -79,6 +102,8 @@ def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
         valid=all(answer["valid"] for answer in answers),
         why=_said(answers, "why"),
         suspect=_said(answers, "suspect"),
+        seen_why=_said(answers, "why"),
+        seen_suspect=_said(answers, "suspect"),
         resent_bytes=fmean(answer["resent"] for answer in answers),
         queue_drops=fmean(answer["queue_drops"] or 0 for answer in answers),
         unsure_seconds=_unsure(answers, scale),

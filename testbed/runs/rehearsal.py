@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from testbed.codecs import Shape, at_scale, make_codec
+from testbed.codecs import Codec, Shape, at_scale, make_codec, whole
 from testbed.config import Arm, Preset
 from testbed.data.batch import Batch, Split
 from testbed.errors import UsageError
 from testbed.pace import plan_for
 from testbed.runs.settings import Settings
+from testbed.targets import Target
 from testbed.trainer import Trainer
 
-__all__ = ["rehearse", "rehearse_pace"]
+__all__ = ["rehearse", "rehearse_codecs"]
 
 
 def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
@@ -25,30 +26,75 @@ def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
         raise UsageError(
             f"{nodes} nodes cannot share the {short} short sequences of a warm-start step: type nodes = {short}"
         )
-    Trainer(preset, arm, _Nothing(), _Mirror(nodes), seed=0, warm=None).close()
+    trainer = Trainer(preset, arm, _Nothing(), _Mirror(nodes), seed=0, warm=None)
+    for codec in trainer.codecs:
+        _rehearse_codec(codec, Shape(batch=1, tokens=preset.context // nodes))
+    trainer.close()
 
 
-def rehearse_pace(settings: Settings, arms: Iterable[Arm]) -> None:
-    """Raise `UsageError` if a paced run cannot know what these arms send at its target; nothing without a target."""
-    preset, target = settings.preset, settings.target
-    if target is None:
-        return
+def _rehearse_codec(codec: Codec, shape: Shape) -> None:
+    """A chunk there and its gradients back; `UsageError` with what went wrong, or if no gradient comes back at all."""
+    name, generator = codec.config.name, torch.Generator().manual_seed(0)
+    size = (shape.batch, shape.tokens, codec.kv_width)
+    key, value = (torch.randn(size, generator=generator).requires_grad_() for _ in range(2))
+    try:
+        parts, wires = codec.encode(key, value).parts, codec.wires(shape)
+        returned = any(wire.returned and part.requires_grad for wire, part in zip(wires, parts, strict=True))
+        there = codec.unpack(codec.pack(tuple(part.detach() for part in parts), shape), shape, key.detach())
+        received = [part.requires_grad_(wire.returned) for part, wire in zip(whole(there), wires, strict=True)]
+        decoded = codec.decode(tuple(received), codec.decoder_parameters())
+        if returned:
+            _check_way_back(codec, shape, received, decoded)
+    except Exception as error:  # of a user's own code: whatever it raises, it must be said where
+        said = f": {str(error).splitlines()[0]}" if str(error) else ""
+        raise UsageError(
+            f"the codec '{name}' cannot take a chunk of {shape.tokens} tokens there and back: "
+            f"{type(error).__name__}{said}"
+        ) from error
+    if not returned:
+        raise UsageError(
+            f"the codec '{name}' returns no gradient: of its parts none both requires one and has a wire that is "
+            "returned, so that a node would learn nothing from the others' losses"
+        )
+
+
+def _check_way_back(codec: Codec, shape: Shape, received: list[Tensor], decoded: tuple[Tensor, Tensor]) -> None:
+    """Gradients of the parts that have one, in as many bytes as the wires say."""
+    asked = [part for part in received if part.requires_grad]
+    found = iter(torch.autograd.grad(decoded[0].sum() + decoded[1].sum(), asked, allow_unused=True))
+    grads = [next(found) if part.requires_grad else None for part in received]
+    back = tuple(
+        torch.zeros_like(part) if grad is None and part.requires_grad else grad
+        for grad, part in zip(grads, received, strict=True)
+    )
+    codec.unpack(codec.pack(back, shape, "backward"), shape, decoded[0].detach(), "backward")
+
+
+def rehearse_codecs(settings: Settings, arms: Iterable[Arm]) -> None:
+    """Raise `UsageError` if an arm's codec cannot make a step, or a paced run cannot know what it sends at a target."""
+    preset = settings.preset
     for arm in arms:
-        plan = plan_for(arm, preset, target, timed_layers=target.layers)
         if arm.exchange == "local":
+            if settings.target is not None:
+                plan_for(arm, preset, settings.target, timed_layers=settings.target.layers)
             continue
-        with torch.device("meta"):
-            codec = make_codec(
-                at_scale(arm.codec, preset), preset.kv_width, layer=0, seed=0, kv_heads=preset.model.kv_heads
+        config, heads = at_scale(arm.codec, preset), preset.model.kv_heads
+        codec = make_codec(config, preset.kv_width, layer=0, seed=0, kv_heads=heads)
+        _rehearse_codec(codec, Shape(batch=1, tokens=preset.context // settings.nodes))
+        if settings.target is not None:
+            _rehearse_pace(arm, codec, settings, settings.target)
+
+
+def _rehearse_pace(arm: Arm, codec: Codec, settings: Settings, target: Target) -> None:
+    plan = plan_for(arm, settings.preset, target, timed_layers=target.layers)
+    shape = Shape(batch=settings.preset.batch, tokens=settings.preset.context // settings.nodes)
+    for direction in ("forward", "backward"):
+        own = sum(codec.payload(shape, direction).values())
+        if own > plan.bytes_of(direction):
+            raise UsageError(
+                f"arm '{arm.name}': the small model sends {own} bytes a message, more than {target.name}'s "
+                f"{plan.bytes_of(direction)}, up to which a paced run fills it: type PACE=none"
             )
-        shape = Shape(batch=preset.batch, tokens=preset.context // settings.nodes)
-        for direction in ("forward", "backward"):
-            own = sum(codec.payload(shape, direction).values())
-            if own > plan.bytes_of(direction):
-                raise UsageError(
-                    f"arm '{arm.name}': the small model sends {own} bytes a message, more than {target.name}'s "
-                    f"{plan.bytes_of(direction)}, up to which a paced run fills it: type PACE=none"
-                )
 
 
 class _Nothing:

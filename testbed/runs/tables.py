@@ -10,7 +10,8 @@ from rich.table import Table
 
 from emulation.capability import Capability
 from testbed.analysis.formats import counted
-from testbed.runs.directory import RUNS, read_json
+from testbed.errors import UsageError, in_words
+from testbed.runs.directory import RUNS, read_failed, read_json
 
 __all__ = ["capability_table", "list_runs", "runs_table"]
 
@@ -51,39 +52,52 @@ def list_runs(*, kind: str | None = None, state: str | None = None, name: str | 
 
 
 def _all_runs() -> list[dict[str, Any]]:
-    runs = []
-    for folder in sorted(RUNS.iterdir()) if RUNS.is_dir() else []:
-        if not folder.is_dir():
-            continue
-        run: dict[str, Any] = {"name": folder.name, "kind": _kind(folder), "state": "unfinished"}
+    return [_run(folder) for folder in sorted(RUNS.iterdir()) if folder.is_dir()] if RUNS.is_dir() else []
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """A line of the list, of a run whose records cannot be read too."""
+    run: dict[str, Any] = {"name": folder.name, "kind": _kind(folder), "state": "unfinished"}
+    try:
         if (folder / "FAILED").exists():
-            run |= {"state": "failed", "reason": (folder / "FAILED").read_text().strip().splitlines()[0]}
-        if (folder / "comparison.json").exists():
-            comparison = read_json(folder / "comparison.json")
-            run |= {
-                "state": "done" if all(arm["valid"] for arm in comparison["arms"]) else "invalid",
-                "bandwidth_bps": comparison["bandwidth_bps"],
-                "accounting": comparison["accounting"],
-                "mode": comparison["mode"],
-                "arms": {arm["arm"]: arm["step_seconds_mean"] for arm in comparison["arms"]},
-            }
-        if (folder / "quality.json").exists():
-            quality = read_json(folder / "quality.json")
-            run |= {
-                "state": "done" if quality["cells"] == quality["cells_asked"] else "unfinished",
-                "mode": "learn",
-                "reason": f"{quality['cells']} of {quality['cells_asked']} cells: {quality['title']}",
-            }
-        if (folder / "sweep.json").exists():
-            sweep = read_json(folder / "sweep.json")
-            counts = ", ".join(f"{count} {state}" for state, count in sweep["states"].items())
-            run |= {
-                "state": "failed" if sweep["failed"] else "done" if set(sweep["states"]) == {"done"} else "unfinished",
-                "mode": "sweep",
-                "reason": f"{sweep['cells']} cells ({counts}): {sweep['title']}",
-            }
-        runs.append(run)
-    return runs
+            run |= {"state": "failed", "reason": read_failed(folder)}
+        for name, found in (("comparison", _comparison), ("quality", _quality), ("sweep", _sweep)):
+            if (folder / f"{name}.json").exists():
+                run |= found(read_json(folder / f"{name}.json"))
+    except UsageError as error:
+        run |= {"state": "broken", "reason": f"{error}"}
+    except OSError as error:
+        run |= {"state": "broken", "reason": in_words(error)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        run |= {"state": "broken", "reason": f"its record is no such record ({type(error).__name__}: {error})"}
+    return run
+
+
+def _comparison(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "state": "done" if all(arm["valid"] for arm in record["arms"]) else "invalid",
+        "bandwidth_bps": float(record["bandwidth_bps"]),
+        "accounting": record["accounting"],
+        "mode": record["mode"],
+        "arms": {arm["arm"]: float(arm["step_seconds_mean"]) for arm in record["arms"]},
+    }
+
+
+def _quality(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "state": "done" if record["cells"] == record["cells_asked"] else "unfinished",
+        "mode": "learn",
+        "reason": f"{record['cells']} of {record['cells_asked']} cells: {record['title']}",
+    }
+
+
+def _sweep(record: dict[str, Any]) -> dict[str, Any]:
+    counts = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+    return {
+        "state": "failed" if record["failed"] else "done" if set(record["states"]) == {"done"} else "unfinished",
+        "mode": "sweep",
+        "reason": f"{record['cells']} cells ({counts}): {record['title']}",
+    }
 
 
 def _kind(folder: Path) -> str:
@@ -105,7 +119,7 @@ def runs_table(runs: list[dict[str, Any]]) -> Table:
             escape(run["name"]),
             run["state"],
             rate,
-            run.get("mode", ""),
+            escape(str(run.get("mode", ""))),
             steps or escape(run.get("reason", "")),
         )
     return table

@@ -1,7 +1,8 @@
 """A grid of a user's own command: every point runs it on all nodes, as `testbed exec` does.
 
 A point's row is wall time, bytes, exit status, and what the program said: of every JSON object that it printed on a
-line of its own, numbers, texts and truth values by key; a later line, and a later node, overrides.
+line of its own (or behind a progress bar's carriage return), numbers, texts and truth values by key; a later line, and
+a later node, overrides.
 """
 
 import hashlib
@@ -24,15 +25,17 @@ from testbed.config import parse
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.runs.asked import Asked, network_for
-from testbed.runs.directory import environment, write_json
+from testbed.runs.directory import environment, write_failed, write_json
 from testbed.runs.progress import minutes
 from testbed.sweep.grid import Point, Sweep, described, points_of
 
 __all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
 
 _VERSION = 3
-_LINE = re.compile(r"^\S+: (\{.*\})\s*$")
+_LINE = re.compile(r"\S+: (.*)", re.DOTALL)
 """What a node prints, behind its name."""
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""Of a terminal (ECMA-48, control sequences): colours, and the ends of progress bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,22 +168,49 @@ def run_errands(errands: list[Errand], folder: Path, report: Callable[[str], Non
         where = f"{described(errand.varied)}, seed {errand.seed}"
         left = (time.monotonic() - started) / number * (len(missing) - number)
         if why is None:
+            if not json.loads((place / "summary.json").read_text())["said"]:
+                report(f"{where}: it printed no JSON object on a line of its own, so its row holds no said_… column")
             report(f"{where}: done ({number}/{len(missing)} cells, about {minutes(left)} left)")
         else:
             failed[errand.hash] = why
-            (place / "FAILED").write_text(why + "\n")
+            write_failed(place, why)
             report(f"{where} FAILED: {why}; see {place / 'output.log'}")
     return failed
 
 
 def _said(log: Path) -> Iterator[tuple[str, Any]]:
-    for line in log.read_text(errors="replace").splitlines():
+    """Keys and values of every JSON object on a line of its own, or behind what a progress bar has drawn there."""
+    for line in log.read_bytes().decode(errors="replace").split("\n"):
         if match := _LINE.match(line):
-            try:
-                data = json.loads(match[1])
-            except ValueError:
-                continue
-            yield from ((key, value) for key, value in data.items() if isinstance(value, str | int | float | bool))
+            first, *drawn = _ESCAPES.sub("", match[1]).split("\r")
+            yield from _object(first.strip())
+            for part in drawn:
+                yield from _object(part[max(0, part.find("{")) :].strip())
+
+
+def _object(text: str) -> Iterator[tuple[str, Any]]:
+    if not (text.startswith("{") and text.endswith("}")):
+        return
+    try:
+        data = json.loads(text, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return
+    for key, value in data.items():
+        if isinstance(value, str | int | float | bool):
+            yield _utf8(key), _utf8(value) if isinstance(value, str) else value
+
+
+def _integer(digits: str) -> int | str:
+    """As it stands where it has more digits than Python makes a number of."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+def _utf8(text: str) -> str:
+    """JSON can hold halves of characters, which no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _last_words(log: Path) -> str:

@@ -210,6 +210,10 @@ def _values(key: str, values: Any) -> list[Any]:
         raise UsageError(f"'{key}' is {values!r}: a grid needs a list of values; one for all points goes to [settings]")
     if not values:
         raise UsageError(f"'{key}' is an empty list: give it at least one value")
+    if len(values) > MOST_POINTS:
+        raise UsageError(
+            f"'{key}' has {len(values):,} values, and a grid can have {MOST_POINTS:,} points: take some out"
+        )
     if any(values.count(value) > 1 for value in values):
         raise UsageError(f"'{key}' = {values}: one of them stands there twice")
     return values

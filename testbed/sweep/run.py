@@ -8,6 +8,7 @@
 Killed at any time, the same command goes on with what is missing: a cell is done once its summary.json is there.
 """
 
+import json
 import os
 import re
 import shlex
@@ -35,7 +36,7 @@ from testbed.sweep.cells import Timed, cells_of, checks_of
 from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
 from testbed.sweep.grid import Sweep, described, points_of
 from testbed.sweep.hosts import Hosts
-from testbed.sweep.plan import Plan, estimate, learning_seconds
+from testbed.sweep.plan import Plan, by, estimate, learning_seconds
 from testbed.sweep.times import time_missing
 
 __all__ = ["SweepCommand", "dry_run", "folder_of", "sweep"]
@@ -149,16 +150,17 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
             report(note)
         report("building every trainer once")
         rehearse_all(list(plan.trainers.values()))
-        _rehearse_pace(plan)
+        _rehearse_codecs(plan)
         with _folder(folder, _config(plan)):
             return folder, _done(plan, report, hosts, live)
 
 
-def _rehearse_pace(plan: Plan) -> None:
-    from testbed.runs.rehearsal import rehearse_pace  # and with it torch
+def _rehearse_codecs(plan: Plan) -> None:
+    from testbed.runs.rehearsal import rehearse_codecs  # and with it torch
 
-    for cell in plan.timed.values():
-        rehearse_pace(cell.settings, [cell.arm])
+    alike = by(plan.timed.values(), lambda cell: json.dumps([cell.asked[key] for key in ("preset", "target", "arm")]))
+    for cell, *_ in alike.values():  # whatever their links are
+        rehearse_codecs(cell.settings, [cell.arm])
 
 
 def _require_containers(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.analysis.formats import counted
-from testbed.runs.directory import read_json
+from testbed.runs.directory import read_json, write_failed
 from testbed.runs.learning import start_child
 from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import Timed
@@ -141,7 +141,7 @@ class _Timing:
         for cell in cells:
             folder = self.plan.folder / "cells" / cell.hash
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "FAILED").write_text(why + "\n")
+            write_failed(folder, why)
             self.failed[cell.hash] = why
         cells_lost = "; ".join(cell.words for cell in cells)
         self.report(f"FAILED: {cells_lost}: {why.splitlines()[0]}; see {log}")

@@ -1,7 +1,8 @@
 """Checkpoints: everything a rank needs to go on as if it had never stopped, to the last bit.
 
     DIR/step00000100/rank0.safetensors   weights, codecs' states, moments, what the ranks agreed on
-    DIR/step00000100/rank0.json          what it is of: arm, preset, seed, ranks, step, data; written last
+    DIR/step00000100/rank0.json          what it is of: arm, preset, seed, rank, ranks, step, data, and the SHA-256 of
+                                         the tensors' file; written last
 
 Tensors are safetensors, the rest JSON; nothing is unpickled. Each file is written under another name and renamed, the
 JSON last, so a checkpoint counts once every rank's JSON is there.
@@ -22,13 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testbed.config import Arm, Preset
+from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.trainer.loop import Trainer
 
 __all__ = ["difference", "identity", "prune", "restore", "save", "steps_held", "steps_seen"]
 
-_VERSION = 1
+_VERSION = 2
 _KEEP = 2
+_OUT = "give --out another folder, or delete this step and go on from the one before"
 
 
 def save(trainer: Trainer, folder: Path, *, clock: float = 0.0) -> Path:
@@ -38,7 +41,8 @@ def save(trainer: Trainer, folder: Path, *, clock: float = 0.0) -> Path:
     name = f"rank{trainer.rank}"
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(trainer).items()}
     _by_rename(place / f"{name}.safetensors", lambda path: save_file(tensors, path))
-    head = {"schema_version": _VERSION, "step": trainer.index, "clock_seconds": clock}
+    head = {"schema_version": _VERSION, "rank": trainer.rank, "step": trainer.index, "clock_seconds": clock}
+    head |= {"sha256": file_sha256(place / f"{name}.safetensors")}
     text = json.dumps({**head, **_identity(trainer)}, indent=2)
     _by_rename(place / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
     return place
@@ -92,14 +96,14 @@ def restore(trainer: Trainer, folder: Path, step: int) -> float:
     for key, ours in _identity(trainer).items():
         if key != "world" and found[key] != json.loads(json.dumps(ours)):
             raise UsageError(f"{place} is of another {key}: {difference(found[key], ours)}; give --out another folder")
+    for key, asked in (("rank", rank), ("step", step)):
+        if found[key] != asked:
+            raise UsageError(
+                f"{place}/rank{rank}.json is of {key} {found[key]}, not of {key} {asked}: somebody put it there; {_OUT}"
+            )
     state = _state(trainer)
-    try:
-        tensors = load_file(place / f"rank{rank}.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{place}/rank{rank}.safetensors cannot be read: {error}") from None
-    if tensors.keys() != state.keys():
-        odd = sorted(tensors.keys() ^ state.keys())[0]
-        raise UsageError(f"{place} is of another model: '{odd}' is on one side only")
+    tensors = _tensors(place / f"rank{rank}.safetensors", found["sha256"])
+    _check_alike(place, tensors, state)
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(tensors[name])
@@ -107,6 +111,31 @@ def restore(trainer: Trainer, folder: Path, step: int) -> float:
     codecs = {name: tensors[f"codecs.{name}"] for name in trainer.codecs.state_dict()}
     trainer.codecs.load_state_dict(codecs)  # once more, as a module does: what follows from its buffers follows
     return float(found.get("clock_seconds", 0.0))
+
+
+def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """What was written along with the description that has this digest of it."""
+    try:
+        if file_sha256(path) != sha256:
+            raise UsageError(
+                f"{path} is not what its description was written for (another checksum): it is damaged, or of another "
+                f"step; {_OUT}"
+            )
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def _check_alike(place: Path, tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Raise `UsageError` unless both hold tensors of the same names, shapes and types."""
+    if tensors.keys() != state.keys():
+        odd = sorted(tensors.keys() ^ state.keys())[0]
+        raise UsageError(f"{place} is of another model: '{odd}' is on one side only")
+    for name, tensor in state.items():
+        theirs = tensors[name]
+        if (theirs.shape, theirs.dtype) != (tensor.shape, tensor.dtype):
+            there, here = (f"{tuple(each.shape)} {each.dtype}".replace("torch.", "") for each in (theirs, tensor))
+            raise UsageError(f"{place} is of another model: '{name}' is {there} there, {here} here; {_OUT}")
 
 
 def _place(folder: Path, step: int) -> Path:

@@ -18,12 +18,12 @@ from testbed.data.integrity import check_data
 from testbed.data.source import open_source
 from testbed.errors import PeerLost, RunFailed, UsageError
 from testbed.parallel.distributed import Distributed
-from testbed.parallel.transport import Sockets, Transport
+from testbed.parallel.transport import Sockets, Transport, listen
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
-from testbed.trainer.meeting import Meeting, first_step, same_training, store_client
+from testbed.trainer.meeting import JOIN_SECONDS, Meeting, first_step, same_training, store_client
 from testbed.trainer.warm import warm_start
-from testbed.trainer.watchdog import Watchdog
+from testbed.trainer.watchdog import Clock, Watchdog
 
 __all__ = ["train"]
 
@@ -44,13 +44,14 @@ def train(given: Train) -> int:
     short = preset.batch * preset.task_chunks
     if short < world:
         raise UsageError(f"{world} ranks cannot share the {short} short sequences of a warm-start step: start {short}")
-    meeting = Meeting(rank, world)
     out = Path(training.out)
     state: dict[str, Any] = {"where": "meeting the others"}
     logs = str(out / "metrics" / "rank{rank}.jsonl")
-    with Watchdog(
-        store_client(), rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs
-    ):
+    patience, most = Clock(rank, lambda: state["where"]), JOIN_SECONDS + training.silence
+    patience.expect(most, f"no store, through which the ranks meet, has answered for {most:g} s")
+    meeting, client = Meeting(rank, world), store_client()
+    patience.close()
+    with Watchdog(client, rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs):
         step = first_step(meeting, out / "checkpoints", resume=given.resume)
         mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
         same_training(meeting, checkpoint.identity(preset, arm, training.seed, mix.sha256))
@@ -139,6 +140,6 @@ def _transport(wanted: str, meeting: Meeting, device: torch.device) -> Transport
         return Distributed(device)
     with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as probe:
         address = probe.getsockname()[0]  # the address that faces the others
-    listener = socket.create_server((address, 0), backlog=meeting.world)
+    listener = listen(address, backlog=meeting.world)
     told = [text.split() for text in meeting.told("address", f"{address} {listener.getsockname()[1]}")]
     return Sockets.connect(meeting.rank, [(host, int(port)) for host, port in told], listener=listener)

@@ -283,7 +283,7 @@ class Trainer:
 
     def update(self, step: int) -> float:
         """Clip, AdamW, and what codecs do after it; the gradients' norm."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.preset.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.preset.clip or math.inf))
         if not math.isfinite(norm):
             raise RunFailed(f"step {self.index}: the gradients' norm on rank {self.rank} is {norm}; the run ends here")
         for group in self.optimizer.param_groups:

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from testbed.errors import RunFailed, UsageError
 from testbed.trainer import checkpoint
 
-__all__ = ["Meeting", "first_step", "same_training", "store_client"]
+__all__ = ["JOIN_SECONDS", "Meeting", "first_step", "same_training", "store_client"]
 
-_JOIN_SECONDS = 900.0
+JOIN_SECONDS = 900.0
 """A rank may check the sums of a large corpus before it comes."""
 _HEARD_SECONDS = 5.0
 """Whoever keeps the store waits so long for the others to have heard what all said."""
@@ -24,7 +24,7 @@ _HEARD_SECONDS = 5.0
 def store_client(*, keeps: bool = False) -> Any:
     """A client of its own to the store; `keeps`: which lives in this process. (Only one thread can use a client.)"""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    limit = timedelta(seconds=_JOIN_SECONDS)
+    limit = timedelta(seconds=JOIN_SECONDS)
     try:
         return dist.PrefixStore("testbed", dist.TCPStore(address, port, is_master=keeps, timeout=limit))
     except dist.DistError as error:
@@ -59,7 +59,7 @@ class Meeting:
             return self.store.get(f"{what}/{other}").decode()
         except dist.DistStoreError:
             raise RunFailed(
-                f"rank {other} has not come: rank {self.rank} has waited {_JOIN_SECONDS:g} s for its {what}; was it "
+                f"rank {other} has not come: rank {self.rank} has waited {JOIN_SECONDS:g} s for its {what}; was it "
                 "started, with the same MASTER_ADDR and MASTER_PORT, and what did it say?"
             ) from None
         except dist.DistError:

@@ -102,6 +102,7 @@ def _summary(arm: str, rate: float, delay: float, half: float) -> dict:
         "payload_by_channel": {"ballast": BITS[arm] / 8},
         "invalid_steps": 0,
         "suspect_steps": 0,
+        "suspect_syncs": 0,
         "tokens_per_second": 131072 / mean,
         "valid": True,
         "why": [],

@@ -49,6 +49,16 @@ def test_losses_are_compared_at_equal_steps_only() -> None:
     assert latent["step_time_vs_centralised"] is not None
 
 
+def test_of_a_void_comparison_nothing_is_recovered() -> None:
+    """Losses 0.2 % apart: the share would be any number, such as 363."""
+    arms = _arms()
+    arms["control"] |= {key: arms["decentralised"][key] * 1.002 for key in ("final_val_loss", "val_loss_remote")}
+    related = {arm["arm"]: arm for arm in relate(list(arms.values()))}
+    assert void_reason(list(arms.values())) is not None
+    assert {arm["recovered_fraction"] for arm in related.values()} == {None}
+    assert related["latent"]["val_loss_vs_decentralised"] is not None
+
+
 def test_a_telling_comparison_is_not_void() -> None:
     """Control 11 % above exact, recall at chance: something can be shown."""
     assert void_reason(list(_arms().values())) is None

@@ -21,7 +21,7 @@ from testbed.analysis.sweep_figures import (
 from testbed.analysis.sweep_summary import print_sweep, verdict
 from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
 from testbed.errors import UsageError
-from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, MACHINE, made_up_sweep, seconds
+from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, LOSS, MACHINE, made_up_sweep, seconds
 
 
 def test_a_row_per_cell_and_seed(tmp_path):
@@ -113,22 +113,34 @@ def test_a_cell_of_every_point_has_one_curve(tmp_path):
     assert points.groupby("bandwidth_bps")["seeds"].first().tolist() == [2, 2]
 
 
-def test_columns_of_more_than_one_type_can_be_kept(tmp_path):
-    """A program may say a number here and a word there; a title may hold brackets."""
+@pytest.mark.parametrize(
+    ("said", "kept", "note"),
+    [
+        (({"loss": "diverged"}, {"loss": 1.5}), ["diverged", "1.5"], ""),
+        (({"loss": 2**64 + 1}, {"loss": -1}), [str(2**64 + 1), "-1"], "said_loss: integers beyond 64 bits"),
+        (({"loss": 1.5}, {}), [1.5, math.nan], "1 of 2 cells printed no JSON object"),
+    ],
+)
+def test_whatever_a_program_says_can_be_kept(tmp_path, said, kept, note):
+    """A number here and a word there, a long integer, nothing; a title may hold brackets."""
     cells = [{"cell": f"c{seed}", "seed": seed, "point": {"var.x": x}} for seed, x in enumerate(("auto", 4))]
     config: dict[str, Any] = {"kind": "command", "cells": cells, "varied": ["var.x"], "excluded": []}
     config["sweep"] = {"title": "Trial [/b] [v2]", "question": "", "exact": "", "control": ""}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for cell, loss in zip(cells, ("diverged", 1.5), strict=True):
+    for cell, words in zip(cells, said, strict=True):
         (tmp_path / "cells" / cell["cell"]).mkdir(parents=True)
         summary = {"wall_seconds": 1.0, "exit_status": 0, "sent_bytes": {"n0": 1}, "received_bytes": {"n0": 1}}
-        summary |= {"pairs": [], "said": {"loss": loss, "[x]": True}}
+        summary |= {"pairs": [], "said": words}
         (tmp_path / "cells" / cell["cell"] / "summary.json").write_text(json.dumps(summary))
     sweep = conclude_commands(tmp_path, {})
-    assert load_sweep(tmp_path).table["said_loss"].tolist() == ["diverged", "1.5"]
+    np.testing.assert_equal(load_sweep(tmp_path).table["said_loss"].tolist(), kept)
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 2
     console = Console(width=140, record=True, force_terminal=False)
     print_sweep(sweep, console)
-    assert "Trial [/b] [v2]" in console.export_text()
+    text = " ".join(console.export_text().split())
+    assert "Trial [/b] [v2]" in text
+    assert note in text
+    assert ("•" in text) is bool(note)
 
 
 @pytest.mark.parametrize("name", ["results.parquet", "sweep.json"])
@@ -206,6 +218,17 @@ def test_the_summary_says_what_the_table_says(tmp_path):
     assert "FAILED: control at bw 1000mbit, delay 0ms: no such link" in text
 
 
+def test_where_exchange_is_worth_nothing_no_share_of_it_is_given(tmp_path, monkeypatch):
+    """The control's loss 4 % above the exact exchange's; the sentence says why."""
+    monkeypatch.setitem(LOSS, "control", 1.05)
+    made_up_sweep(tmp_path, rates=(1e9,))
+    sweep = conclude(tmp_path, {})
+    assert sweep.table["recovered_fraction"].isna().all()
+    assert any(
+        "At 4 of 4 points and seeds the loss without exchange is less than 8 % above" in each for each in verdict(sweep)
+    )
+
+
 def test_what_is_suspect_older_or_of_another_machine_is_said_everywhere(tmp_path):
     """In the table's state, a sentence, the caption of every figure and the report; without any of it nothing is."""
     made_up_sweep(tmp_path / "clean")
@@ -220,7 +243,7 @@ def test_what_is_suspect_older_or_of_another_machine_is_said_everywhere(tmp_path
     text = " ".join(console.export_text().split())
     assert (text.count("done, suspect"), text.count("done, older")) == (2, 2)
     said = (
-        "2 of 24 cells have suspect steps",
+        "2 of 24 cells have suspect steps or synchronisations",
         "2 of 24 cells are of another state and were kept: loss of other code",
         "Cells come from 2 machines, or states of one, that differ in kernel",
     )

@@ -28,7 +28,7 @@ LINES = '{"text": "one"}\n\n{"text": "two"\n'
         ({"a.txt": "one document only"}, ["a.txt"], "of 1 document none is"),
         ({"a.txt": b"caf\xe9"}, ["a.txt"], "a.txt is no UTF-8 text (byte 3)"),
         ({"a.parquet": b"PAR1 nothing"}, ["a.parquet"], "a.parquet is no parquet file"),
-        ({"a/picture.png": b"\x89"}, ["a"], "a holds no text: files that are read end in .jsonl"),
+        ({"a/picture.png": b"\x89"}, ["a"], "a holds no text: files that are read end in .json, .jsonl"),
         ({"a.jsonl": None}, ["a.jsonl", "--tokens", "0"], "--tokens '0'"),
         ({"a.jsonl": None}, ["a.jsonl", "--tokens", "lots"], "as in 250000, 20k, 100M or 1.5B"),
         ({"a.jsonl": None}, ["a.jsonl", "--tokenizer", "gpt3"], "type bytes, gpt2 or bpe"),

@@ -45,9 +45,10 @@ def test_every_document_is_on_one_side_and_whole(tmp_path):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=40), min_size=30, max_size=60, unique=True))
 def test_any_text_survives(tmp_path_factory, texts):
-    """Whatever its characters, but for halves of characters and for nothing at all."""
+    """Whatever its characters, but for halves of characters, marks of the byte order and blanks alone."""
     folder = tmp_path_factory.mktemp("any")
-    kept = [text for text in texts if text]
+    kept = [text.removeprefix("\ufeff") for text in texts]
+    kept = [text for text in kept if text.strip()]
     if len({held_out(text) for text in kept}) < 2:
         return
     prepare(Prepare(name=json_lines(folder / "a.jsonl", texts), out=str(folder / "out")))
@@ -279,7 +280,7 @@ def test_texts_that_have_changed_meanwhile_are_refused(tmp_path, monkeypatch):
         prepare(request, commit_tokens=50)
     monkeypatch.undo()
     json_lines(tmp_path / "a.jsonl", [*TEXTS, "one more"])
-    with pytest.raises(UsageError, match="have changed"):
+    with pytest.raises(UsageError, match="was begun with another content"):
         prepare(request)
     assert unfinished(tmp_path / "out").is_dir()
     with pytest.raises(UsageError, match="begun with another tokens"):

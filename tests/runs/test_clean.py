@@ -17,10 +17,7 @@ GONE = {VARIABLE: "4194303:1"}
 @pytest.fixture
 def own_locks(tmp_path, monkeypatch):
     """No run of anybody else's on this machine is in the way."""
-    from testbed.runs import directory
-
-    monkeypatch.setattr(directory, "_LOCK", tmp_path / "lock")
-    monkeypatch.setattr(directory, "_SHARED_LOCK", tmp_path / "shared")
+    monkeypatch.setattr("testbed.runs.machine_lock._FOLDER", tmp_path)
 
 
 @pytest.fixture
@@ -65,9 +62,10 @@ def _orphans() -> list[int]:
 
 def test_it_waits_for_runs(own_locks):
     """Refused while one is under way."""
-    from testbed.runs import clean, directory
+    from testbed.runs import clean
+    from testbed.runs.machine_lock import machine_lock
 
-    with directory.machine_lock(share=True), pytest.raises(UsageError, match="under way"):
+    with machine_lock(share=True), pytest.raises(UsageError, match="under way"):
         clean.clean(dry_run=True)
 
 
@@ -86,12 +84,11 @@ def state():
             sh("ip -n foreign -o link | cut -d: -f2"), rules, sorted(os.listdir("/dev/shm"))]
 
 def main():
-    from testbed.runs import clean, directory
-    here = Path("/dev/shm")
-    directory._LOCK, directory._SHARED_LOCK = here / "lock", here / "shared"
+    from testbed.runs import clean, machine_lock
+    machine_lock._FOLDER = here = Path("/dev/shm")
     os.chdir(here)
-    for path in (directory._LOCK, directory._SHARED_LOCK, here / "delay_line.foreign"):
-        path.touch()
+    for name in (*machine_lock._NAMES, "delay_line.foreign"):
+        (here / name).touch()
     sh("ip netns add foreign; ip -n foreign link add n0 type dummy || ip -n foreign link set lo up")
     sh("ip link add br-foreign type bridge")
     sh("tc qdisc add dev br-foreign root handle 1: tbf rate 1mbit burst 8000 limit 60000")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import UsageError
+from testbed.runs.machine_lock import machine_lock
 from tests.runs.tiny import PRESET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -242,25 +243,22 @@ def test_dry_run_prints_config_and_commands_and_does_nothing(tmp_path):
 
 def test_a_second_run_is_refused_unless_shared(tmp_path, monkeypatch):
     """Two runs at once disturb each other's times."""
-    from testbed.runs import directory
-
-    monkeypatch.setattr(directory, "_LOCK", tmp_path / "lock")
-    monkeypatch.setattr(directory, "_SHARED_LOCK", tmp_path / "shared")
-    with directory.machine_lock(share=False):
-        with pytest.raises(UsageError, match="--share"), directory.machine_lock(share=False):
+    monkeypatch.setattr("testbed.runs.machine_lock._FOLDER", tmp_path)
+    with machine_lock(share=False):
+        with pytest.raises(UsageError, match="--share"), machine_lock(share=False):
             pass
-        with directory.machine_lock(share=True):
+        with machine_lock(share=True):
             pass
     with (
-        directory.machine_lock(share=True),
-        directory.machine_lock(share=True),
+        machine_lock(share=True),
+        machine_lock(share=True),
         pytest.raises(UsageError, match="--share"),
-        directory.machine_lock(share=False),
+        machine_lock(share=False),
     ):
         pass
-    with directory.machine_lock(share=False):
+    with machine_lock(share=False):
         pass
-    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o444  # any user's next run can lock it
+    assert (tmp_path / "slowlink-testbed.lock").stat().st_mode & 0o777 == 0o444  # any user's next run can lock it
 
 
 def test_doctor_prints_a_table_and_json(tmp_path):

@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -138,6 +140,73 @@ def test_exec_runs_torch_distributed_unchanged(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "n0: sum 3" in done.stdout
     assert "n1: sum 3" in done.stdout
+
+
+NAMES = """
+import os, socket
+own = socket.gethostname()
+print(own, os.environ["HOSTNAME"], socket.getfqdn(), *(socket.gethostbyname(name) for name in (own, "n0", "n1", "n2")))
+"""
+
+
+def test_a_node_is_a_host_whose_name_resolves_everywhere(tmp_path):
+    """Its own name, and every other node's; the machine's own stays what it was."""
+    before = socket.gethostname(), Path("/etc/hosts").read_text()
+    done = run_exec(tmp_path, "--nodes", "3", program=python(NAMES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = sorted(line.partition(": ")[2] for line in done.stdout.splitlines() if ": n" in line)
+    for number, line in enumerate(lines):
+        name, host, full, own, *others = line.split()
+        assert name == host == full == f"n{number}"
+        assert own == others[number]
+        assert len(set(others)) == 3
+    assert len(lines) == 3
+    assert (socket.gethostname(), Path("/etc/hosts").read_text()) == before
+
+
+def test_torchruns_own_rendezvous_meets_by_name(tmp_path):
+    """c10d: one node keeps the store, and finds that by its host's name; gloo is not told its interface."""
+    program = tmp_path / "program.py"
+    program.write_text("import os\nos.environ.pop('GLOO_SOCKET_IFNAME')\n" + ALL_REDUCE)
+    run = f"{sys.executable} -W ignore -m torch.distributed.run"
+    shell = f"{run} --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id 7 --rdzv-endpoint $MASTER_ADDR:29511"
+    done = run_exec(tmp_path, "--bw", "100mbit", program=["sh", "-c", f"{shell} {program}"], timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("sum 3") == 2
+
+
+def test_a_child_that_holds_the_output_is_waited_for_and_said_to_be(tmp_path):
+    """The program is long gone; its output and status are those of a whole run."""
+    code = "import subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 5; echo late']); print('left', flush=True)"
+    done = run_exec(tmp_path, program=python(code))
+    assert done.returncode == 0
+    assert {"n0: left", "n0: late", "n1: late"} <= set(done.stdout.splitlines())
+    for node in ("n0", "n1"):
+        assert done.stderr.count(f"{node}: the program has ended, and a process that it started holds its output") == 1
+
+
+BAR = """
+import os, sys, time
+for step in range(40):
+    sys.stdout.write(f"\\r step {step}"); sys.stdout.flush(); time.sleep(0.1)
+print("\\ndone")
+if os.environ["RANK"] == "0":
+    sys.stdout.write("x" * 200_000); sys.stdout.flush(); time.sleep(0.5)
+"""
+
+
+def test_a_progress_bar_is_seen_while_it_is_drawn(tmp_path):
+    """And a line without an end is not kept for ever."""
+    with living_exec(tmp_path, program=python(BAR)) as process:
+        seen = b""
+        while b"step 2" not in seen and (chunk := os.read(output_of(process).fileno(), 1 << 16)):
+            seen += chunk
+        assert b"done" not in seen
+        assert process.poll() is None
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "n0: done" in rest
+    assert max(len(line) for line in rest.splitlines()) < 3 << 16
 
 
 INTERRUPTED = "import time\ntry:\n    print('up'); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('bye')"
@@ -453,3 +522,20 @@ def test_train_without_torchrun_says_how(tmp_path):
     done = run_testbed(tmp_path, "train")
     assert done.returncode == 2
     assert "torchrun" in done.stderr
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_path_that_goes_without_a_word_ends_every_rank(tmp_path, cut):
+    """A node's port is taken off the switch while ranks train: each names the other, or the store, and ends."""
+    (tmp_path / "cut.toml").write_text(f'[[at]]\ntime = "12s"\nfault = "down"\nnodes = [{cut}]\n')
+    program = [sys.executable, "-m", "testbed.trainer", "--preset", PRESET, "--steps", "100000", "--silence", "4"]
+    started = time.monotonic()
+    done = run_exec(
+        tmp_path, "--bw", "20mbit", "--schedule", "cut.toml", program=[*program, "--out", "run"], timeout=150
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert time.monotonic() - started < 90
+    assert "n0: rank 0, step" in done.stdout
+    assert "n1: rank 1, step" in done.stdout
+    assert "rank 1 has not been heard of for 4 s" in done.stdout
+    assert "the store through which the ranks met has not answered for 4 s" in done.stdout

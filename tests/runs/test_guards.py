@@ -166,3 +166,73 @@ def test_a_rate_beyond_the_machine_is_modelled_and_says_so(tmp_path):
     assert "beyond this machine" in done.stdout
     arms = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
     assert [(arm["link"], arm["rate_bps"]) for arm in arms] == [("modelled", None)]
+
+
+TAMPER = """
+import testbed.cli as cli
+inner = cli._in_world
+def in_world(main, backend):
+    def sabotaged():
+        import json, os, signal, subprocess, threading, time
+        from dataclasses import replace
+        from testbed.runs.comparison import Comparison
+        real = Comparison._begin
+        def tamper(self):
+            backend = self.links.backend
+            DEED
+        def begin(self, arm, plan, phase):
+            real(self, arm, plan, phase)
+            if phase == "timed":
+                threading.Thread(target=tamper, args=(self,), daemon=True).start()
+        Comparison._begin = begin
+        return main()
+    return inner(sabotaged, backend)
+cli._in_world = in_world
+"""
+DEEDS = {
+    "a rank stands still": ("""
+time.sleep(0.3)
+node = backend.network.nodes[1]
+backend.freeze(node)
+time.sleep(1.2)
+backend.thaw(node)""", "more than"),
+    "the rate is cut and put back": ("""
+network = backend.network
+time.sleep(0.3)
+backend.change(network.change(lambda link: replace(link, rate_bps=link.rate_bps // 3)))
+time.sleep(0.3)
+backend.change(network)""", "the links were changed meanwhile"),
+    "the rate is ten times as high for a while": ("""
+network = backend.network
+time.sleep(0.3)
+backend.change(network.change(lambda link: replace(link, rate_bps=link.rate_bps * 10)))
+time.sleep(0.3)
+backend.change(network)""", "the links were changed meanwhile"),
+    "the switch drops packets for a while": ("""
+rule = "-m statistic --mode random --probability 0.05 -j DROP"
+run = "ip netns exec switch iptables {} FORWARD " + rule
+subprocess.run(run.format("-A"), shell=True, check=True)
+time.sleep(2.5)
+subprocess.run(run.format("-D"), shell=True, check=True)""", "sent twice"),
+    "nothing": ("pass", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_what_is_done_to_a_link_or_a_rank_during_timed_steps_is_noticed(tmp_path, deed):
+    """Though all is as it was at the last proof: such steps are invalid, with the reason, and timed again."""
+    body, said = DEEDS[deed]
+    tamper = TAMPER.replace("DEED", "\n            ".join(body.strip().splitlines()))
+    done = sabotaged(tmp_path, tamper, "--target", TARGET, "--arms", "decentralised", bw="60mbit")
+    assert (tmp_path / "runs" / "run" / "comparison.json").exists(), done.stdout + done.stderr
+    (arm,) = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
+    steps = json.loads((tmp_path / "runs/run/decentralised/summary.json").read_text())["timed"]["steps"]
+    reasons = [text for step in steps for text in step["why"]]
+    if said is None:
+        assert not any("changed meanwhile" in text or "sent twice" in text for text in reasons), reasons
+        assert arm["valid"], arm["why"]
+        return
+    assert any(said in text for text in reasons), (reasons, [step["step_seconds"] for step in steps])
+    assert arm["invalid_steps"] >= 1
+    good = [step["step_seconds"] for step in steps if step["valid"]]
+    assert arm["step_seconds_mean"] == pytest.approx(sum(good) / len(good))

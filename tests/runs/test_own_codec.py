@@ -4,6 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from testbed.codecs import codec_names
+from testbed.config import Preset, load_toml
+from testbed.config.arms import arm_named
+from testbed.errors import UsageError
+from testbed.runs.rehearsal import rehearse
 from tests.codecs.plugged import install
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 
@@ -47,6 +54,7 @@ def test_the_codec_of_the_documentation_runs(tmp_path, monkeypatch):
 
 
 SIXTEEN = """
+import torch
 from testbed.codecs.base import Codec, Encoded
 
 class Sixteen(Codec):
@@ -56,7 +64,9 @@ class Sixteen(Codec):
     def encode(self, key_BTE, value_BTE):
         return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE[..., :16],))
 
-    def decode(self, parts, decoder): ...
+    def decode(self, parts, decoder):
+        key_BTE = torch.nn.functional.pad(parts[0], (0, self.kv_width - 16))
+        return key_BTE, torch.zeros_like(key_BTE)
 """
 
 
@@ -68,3 +78,64 @@ def test_a_codec_that_cannot_say_what_it_sends_at_a_target_is_refused(tmp_path, 
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "give Sixteen a ranks_for" in refused.stderr
     assert not (tmp_path / "runs" / "run").exists()
+
+
+ODD = """
+import torch
+from testbed.codecs.base import Codec, Encoded, Wire
+
+class Places(Codec):
+    def wires(self, shape):
+        wire = self.wire(shape.batch, shape.tokens, self.kv_width)
+        return tuple(Wire(shape=wire.shape, format=wire.format, returned=False) for _ in range(2))
+
+    def encode(self, key_BTE, value_BTE):
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE, value_BTE))
+
+    def decode(self, parts, decoder):
+        return parts
+
+class Detached(Codec):
+    def wires(self, shape):
+        return (self.wire(shape.batch, shape.tokens, 2 * self.kv_width),)
+
+    def encode(self, key_BTE, value_BTE):
+        both = torch.cat((key_BTE, value_BTE), dim=-1).detach()
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(both,))
+
+    def decode(self, parts, decoder):
+        return parts[0].chunk(2, dim=-1)
+
+class Short(Detached):
+    def encode(self, key_BTE, value_BTE):
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(key_BTE,))
+
+class Wrong(Detached):
+    def encode(self, key_BTE, value_BTE):
+        both = torch.cat((key_BTE, value_BTE), dim=-1)
+        return Encoded(key_BTE=key_BTE, value_BTE=value_BTE, parts=(both,))
+
+    def decode(self, parts, decoder):
+        raise KeyError("basis")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("places", "the codec 'places' returns no gradient"),
+        ("detached", "the codec 'detached' returns no gradient"),
+        ("short", "the codec 'short' cannot take a chunk of 32 tokens there and back"),
+        ("wrong", "there and back: KeyError: 'basis'"),
+    ],
+)
+def test_a_codec_that_cannot_make_a_step_is_refused_before_any(tmp_path, monkeypatch, name, said):
+    """By the rehearsal, which takes a chunk there and its gradients back; ours all pass it."""
+    names = {"places": "Places", "detached": "Detached", "short": "Short", "wrong": "Wrong"}
+    monkeypatch.syspath_prepend(install(tmp_path, ODD, **names))
+    preset = load_toml(Preset, "presets", PRESET)
+    with pytest.raises(UsageError, match=said):
+        rehearse(preset, arm_named(name), 2)
+    for ours in ("decentralised", *codec_names()):
+        if ours not in (*names, "exact"):
+            rehearse(preset, arm_named(ours), 2)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from testbed.config import EXPERIMENTS, parse
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
+from testbed.sweep import commands
 from testbed.sweep.cells import cells_of, checks_of
 from testbed.sweep.grid import Sweep, points_of
 
@@ -189,3 +190,24 @@ def test_every_question_has_its_page_and_stands_in_the_list():
         assert f"({stem}.md)" in index
         page = (EXPERIMENTS / f"{stem}.md").read_text()
         assert all(word in page for word in ("**Question.**", "**What to expect, and why.**", "**Result.**")), stem
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ('n0: {"loss": 1.5}\n', {"loss": 1.5}),
+        ('n0: \r 50%|#####     | 5/10{"loss": 1}\n', {"loss": 1}),
+        ('n0: the result: {"loss": 1}\n', {}),
+        ('n0: \r 50%|#####     | 5/10\r{"loss": 3.5}\n', {"loss": 3.5}),
+        ('n0: \x1b[32m10/10\x1b[0m\r\x1b[K{"loss": 3.5}\r\n', {"loss": 3.5}),
+        ('n0: {"text": "line\u2028two", "tail": "\\ud83d"}\n', {"text": "line\u2028two", "tail": "?"}),
+        (f'n0: {{"long": {"9" * 5000}}}\n', {"long": "9" * 5000}),
+        (f"n0: {'{' * 5000}{'}' * 5000}\n", {}),
+        ('n0: {"list": [1], "none": null, "yes": true}\n', {"yes": True}),
+        ('{"loss": 1.5}\n', {}),
+    ],
+)
+def test_what_a_program_says_is_found(tmp_path, printed, found):
+    """On a line of its own, behind a progress bar, whatever stands in it; nothing ends the sweep."""
+    (tmp_path / "output.log").write_bytes(printed.encode())
+    assert dict(commands._said(tmp_path / "output.log")) == found

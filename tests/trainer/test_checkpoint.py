@@ -1,13 +1,17 @@
 """Resuming is going on as if nothing had happened; what cannot be gone on with is refused."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from testbed.collector.metrics import MetricsFile, cut_metrics
 from testbed.config import WeightSync
 from testbed.config.codec import CodecConfig, SubspaceConfig
+from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.trainer import Trainer, digest
 from testbed.trainer.checkpoint import prune, restore, save, steps_held
@@ -171,7 +175,7 @@ def test_another_text_under_the_same_name_is_refused(tmp_path, monkeypatch):
         ({"preset": replace(TINY, model=replace(TINY.model, ffn=64))}, "another preset: model.ffn 48 there, 64 here"),
         ({"chosen": arm("control")}, "another arm: name 'subspace' there, 'control' here"),
         ({"damage": "json"}, "rank0.json is damaged"),
-        ({"damage": "safetensors"}, "rank0.safetensors cannot be read"),
+        ({"damage": "safetensors"}, "rank0.safetensors is not what its description was written for"),
     ],
 )
 def test_what_is_of_something_else_is_refused_in_a_sentence(tmp_path, changes, said):
@@ -183,3 +187,68 @@ def test_what_is_of_something_else_is_refused_in_a_sentence(tmp_path, changes, s
     with pytest.raises(UsageError, match=said) as refusal:
         second_half(tmp_path, **{"chosen": ARMS["subspace"], "world": 1 if damage == "json" else 2, **changes})
     assert "\n" not in str(refusal.value)
+
+
+def forged(place, change):
+    """Rank 0's tensors changed, with a description that fits."""
+    tensors = load_file(place / "rank0.safetensors")
+    change(tensors)
+    save_file(tensors, place / "rank0.safetensors")
+    description = json.loads((place / "rank0.json").read_text())
+    sha256 = file_sha256(place / "rank0.safetensors")
+    (place / "rank0.json").write_text(json.dumps(description | {"sha256": sha256}))
+
+
+WEIGHT = "model.layers.0.query.weight"
+
+
+def one_number(place):
+    forged(place, lambda tensors: tensors.update({WEIGHT: torch.ones(1)}))
+
+
+def another_type(place):
+    forged(place, lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}))
+
+
+def turned(place):
+    forged(place, lambda tensors: tensors.update({"model.head.weight": tensors["model.head.weight"].T.contiguous()}))
+
+
+def of_another_step(place):
+    shutil.copy(place.with_name("step00000005") / "rank0.safetensors", place)
+
+
+def all_of_another_step(place):
+    for name in ("rank0.safetensors", "rank0.json"):
+        shutil.copy(place.with_name("step00000005") / name, place)
+
+
+def of_another_rank(place):
+    for ending in ("safetensors", "json"):
+        shutil.copy(place / f"rank1.{ending}", place / f"rank0.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (one_number, rf"'{WEIGHT}' is \(1,\) float32 there, \(32, 32\) float32 here"),
+        (another_type, rf"'{WEIGHT}' is \(32, 32\) float64 there, \(32, 32\) float32 here"),
+        (turned, r"'model.head.weight' is \(32, \d+\) float32 there"),
+        (of_another_step, "rank0.safetensors is not what its description was written for"),
+        (all_of_another_step, "rank0.json is of step 5, not of step 3"),
+        (of_another_rank, "rank0.json is of rank 1, not of rank 0"),
+    ],
+)
+def test_what_is_not_what_it_says_is_refused(tmp_path, tamper, said):
+    """Though every name fits, and every file can be read; untouched it goes on."""
+
+    def work(trainer):
+        for at in (3, 2):
+            steps(trainer, at)
+            save(trainer, tmp_path)
+
+    on_ranks(2, ARMS["centralised"], work)
+    second_half(tmp_path, ARMS["centralised"])
+    tamper(tmp_path / "step00000003")
+    with pytest.raises(UsageError, match=said):
+        second_half(tmp_path, ARMS["centralised"])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ def start(
     ranks: Sequence[int] | None = None,
     port: int | None = None,
     apart: bool = False,
+    address: str = "127.0.0.1",
     patch: str = "",
 ) -> list[subprocess.Popen]:
     """`python -m testbed.trainer` on every rank, or on those of `ranks`.
@@ -55,7 +57,7 @@ def start(
     preset = folder / "preset.toml"
     if not preset.exists():
         preset.write_text(Path(PRESET).read_text().replace("validation_every = 2", "validation_every = 20"))
-    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", **agent}
+    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": address, **agent}
     program = f"import os, sys, time\nfrom testbed.trainer.__main__ import main\n{patch}\nsys.exit(main())"
     started = []
     for rank in range(world) if ranks is None else ranks:
@@ -136,6 +138,29 @@ def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
     assert ended(start(tmp_path, *command, apart=True)) == ["", ""]
     for rank in range(2):
         assert losses(metrics[rank]) == losses(tmp_path / f"whole/metrics/rank{rank}.jsonl")
+
+
+def test_ranks_meet_over_the_other_family_too(tmp_path):
+    """An address of IPv6; the losses are the same."""
+    assert ended(start(tmp_path, "--out", "six", address="::1")) == ["", ""]
+    assert len(losses(tmp_path / "six/metrics/rank0.jsonl")) == STEPS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give itself another /etc/hosts")
+def test_torchrun_trains_where_localhost_is_ipv6_first(tmp_path):
+    """As README types it, on a machine whose hosts file says so."""
+    hosts = tmp_path / "hosts"
+    name = socket.gethostname()
+    hosts.write_text(f"::1 localhost ip6-localhost\n127.0.0.1 localhost\n127.0.0.1 {name}\n")
+    shell = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, str(hosts), *torchrun, "--master-port", str(free_port(["0.0.0.0"])),
+         "-m", "testbed.trainer", "--preset", PRESET, "--steps", "4", "--out", "run"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(losses(tmp_path / "run/metrics/rank1.jsonl")) == 4
 
 
 @pytest.mark.acceptance

@@ -45,7 +45,7 @@ def parts(folder, held, world=None):
         place = folder / f"step{step:08d}"
         place.mkdir(parents=True, exist_ok=True)
         for rank in ranks:
-            text = json.dumps({"schema_version": 1, "world": world or 2})
+            text = json.dumps({"schema_version": 2, "world": world or 2})
             (place / f"rank{rank}.json").write_text(text)
     return folder
 
@@ -127,7 +127,7 @@ def test_a_step_is_everybodys_once_everybody_has_said_so(meet):
 
 def test_a_rank_that_does_not_come_is_named(meet, monkeypatch):
     """Which rank, what it was waited for, how long; and where the store should be."""
-    monkeypatch.setattr("testbed.trainer.meeting._JOIN_SECONDS", 1.0)
+    monkeypatch.setattr("testbed.trainer.meeting.JOIN_SECONDS", 1.0)
     first, _ = meet(2, lambda m: m.told("checkpoints", "") if m.rank == 0 else None)
     assert isinstance(first, RunFailed)
     assert "rank 1 has not come: rank 0 has waited 1 s for its checkpoints" in str(first)

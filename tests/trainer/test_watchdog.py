@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from testbed.trainer.watchdog import Watchdog
+from testbed.trainer.watchdog import Clock, Watchdog
 
 pytestmark = pytest.mark.waits
 
@@ -132,3 +132,41 @@ def test_a_store_that_is_gone_ends_the_run_unless_it_is_done(capsys):
         board.gone.set()
         assert ended(rank) == [found]
         assert ("the store through which the ranks met is gone" in capsys.readouterr().err) == bool(found)
+
+
+class Silent(Board):
+    """A store that does not answer any more, and raises nothing."""
+
+    def set(self, key, value):
+        if self.gone.is_set():
+            threading.Event().wait(30)
+        super().set(key, value)
+
+
+def test_a_store_that_goes_without_a_word_ends_the_run(capsys):
+    """No call into it comes back; the clock calls nobody."""
+    board = Silent()
+    rank = Rank(board, 1, works=30)
+    time.sleep(SILENCE / 2)
+    started = time.monotonic()
+    board.gone.set()
+    assert ended(rank) == [[1]]
+    assert SILENCE / 2 < time.monotonic() - started < 20 * SILENCE
+    assert "rank 1, step 7: the store through which the ranks met has not answered for 0.6 s" in capsys.readouterr().err
+
+
+def test_a_clock_counts_no_time_in_which_it_stood_still(monkeypatch):
+    """As after SIGSTOP and SIGCONT: what it watches stood still too."""
+    now = [100.0]
+    monkeypatch.setattr("testbed.trainer.watchdog.time.monotonic", lambda: now[0])
+    fired: list[int] = []
+    clock = Clock(0, lambda: "step 7", fired.append)
+    clock.expect(1.0, "gone")
+    now[0] += 60.0
+    time.sleep(0.3)
+    assert fired == []
+    for _ in range(120):
+        now[0] += 0.05
+        time.sleep(0.02)
+    clock.close()
+    assert fired == [1]
