@@ -5,6 +5,7 @@ Three kinds of link an arm can have. `shaped`: the kernel holds it to the asked 
 for the cluster's link, for rates beyond this machine, and on host nodes. Modelled is never called measured.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,8 @@ __all__ = ["Links", "Meanwhile"]
 
 _UNPACED_MESSAGE_BYTES = 4096
 """What a compressed message of a small model may have."""
+_LOOK_SECONDS = 1.0
+"""Between two readbacks while steps are taken; a look costs some tens of milliseconds."""
 _SHARE_OF_CAPACITY = 0.7
 """Beyond this share of what the machine carries all to all, a rate counts as one that it does not carry."""
 
@@ -228,20 +231,21 @@ class Links:
         if kind != "shaped" or self.settings.schedule is not None:
             yield Meanwhile
             return
-        before = _drops(self.backend.readback())
+        before, looked = _drops(self.backend.readback()), time.monotonic()
         with Notices(self.backend) as notices:
 
             def listen() -> Meanwhile:
-                nonlocal before
-                found = notices.heard()
-                try:
-                    now = _drops(self.backend.check_readback())
-                except LinkError as error:
-                    now = before
-                    found.append(f"{error}")
-                dropped, before = now - before, now
+                nonlocal before, looked
+                found, lossless = notices.heard(), False
+                if time.monotonic() - looked >= _LOOK_SECONDS:  # after each step, unless they are quick
+                    try:
+                        now = _drops(self.backend.check_readback())
+                        lossless, before = now == before and not self.network.impaired, now
+                    except LinkError as error:
+                        found.append(f"{error}")
+                    looked = time.monotonic()
                 problems = [f"the links were changed meanwhile: {text}" for text in found]
-                return Meanwhile(problems=problems, lossless=dropped == 0 and not self.network.impaired)
+                return Meanwhile(problems=problems, lossless=lossless)
 
             yield listen
 

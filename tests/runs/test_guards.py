@@ -144,9 +144,9 @@ def in_world(main, backend):
         from emulation.nodes.netns import NetnsBackend
         NetnsBackend._by_netem = lambda self, network: False
         real = Comparison._train_steps
-        def train(self, result):
+        def train(self, result, listen):
             os.kill(self.links.backend.delay_line.pid, signal.SIGKILL)
-            real(self, result)
+            real(self, result, listen)
         Comparison._train_steps = train
         return main()
     return inner(sabotaged, backend)

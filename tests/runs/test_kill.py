@@ -132,7 +132,7 @@ def test_kill_nine_leaves_nothing(tmp_path, victim):
     with training(tmp_path, mark) as process:
         assert len(ranks_of(mark)) == 2
         traces = Traces(mark)
-        assert len(traces.network_namespaces) == 3  # the driver's and the nodes'
+        assert len(traces.network_namespaces) in (3, 4)  # the driver's, the nodes', the switch's while it is read
         pid = {
             "driver": lambda: process.pid,
             "rank": lambda: ranks_of(mark)[1],

@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 
 from testbed.runs.comparison import ArmResult, Comparison
+from testbed.runs.links import Meanwhile
 
 BROKEN = "the delay line was late"
 
 
 @pytest.fixture
 def timed():
-    """Times the averagings of an arm; each event's problem, or None, as they come, the last one over and over."""
+    """Times the averagings of an arm; each event's problem, its seconds (1 is the closed form), or None, as they come,
+    the last one over and over."""
 
-    def run(problems: list[str | None], *, thrifty: bool = False, known: dict | None = None) -> tuple[ArmResult, int]:
+    def run(
+        problems: list[str | float | None], *, thrifty: bool = False, known: dict | None = None
+    ) -> tuple[ArmResult, int]:
         asked = iter(problems)
         count = 0
 
@@ -22,19 +26,23 @@ def timed():
             nonlocal count
             count += 1
             problem = next(asked, problems[-1])
-            said = [problem] if problem else []
-            return [{"seconds": 1.0, "payload_bytes": 8.0, "wire_tx_bytes": 9, "problems": said}] * 2
+            said = [problem] if isinstance(problem, str) else []
+            seconds = problem if isinstance(problem, float) else 1.0
+            return [{"seconds": seconds, "payload_bytes": 8.0, "wire_tx_bytes": 9, "problems": said}] * 2
 
         comparison: Any = object.__new__(Comparison)
-        comparison.settings = SimpleNamespace(thrifty=thrifty)
+        network = SimpleNamespace(longest_round_trip_us=0)
+        comparison.settings = SimpleNamespace(thrifty=thrifty, accounting="pair", network=network)
         comparison.ranks = SimpleNamespace(order=order)
-        comparison.links = SimpleNamespace(pair_goodput_bps=lambda _: 1e6)
+        comparison.links = SimpleNamespace(
+            pair_goodput_bps=lambda _: 1e6, closed_form_seconds=lambda *_: 1.0, chancy=False
+        )
         comparison.report = lambda *_: None
         comparison._synced = known if known is not None else {}
         plan: Any = SimpleNamespace(sync_seconds=lambda _: 1.0, sync_message_bytes=8, modelled_goodput_bps=None)
         arm: Any = SimpleNamespace(name="latent", sync="average", link="bw")
         result = ArmResult(arm=arm, link="shaped", plan=plan)
-        comparison._time_sync(result)
+        comparison._time_sync(result, Meanwhile)
         return result, count
 
     return run
@@ -71,3 +79,14 @@ def test_in_a_sweep_a_broken_one_is_nobody_elses(timed):
     assert (count, well.problems) == (2, [])
     shared, count = timed([BROKEN], thrifty=True, known=known)
     assert (count, shared.syncs) == (0, well.syncs)
+
+
+def test_one_that_took_too_long_is_timed_again_or_suspect(timed):
+    """40 % beyond the closed form, then as it says; 14 % beyond it counts, and is said to be suspect."""
+    result, count = timed([1.4, 1.0, 1.01])
+    assert (count, [sync.seconds for sync in result.syncs]) == (3, [1.0, 1.01])
+    result, count = timed([1.14, 1.14])
+    assert (count, [sync.problems for sync in result.syncs]) == (2, [[], []])
+    assert all("14% more than the closed form" in sync.suspect[0] for sync in result.syncs)
+    result, _ = timed([1.05, 1.05])
+    assert [sync.suspect for sync in result.syncs] == [[], []]
