@@ -46,6 +46,9 @@ class Fault:
         return f"{self.function}: {self.old} -> {self.new}"
 
 
+_QUICK = "tests/emulation/test_quick.py"
+_GREETING = "tests/parallel/test_greeting.py"
+_HOSTILE = "tests/test_hostile.py"
 _UNITS = "tests/emulation/test_units.py"
 _TC = "tests/emulation/test_tc.py"
 _NET = "tests/emulation/test_network.py"
@@ -61,6 +64,9 @@ _CHECKPOINT = "tests/trainer/test_checkpoint.py"
 _GRID = "tests/sweep/test_grid.py"
 _COMPOSE = "tests/analysis/test_compose.py"
 _PACE = "tests/test_pace.py"
+_IDS = "tests/parallel/test_ids.py"
+_SNAPSHOT = "tests/data/test_snapshot.py"
+_QUALITY = "tests/analysis/test_quality.py"
 _MODEL = "tests/test_model.py tests/parallel/test_exchanges.py"
 
 FAULTS = tuple(
@@ -169,15 +175,56 @@ FAULTS = tuple(
         ("_tensors", "file_sha256(path) != sha256", "False", _CHECKPOINT),
         ("_check_alike", "(theirs.shape, theirs.dtype) != (tensor.shape, tensor.dtype)", "False", _CHECKPOINT),
         ("Clock._run", "now > deadline[0] + stood_still", "False", "tests/trainer/test_watchdog.py"),
-        ("NetnsBackend._name_nodes", '*names])', '])', "tests/runs/test_execute.py"),
+        ("name_nodes", '*names])', '])', "tests/runs/test_execute.py"),
         ("_said", '.split("\\r")', '.split("\\n")', "tests/sweep/test_grid.py"),
         ("_held", "if busy and not share", "if False", "tests/runs/test_cli.py"),
         ("identity", '"data": data', '"data": ""', _CHECKPOINT),
+        ("Rate.serve", "self.left_bytes -= (until_ns - self.until_ns) * self.bytes_per_ns", "pass", _QUICK),
+        ("Rate.put", "self.held_bytes + size > self.limit_bytes", "False", _QUICK),
+        ("Schedule.quick", "> QUICK_SHARE * seconds * rate", "> 9 * QUICK_SHARE * seconds * rate", _QUICK),
+        ("Schedule._check_relay", "or total > QUICK_TOTAL_BPS", "", _QUICK),
+        ("Schedule.highest", "event.at_seconds > 0 or len(states) > 1", "True", _QUICK),
+        ("Player._record_told", "self._told[0][0] <= self._elapsed()", "True", _QUICK),
+        ("Player._end", "self._backend.change(self._now)", "pass", _QUICK),
+        ("_accepted", "if left > 0 else None", "", _GREETING),
+        ("_introduced", "if not hmac.compare_digest(proof,", "if False and not hmac.compare_digest(proof,", _GREETING),
+        ("call", "if not hmac.compare_digest(answer[_NONCE_BYTES:],", "if len(answer) < len(", _GREETING),
+        ("Secret.proof", "role.encode(), caller, acceptor", "b'', caller, acceptor", _GREETING),
+        ("find_secret", "_SHORTEST <= len(words)", "0 <= len(words)", _GREETING),
+        ("legible", "each.isprintable()", "True", _HOSTILE),
+        ("_shortened", "len(text) <= longest", "True", _HOSTILE),
+        ("at_least", "value >= 1 << 63", "False", _HOSTILE),
+        ("judge", "GRAIN_SECONDS / max(seconds, 1e-9)", "0.0", "tests/collector/test_fidelity.py"),
+        ("_one_way", "round(ways[0] * 500)", "round(ways[0] * 1000)", "tests/test_networks.py"),
         # planted by hand first, for they were in no list
         ("all_reduce", "total += mine[rank] if message", "total += 0 if message", "tests/trainer/test_weights.py"),
         ("Line.lost", "return self.random.random() < self.loss", "return False", "tests/emulation/test_delays.py"),
         ("check_isolation", "if problems:", "if False:", "tests/emulation/test_netns.py"),
         ("_as_shell", "return 128 - code if code < 0 else code", "return 0", "tests/runs/test_execute.py"),
+        # the null that sends token ids, a task that it cannot solve, and what is recovered beyond it
+        ("Ids._make", "number + 1 < self.layers", "False", _IDS),
+        ("Ids.read", "chunk < last", "chunk <= last", _IDS),
+        ("Ids._begin", "layer < len(self._made)", "layer < 1", _IDS),
+        ("Ids.traffic", "ID_BYTES * batch", "batch", _IDS),
+        ("_window", "(back >= 0) &", "", _IDS),
+        ("_window", "back <= (", "back < (", _IDS),
+        ("InProcess.read", "here[:, None] - window", "here[:, None] - window + 1", _IDS),
+        ("made_flops", "(depth - 1)", "depth", _IDS),
+        ("Snapshot._held", "if not whole:", "if whole:", _SNAPSHOT),
+        ("Snapshot._places", "self._registers - 1 + lead", "self._registers", _SNAPSHOT),
+        ("Snapshot._asked", "rng.permutation(marks)", "rng.integers(marks, size=marks)", _SNAPSHOT),
+        ("Snapshot._sequence", "held[registers, holding[asked]]", "held[registers, holding[asked] - 1]", _SNAPSHOT),
+        ("_best_null", "losses[there].min(axis=1)", "losses[there].max(axis=1)", _QUALITY),
+        ("_best_null", "set(there) != set(nulls)", "False", _QUALITY),
+        ("_best_null", "shows and worth > 0 and", "", _QUALITY),
+        ("_comparable", '["tokens"]', '["steps"] * 0', _QUALITY),
+        ("check_snapshot", "data.marks < most", "False", _SNAPSHOT),
+        ("_best_null", 'gap["mean"] - gap["half"] >', 'gap["mean"] >', _QUALITY),
+        ("_beyond", 'not null["counts"]', "False", _QUALITY),
+        ("_beyond", 'above["mean"] + above["half"]', 'above["mean"]', _QUALITY),
+        ("parse", "not __debug__", "False", "tests/runs/test_cli.py"),
+        ("Codec.pack", "packed[-1].numel() != wire.nbytes(direction)", "False", "tests/runs/test_own_codec.py"),
+        ("Fidelity.read", 'delays["dropped"]', "0", "tests/collector/test_fidelity.py"),
         # names and the machine
         ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs/test_cli.py tests/runs/test_settings.py"),
     )

@@ -60,8 +60,6 @@ PEERS = {
     f"{TORCH}, all-to-all, gradients bf16 too": ("ALL_TO_ALL", False),
 }
 AS_IT_COMES = list(PEERS)[:2]
-
-
 GROUPS = {"exact": 100_000, "coded": 8_000}
 """The smallest message of interest, which decides how deep a shaper's bucket is: two networks, one after the other."""
 

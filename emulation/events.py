@@ -6,15 +6,16 @@ Times are seconds after time zero, which the player fixes (emulation/player.py).
 import heapq
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from emulation.errors import UsageError
-from emulation.network import Network
+from emulation.network import Link, Network
 from emulation.settings import LINK_FIELDS, alter, settings_text, with_implied
-from emulation.units import format_duration
+from emulation.units import format_duration, format_rate
 
 __all__ = ["MAX_EVENTS", "Change", "Fault", "FaultKind", "Schedule"]
 
@@ -25,6 +26,11 @@ MAX_EVENTS = 1_000_000
 LARGEST_SECONDS = 10**8
 SHORTEST_REPEAT_SECONDS = 0.001
 CHECKED_WHOLE = 1000
+QUICK_SHARE = 0.02
+"""Of what a step carries: more must not be in a token bucket."""
+QUICK_TOTAL_BPS, QUICK_NODES = 800_000_000, 16
+"""What the delay line's relay passes beside trainers on two cores, all links together."""
+_RATES = frozenset({"rate_bps", "rate_down_bps"})
 
 
 def _check_time(seconds: float) -> None:
@@ -218,6 +224,7 @@ class Schedule:
         Repetitions are tried twice over. Of a part with more than 1000 events, the smallest and the largest value of
         each field and the first two events of each kind are tried.
         """
+        start = network
         for event in (*self._round(), *(self._round() if self._repeats() else ())):
             try:
                 event.check(network)
@@ -226,6 +233,19 @@ class Schedule:
                     _check_same_kind(before, network)
             except UsageError as error:
                 raise UsageError(f"at {format_duration(event.at_seconds)}: {error}") from None
+        self._check_relay(start)
+
+    def _check_relay(self, network: Network) -> None:
+        """Rates that change quickly are a relay's, which passes each packet by itself."""
+        if not self.quick():
+            return
+        total = self.highest(network).total_bps
+        if len(network.nodes) > QUICK_NODES or total > QUICK_TOTAL_BPS:
+            raise UsageError(
+                f"rates change too quickly for {len(network.nodes)} nodes that send up to {format_rate(total)} "
+                f"together: {QUICK_NODES} nodes and {format_rate(QUICK_TOTAL_BPS)} are the most where a step lasts "
+                "less than 0.2 s or carries less than 3 Mbit; take fewer nodes, lower rates, or longer steps."
+            )
 
     def _repeats(self) -> bool:
         return self.repeat_seconds is not None or any(trace._repeats() for trace in self.traces)
@@ -234,11 +254,60 @@ class Schedule:
         own = self.events if len(self.events) <= CHECKED_WHOLE else tuple(_samples(self.events))
         return heapq.merge(own, *(trace._round() for trace in self.traces), key=_time)
 
+    def highest(self, network: Network) -> Network:
+        """A network whose links have the highest rates that they ever have while this plays."""
+        states = [network]
+        for event in (*self._round(), *(self._round() if self._repeats() else ())):
+            if isinstance(event, Change):
+                network = event.apply(network)
+                begun = event.at_seconds > 0 or len(states) > 1
+                states = [*states, network] if begun else [network]  # what was before time zero is never met
+        return _highest(states)
+
+    def quick(self) -> bool:
+        """Whether rates change too quickly, or become too low, for a token bucket of the kernel's to be within 2 %.
+
+        A bucket is full again after a change (tbf), or owes what a packet took at the rate before (htb).
+        """
+        found = any(trace.quick() for trace in self.traces)
+        rates: dict[Any, list[tuple[float, int]]] = defaultdict(list)
+        for event in self.events:
+            if isinstance(event, Change) and _RATES & event.settings.keys():
+                rate = min(event.settings[name] or 0 for name in _RATES & event.settings.keys())
+                rates[event.nodes, event.pairs].append((event.at_seconds, rate))
+        for steps in rates.values():
+            ends = [at for at, _ in steps[1:]]
+            ends += [steps[0][0] + self.repeat_seconds] if self.repeat_seconds is not None else [math.inf]
+            lengths = [(end - at, rate) for (at, rate), end in zip(steps, ends, strict=True) if end > at]
+            found = found or any(_bucket_bits(rate) > QUICK_SHARE * seconds * rate for seconds, rate in lengths)
+        return found
+
     def describe(self) -> list[dict[str, Any]]:
         """JSON-able: every event of one round, with its repetition."""
         repeats = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
         own = [{**event.describe(), **repeats} for event in self.events]
         return own + [event for trace in self.traces for event in trace.describe()]
+
+
+def _bucket_bits(rate_bps: int) -> float:
+    """What a token bucket holds (emulation.shaping.sizes), and so may pass too much or too little at a change."""
+    return max(60_000.0, min(2**20, rate_bps * 0.0035), rate_bps * 0.001)
+
+
+def _highest(states: list[Network]) -> Network:
+    """The last of them, each link with the highest rates that it has in any."""
+    first = states[0]
+
+    def most(links: list[Link]) -> Link:
+        up = [link.rate_bps for link in links if link.rate_bps is not None]
+        down = [link.down_bps for link in links if link.down_bps is not None]
+        return replace(links[-1], rate_bps=max(up, default=None), rate_down_bps=max(down, default=None))
+
+    if first.accounting == "pair":
+        between = [(a.index, b.index, most([state.path(a, b) for state in states])) for a, b in first.pairs]
+        return replace(states[-1], pair_links=tuple(between))
+    own = [(node.index, most([state.link_of(node) for state in states])) for node in first.nodes]
+    return replace(states[-1], node_links=tuple(own))
 
 
 def _check_same_kind(before: Network, after: Network) -> None:

@@ -12,6 +12,7 @@ unless told otherwise. Needs NET_ADMIN in the interface's network namespace, whi
 
 import json
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,8 @@ from emulation.errors import CapabilityError, LinkError, UsageError
 from emulation.network import Framing, Link, star
 from emulation.nodes.reading import read_devices
 from emulation.shaping import tc
-from emulation.shaping.delays import DelayLine, Rule
+from emulation.shaping.delays import DelayLine
+from emulation.shaping.rules import RelayRate, Rule
 from emulation.shaping.sizes import segments_of
 
 __all__ = ["HANDLE", "Interface"]
@@ -200,8 +202,10 @@ class _Arrivals(DelayLine):
         super().__init__(None, 2)
         self.device, self.chain, self.queue = device, chain, queue
 
-    def apply(self, rules: list[Rule]) -> None:
+    def apply(self, rules: list[Rule], rates: Sequence[RelayRate] = (), at_ns: int | None = None) -> None:
         """The relay first, so that nothing waits for nobody."""
+        assert not rates, "a rate of a real interface is the kernel's"
+        assert at_ns is None, "so are its times"
         self.start()
         self._tell({"lines": [rule.settings() for rule in rules]})
         self.rules = rules

@@ -94,7 +94,8 @@ class Link:
             raise UsageError("a jitter varies a delay, and there is none; give a delay too, for example 20ms.")
         if not 0.0 <= self.loss < 1.0:
             raise UsageError(
-                f"a loss of {format_percent(self.loss)} was asked for; allowed are 0% to below 100%, for example 1%."
+                f"a loss of {format_percent(self.loss)} was asked for; allowed are 0% to below 100%, for example 1%; "
+                'what cuts a link off is fault = "down" in a schedule.'
             )
         if not 0.0 <= self.reorder < 1.0:
             raise UsageError(

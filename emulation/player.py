@@ -8,6 +8,7 @@ player.events             # [{"at_seconds": 30.0, "applied_seconds": 30.0004, "w
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,6 +20,10 @@ from emulation.network import Network, Node
 __all__ = ["Playable", "Player", "Programs"]
 
 LONGEST_WAIT_SECONDS = 3600.0
+AHEAD_SECONDS = 0.5
+"""How long before its time the delay line's relay is told of a quick change, so that nobody's lateness matters."""
+READBACK_SECONDS = 0.5
+"""How often at most all is read back meanwhile."""
 
 
 class Playable(Protocol):
@@ -29,8 +34,13 @@ class Playable(Protocol):
         """As it is now."""
         ...
 
-    def change(self, network: Network) -> None:
-        """Apply links that differ; returns when the kernel has them."""
+    def change(self, network: Network, at_ns: int | None = None) -> None:
+        """Apply links that differ; returns when the kernel has them. `at_ns`, while rates are the delay line's: at that
+        time of CLOCK_MONOTONIC; returns when its relay knows."""
+        ...
+
+    def follow(self, highest: Network | None) -> None:
+        """Let rates change quickly from now on, up to those of `highest`; None: no more."""
         ...
 
     def check_readback(self) -> Any:
@@ -78,8 +88,9 @@ class Player:
     """A thread that applies each event at its time.
 
     Changes that are due together, at the same time or because an earlier event took long, reach the kernel as one:
-    each is recorded, with the same `applied_seconds`, once the kernel's read-back says so too. An error ends playing;
-    `check` and `close` raise it.
+    each is recorded, with the same `applied_seconds`, once the kernel's read-back says so too. Rates that change
+    quickly are the delay line's while this plays: its relay is told ahead and changes them at their times, and all is
+    read back twice a second. An error ends playing; `check` and `close` raise it.
     """
 
     def __init__(
@@ -108,7 +119,14 @@ class Player:
         self._stop = threading.Event()
         self._error: EmulationError | None = None
         self._thread: threading.Thread | None = None
-        self._zero = 0.0
+        self._zero_ns = 0
+        self._highest = schedule.highest(backend.network) if schedule.quick() else None
+        """Of links whose rates change quickly."""
+        self._told: deque[tuple[float, Change | Fault, Network]] = deque()
+        """When an event takes effect that the relay knows of and that is not yet recorded, and the network then."""
+        self._now = backend.network
+        """As the last recorded event left it."""
+        self._read_at = -READBACK_SECONDS
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +144,9 @@ class Player:
         """Fix time zero and begin."""
         if self._thread is not None:
             raise EmulationError("a schedule is already playing; it plays once.")
-        self._zero = time.monotonic()
+        if self._highest is not None:
+            self._backend.follow(self._highest)
+        self._zero_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._play, name="schedule", daemon=True)
         self._thread.start()
 
@@ -158,18 +178,26 @@ class Player:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+            if self._highest is not None and self._error is None:
+                try:
+                    self._backend.change(self._now)  # not what was told ahead
+                    self._backend.follow(None)
+                except Exception as error:
+                    self._error = EmulationError(f"the schedule ended, and its links cannot stay as they are: {error}")
+                    self._error.__cause__ = error
+            self._highest = None
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self._zero
+        return (time.monotonic_ns() - self._zero_ns) / 1e9
 
     def _play(self) -> None:
         events = self.schedule.events_until()
         following = next(events, None)
-        while following is not None and self._wait_until(following.at_seconds):
+        ahead = AHEAD_SECONDS if self._highest is not None else 0.0
+        while following is not None and self._wait_until(following.at_seconds - ahead * isinstance(following, Change)):
             due = [following]
             following = next(events, None)
-            now = self._elapsed()
-            while isinstance(due[-1], Change) and isinstance(following, Change) and following.at_seconds <= now:
+            while isinstance(due[-1], Change) and isinstance(following, Change) and self._together(due[0], following):
                 due.append(following)
                 following = next(events, None)
             try:
@@ -179,13 +207,29 @@ class Player:
                 self._error = EmulationError(told)
                 self._error.__cause__ = error
                 return
+        if following is None and self._told:
+            self._wait_until(self._told[-1][0])
+
+    def _together(self, first: Change | Fault, second: Change) -> bool:
+        """Whether two changes that follow each other are one."""
+        if self._highest is not None:
+            return second.at_seconds == first.at_seconds
+        return second.at_seconds <= self._elapsed()
 
     def _wait_until(self, seconds: float) -> bool:
-        """Whether the time has come; False: it was told to stop."""
+        """Whether the time has come; False: it was told to stop. What was told ahead is recorded at its time."""
         while (left := seconds - self._elapsed()) > 0:
-            if self._stop.wait(min(left, LONGEST_WAIT_SECONDS)):
+            until = min([seconds, *(at for at, *_ in list(self._told)[:1])]) - self._elapsed()
+            if self._stop.wait(min(max(until, 0.0), left, LONGEST_WAIT_SECONDS)):
                 return False
+            self._record_told()
+        self._record_told()
         return not self._stop.is_set()
+
+    def _record_told(self) -> None:
+        while self._told and self._told[0][0] <= self._elapsed():
+            at, event, self._now = self._told.popleft()
+            self._record(event, at)
 
     def _apply(self, due: Sequence[Change | Fault]) -> None:
         """One fault, or changes that are due together."""
@@ -195,15 +239,27 @@ class Player:
                 network = event.apply(network)
             else:
                 self._break(event)
+        if self._highest is None:
+            if isinstance(due[0], Change):
+                self._backend.change(network)
+            applied = round(self._elapsed(), 6)
+            self._backend.check_readback()
+            for event in due:
+                self._record(event, applied)
+            return
         if isinstance(due[0], Change):
-            self._backend.change(network)
-        applied = round(self._elapsed(), 6)
-        self._backend.check_readback()
-        for event in due:
-            record = {"at_seconds": event.at_seconds, "applied_seconds": applied, **event.describe()}
-            self._events.append(record)
-            if self._on_event is not None:
-                self._on_event(record)
+            self._backend.change(network, self._zero_ns + round(due[0].at_seconds * 1e9))
+        if isinstance(due[0], Fault) or self._elapsed() - self._read_at >= READBACK_SECONDS:
+            self._backend.check_readback()
+            self._read_at = self._elapsed()
+        known = max(due[0].at_seconds, self._elapsed())  # where this thread was late
+        self._told += [(known, event, network) for event in due]
+
+    def _record(self, event: Change | Fault, applied_seconds: float) -> None:
+        record = {"at_seconds": event.at_seconds, "applied_seconds": round(applied_seconds, 6), **event.describe()}
+        self._events.append(record)
+        if self._on_event is not None:
+            self._on_event(record)
 
     def _break(self, fault: Fault) -> None:
         nodes = self._backend.network.nodes

@@ -8,6 +8,7 @@ docs/schedules.md has an example of each.
 """
 
 import re
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,11 @@ def load_schedule(path: str | Path, network: Network) -> Schedule:
     elif suffix in (".up", ".down"):
         schedule = Schedule(traces=read_mahimahi(*_siblings(path, network)))
     else:
-        raise UsageError(f"{path.name!r} is no schedule; allowed are files that end in .toml, .csv, .up or .down.")
+        raise UsageError(
+            f"{path.name!r} is no schedule; allowed are files that end in .toml, .csv, .up or .down. Give a list of "
+            f"milliseconds, one for each packet that can be delivered (Mahimahi's), the ending .up: "
+            f"mv {shlex.quote(path.name)} {shlex.quote(path.stem + '.up')}"
+        )
     try:
         schedule.check(network)
     except UsageError as error:

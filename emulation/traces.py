@@ -6,6 +6,7 @@
              Record-and-Replay for HTTP", USENIX ATC 2015)
 """
 
+import csv
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -69,7 +70,7 @@ def read_csv(path: Path, nodes: tuple[int, ...] | None = None, repeat: bool = Fa
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path.name}, line {number}"
-        cells = [cell.strip() for cell in line.split(",")]
+        cells = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
         if not columns:
             columns = _header(cells, where)
             continue

@@ -12,8 +12,9 @@ from emulation.network import Accounting, Link, star
 from emulation.nodes.netns import NetnsBackend
 from emulation.probes import Probers
 from emulation.shaping import tc
-from emulation.shaping.delays import DelayLine, Rule
+from emulation.shaping.delays import DelayLine
 from emulation.shaping.netem import Netem
+from emulation.shaping.rules import Rule
 from emulation.verify import capacity
 from emulation.world import run_in_world
 

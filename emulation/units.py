@@ -6,12 +6,14 @@ naming both.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 
 from emulation.errors import UsageError
 
 __all__ = [
+    "Rounded",
     "format_delay",
     "format_duration",
     "format_percent",
@@ -103,10 +105,20 @@ def format_rate(rate_bps: int) -> str:
     return _format(rate_bps, RATES)
 
 
+class Rounded(UserWarning):
+    """What was given is finer than what can be set."""
+
+
 def parse_delay(text: str) -> int:
-    """A one-way delay in microseconds: "20ms" is 20_000."""
+    """A one-way delay in microseconds: "20ms" is 20_000. What is finer is rounded, with a warning (`Rounded`)."""
     number, unit = _split(text, "delay", "20ms")
-    delay = _whole(number * _unit(DELAYS, unit, text, "delay", "20ms"), "us", text, "delay", "20ms")
+    exact = number * _unit(DELAYS, unit, text, "delay", "20ms")
+    delay = round(exact)
+    if delay != exact:
+        if not delay:
+            raise UsageError(f"delay {text!r} is finer than one us; type for example 20ms.")
+        said = f"delay {text} is set as {format_delay(delay)}: delays are whole microseconds."
+        warnings.warn(said, Rounded, stacklevel=2)
     if delay > LARGEST_DELAY_US:
         raise UsageError(f"delay {text!r} is above {format_delay(LARGEST_DELAY_US)}; type for example 20ms.")
     return delay

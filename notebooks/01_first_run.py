@@ -15,8 +15,6 @@
 
 # %%
 # %matplotlib inline
-import os
-
 from rich.console import Console
 
 from testbed.analysis.figures import (
@@ -26,10 +24,10 @@ from testbed.analysis.figures import (
     figure_loss_against_step,
     figure_step_time,
 )
-from testbed.analysis.load import load_comparison
+from testbed.analysis.load import load_comparison, run_of_notebook
 from testbed.analysis.summary import print_summary
 
-comparison = load_comparison(os.environ.get("TESTBED_COMPARISON", "../runs/first"))
+comparison = load_comparison(run_of_notebook("TESTBED_COMPARISON", "first"))
 
 # %% [markdown]
 # ## What it says

@@ -15,10 +15,9 @@
 
 # %%
 # %matplotlib inline
-import os
-
 from rich.console import Console
 
+from testbed.analysis.load import run_of_notebook
 from testbed.analysis.sweep_figures import (
     data_bandwidth_needed,
     figure_bandwidth_needed,
@@ -28,7 +27,7 @@ from testbed.analysis.sweep_figures import (
 from testbed.analysis.sweep_summary import print_sweep
 from testbed.analysis.sweeps import load_sweep
 
-sweep = load_sweep(os.environ.get("TESTBED_SWEEP", "../runs/bandwidth_latency"))
+sweep = load_sweep(run_of_notebook("TESTBED_SWEEP", "bandwidth_latency"))
 
 # %%
 print_sweep(sweep, Console(width=120))

@@ -16,15 +16,14 @@
 # %%
 # %matplotlib inline
 import json
-import os
-from pathlib import Path
 
 from IPython.display import Markdown
 
+from testbed.analysis.load import run_of_notebook
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.quality_pages import markdown
 
-record = json.loads((Path(os.environ.get("TESTBED_QUALITY", "../runs/figure5_baselines")) / "quality.json").read_text())
+record = json.loads((run_of_notebook("TESTBED_QUALITY", "figure5_baselines") / "quality.json").read_text())
 
 # %% [markdown]
 # ## Recovered of what exchange is worth, against bytes

@@ -17,8 +17,7 @@
 
 # %%
 # %matplotlib inline
-import os
-
+from testbed.analysis.load import run_of_notebook
 from testbed.analysis.sweep_figures import (
     data_loss_against_bandwidth,
     figure_loss_against_bandwidth,
@@ -26,8 +25,8 @@ from testbed.analysis.sweep_figures import (
 )
 from testbed.analysis.sweeps import load_sweep
 
-convergence = load_sweep(os.environ.get("TESTBED_FIGURE2", "../runs/figure2_convergence"))
-bandwidths = load_sweep(os.environ.get("TESTBED_FIGURE14", "../runs/figure14_bandwidths"))
+convergence = load_sweep(run_of_notebook("TESTBED_FIGURE2", "figure2_convergence"))
+bandwidths = load_sweep(run_of_notebook("TESTBED_FIGURE14", "figure14_bandwidths"))
 
 # %% [markdown]
 # ## Figure 2: loss against hours

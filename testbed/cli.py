@@ -4,11 +4,13 @@ Nothing heavy is imported before a command runs: a world can only be entered by 
 numpy and torch start theirs when they are imported.
 """
 
+import errno
 import gc
 import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from emulation.capability import require_tools
-from emulation.errors import CapabilityError, EmulationError
+from emulation.errors import CapabilityError, EmulationError, legible
 from emulation.errors import UsageError as NetworkUsageError
 from emulation.network import Network, Node
 from emulation.nodes.base import Backend
+from emulation.units import Rounded
 from emulation.world import run_in_world
 from testbed.commandline import parse
 from testbed.commands import (
@@ -52,9 +55,15 @@ __all__ = ["main"]
 _PIPE_COLUMNS, _SWEEP_COLUMNS = 110, 140
 
 
+_LAYOUT = "\n\t"
+"""What a log in a sentence may have."""
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The exit status of `testbed ARGV…`."""
     gc.set_threshold(SELDOM)
+    warnings.showwarning = _say_warning  # pyrefly: ignore
     arguments = sys.argv[1:] if argv is None else argv
     arguments, program = _split(arguments)
     try:
@@ -66,6 +75,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"testbed: '-- {shlex.join(program)}' belongs to testbed exec only", file=sys.stderr)
         return 2
     return _guarded(lambda: _HANDLERS[type(command)](command, program))
+
+
+_show_warning = warnings.showwarning
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Ours as a sentence, others' as ever."""
+    if issubclass(category, Rounded):
+        print(f"testbed: {message}", file=sys.stderr)
+    else:
+        _show_warning(message, category, *where)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -100,14 +120,14 @@ def _guarded(main: Callable[[], int]) -> int:
         print(f"testbed: {error}", file=sys.stderr)
         return 2
     except (TestbedError, EmulationError) as error:
-        print(f"testbed: {error}", file=sys.stderr)
+        print(f"testbed: {legible(f'{error}', keep=_LAYOUT)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"testbed: {in_words(error)}", file=sys.stderr)
-        return 1
+        print(f"testbed: {legible(in_words(error))}", file=sys.stderr)
+        return 2 if error.errno in _NO_NAMES else 1
     except KeyboardInterrupt:
         print("testbed: interrupted; everything is taken down", file=sys.stderr)
         return 130

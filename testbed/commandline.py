@@ -29,8 +29,12 @@ def flag(metavar: str) -> Any:
 def parse(commands: Any, arguments: list[str], *, prog: str = "testbed") -> Any:
     """The command that the arguments name, one of the union `commands`; raises `UsageError`.
 
-    `--help` ends the process with status 0.
+    `--help` ends the process with status 0. Under `python -O` nothing is parsed: invariants are checked by assertions.
     """
+    if not __debug__:
+        raise UsageError(
+            "Python leaves out assertions, by which every step is checked: unset PYTHONOPTIMIZE, leave out -O"
+        )
     box = io.StringIO()
     try:
         with redirect_stderr(box):

@@ -10,6 +10,8 @@ TestbedError
 
 import errno
 
+from emulation.errors import legible
+
 __all__ = ["LossChanged", "PeerLost", "RunFailed", "TestbedError", "UsageError", "in_words"]
 
 _REMEDIES = {
@@ -34,6 +36,9 @@ class TestbedError(Exception):
 
 class UsageError(TestbedError, ValueError):
     """A user's mistake, in one sentence."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(legible(message))
 
 
 class RunFailed(TestbedError):

@@ -23,6 +23,10 @@ __all__ = ["Attend", "Decoder"]
 class Attend(Protocol):
     """What a layer asks of an exchange."""
 
+    def read(self, decoder: "Decoder", tokens_BT: Tensor) -> None:
+        """Called with the tokens before the first layer."""
+        ...
+
     def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         """Post what must travel. The callable gives causal attention of these tokens' queries over every token before
         them: (B, T, C)."""
@@ -96,6 +100,8 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Sequence[Tensor], exchanges: Sequence[Attend]) -> list[Tensor]:
         """What `head` makes logits of, (B, T, C), of batches that take turns."""
+        for exchange, tokens_BT in zip(exchanges, tokens, strict=True):
+            exchange.read(self, tokens_BT)
         states = [self.embedding(tokens_BT) for tokens_BT in tokens]
         for layer in self.layers:
             posted = [

@@ -1,7 +1,11 @@
 """Networks as data: `experiments/networks/*.toml`, or a file of one's own. Imports no torch. docs/networks.md."""
 
+import csv
+import difflib
+import re
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -10,10 +14,14 @@ from emulation.errors import UsageError as EmulationUsageError
 from emulation.events import Change
 from emulation.network import Link, Network, star
 from emulation.settings import alter, parse_settings
+from emulation.traces import read_text
 from testbed.config import STRICT, at_least, load_toml
+from testbed.config.tree import EXPERIMENTS
 from testbed.errors import UsageError
 
 __all__ = ["MatrixSpec", "NetworkSpec", "network_from", "network_spec"]
+
+_MILLISECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{0,9})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,8 @@ class MatrixSpec:
     """One text for all, or a row of texts for each region."""
     delay: Any = None
     """One way; as `rate`."""
+    round_trip: str | None = None
+    """A .csv of round trips between regions, half of which is each way's delay; in place of `delay`."""
     nodes_per_region: int = 1
     """The preset's own number of nodes; node k is in region k modulo the number of regions, whatever the number."""
 
@@ -85,8 +95,10 @@ class MatrixSpec:
         at_least(1, regions=count, nodes_per_region=self.nodes_per_region)
         if len(set(self.regions)) < count:
             raise UsageError("two regions have the same name; give each its own")
-        if self.rate is None and self.delay is None:
-            raise UsageError("neither rate nor delay is given; write at least one of them")
+        if self.rate is None and self.delay is None and self.round_trip is None:
+            raise UsageError("none of rate, delay and round_trip is given; write at least one of them")
+        if self.delay is not None and self.round_trip is not None:
+            raise UsageError("delay and round_trip are given; write one of them")
         for name in ("rate", "delay"):
             value = getattr(self, name)
             if value is None or isinstance(value, str):
@@ -210,8 +222,51 @@ def _altered_pairs(network: Network, spec: PairSpec, where: str) -> Network:
 
 
 def network_spec(name: str) -> NetworkSpec:
-    """The preset called `name`, or the one in the TOML file `name`."""
-    return load_toml(NetworkSpec, "networks", name)
+    """The preset called `name`, or the one in the TOML file `name`, with round trips as the delays that they are."""
+    spec = load_toml(NetworkSpec, "networks", name)
+    if spec.matrix is None or spec.matrix.round_trip is None:
+        return spec
+    folder = Path(name).parent if name.endswith(".toml") else EXPERIMENTS / "networks"
+    delays = _delays(folder / spec.matrix.round_trip, spec.matrix.regions)
+    return replace(spec, matrix=replace(spec.matrix, delay=delays, round_trip=None))
+
+
+def _delays(path: Path, regions: tuple[str, ...]) -> list[list[str]]:
+    """One way between regions, from a table of round trips: columns from, to (or sender, receiver) and round_trip_ms.
+
+    A way that is not there is as long as the one back; within a region there is no delay unless the table has one.
+    Raises `UsageError` with the line, or the pair that is missing.
+    """
+    found: dict[tuple[str, str], float] = {}
+    lines = [line for line in read_text(path).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
+    names = [name.lower() for name in rows[0]] if rows else []
+    ends = next((ends for ends in (("from", "to"), ("sender", "receiver")) if {*ends} <= {*names}), None)
+    if ends is None or "round_trip_ms" not in names:
+        raise UsageError(
+            f"{path.name} has the columns {', '.join(names) or '(none)'}; a table of round trips needs from, to (or "
+            "sender, receiver) and round_trip_ms"
+        )
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(names):
+            raise UsageError(f"{path.name}, row {number}: {len(row)} values for the {len(names)} columns")
+        cells = dict(zip(names, row, strict=True))
+        if not _MILLISECONDS.fullmatch(cells["round_trip_ms"]):
+            raise UsageError(f"{path.name}, row {number}: {cells['round_trip_ms']!r} is no number of milliseconds")
+        found[cells[ends[0]], cells[ends[1]]] = float(cells["round_trip_ms"])
+    known = {name for pair in found for name in pair}
+    for region in regions:
+        if region not in known:
+            close = difflib.get_close_matches(region, known, n=1, cutoff=0)
+            raise UsageError(f"{path.name} has no {region!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return [[_one_way(path, found, first, second) for second in regions] for first in regions]
+
+
+def _one_way(path: Path, found: dict[tuple[str, str], float], first: str, second: str) -> str:
+    ways = [found[pair] for pair in ((first, second), (second, first)) if pair in found]
+    if not ways and first != second:
+        raise UsageError(f"{path.name} has no round trip between {first} and {second}; add a row")
+    return f"{round(ways[0] * 500) if ways else 0}us"
 
 
 def network_from(name: str, nodes: int | None = None) -> Network:

@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -35,17 +35,25 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-Make = Callable[[str, Callable[[Path], subprocess.CompletedProcess[str]]], Path]
+class Make(Protocol):
+    """What the fixture `once` gives."""
+
+    def __call__(
+        self, name: str, make: Callable[[Path], subprocess.CompletedProcess[str]], statuses: Container[int] = (0,)
+    ) -> Path: ...
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """`once(name, make)`: the folder that `make` fills with what a run leaves, made by the first worker that needs it,
-    while others wait; what the run said is in stdout.txt. Where it fails, the next to need it tries again."""
+    while others wait; what the run said is in stdout.txt. Where it ends with another status than these, the next to
+    need it tries again."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    def get(name: str, make: Callable[[Path], subprocess.CompletedProcess[str]]) -> Path:
+    def get(
+        name: str, make: Callable[[Path], subprocess.CompletedProcess[str]], statuses: Container[int] = (0,)
+    ) -> Path:
         place = shared / name
         with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -54,7 +62,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 place.mkdir()
                 done = make(place)
                 last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-                assert done.returncode == 0, "\n".join([*last, done.stdout[-3000:], done.stderr[-3000:]])
+                assert done.returncode in statuses, "\n".join([*last, done.stdout[-3000:], done.stderr[-3000:]])
                 (place / "stdout.txt").write_text(done.stdout)
         return place
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from emulation.errors import UsageError as EmulationUsageError
 from emulation.network import Link, Network
 from emulation.units import parse_delay, parse_rate
 from testbed.config import names_in
@@ -183,7 +184,7 @@ MATRIX = 'accounting="pair"\n[matrix]\n'
         (PAIR + "[matrix]\nregions=['a']\ndelay='1ms'", "leave nodes out"),
         (PAIR.replace("4", "300"), "allowed are 1 to 250"),
         ('accounting="pair"', "no number of nodes of its own"),
-        (MATRIX + "regions=['a','b']", "neither rate nor delay"),
+        (MATRIX + "regions=['a','b']", "none of rate, delay and"),
         (MATRIX + "regions=[]\ndelay='1ms'", "regions = 0"),
         (MATRIX + "regions=['a','a']\ndelay='1ms'", "same name"),
         (
@@ -227,3 +228,56 @@ def test_a_source_is_required(tmp_path):
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"'cabel' is no network; known are adsl2plus, cable, .*did you mean 'cable'"):
         network_from("cabel")
+
+
+ROUND_TRIPS = """# a cloud's own table
+receiver,sender,round_trip_ms,mbit_per_second
+"Oregon","Virginia",67,790
+Oregon,Tokyo,96.001,523
+Virginia,Tokyo,146,300
+Tokyo,Virginia,150,300
+Tokyo,Tokyo,1,5000
+"""
+MATRIX = """name = "wan"
+source = "A table."
+accounting = "pair"
+link = { rate = "100mbit" }
+[matrix]
+regions = ["Oregon", "Virginia", "Tokyo"]
+round_trip = "table.csv"
+"""
+
+
+def test_a_table_of_round_trips_is_half_a_delay_each_way(tmp_path):
+    """A way that is missing is as long as the one back; what is finer than a microsecond is rounded."""
+    (tmp_path / "table.csv").write_text(ROUND_TRIPS)
+    (tmp_path / "wan.toml").write_text(MATRIX)
+    network = network_from(str(tmp_path / "wan.toml"), 6)
+    found = [[delay(network, first, second) if first != second else None for second in range(3)] for first in range(3)]
+    assert found == [[None, 33_500, 48_000], [33_500, None, 75_000], [48_000, 73_000, None]]
+    assert delay(network, 2, 5) == 500  # both in Tokyo
+    assert delay(network, 0, 3) == 0
+    assert rate(network, 0, 1) == 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("table", "matrix", "says"),
+    [
+        (ROUND_TRIPS, MATRIX.replace('"Tokyo"', '"Tokio"'), "table.csv has no 'Tokio'; did you mean 'Tokyo'?"),
+        (ROUND_TRIPS.replace("Virginia,Tokyo,146,300\nTokyo,Virginia,150,300\n", ""), MATRIX,
+         "no round trip between Virginia and Tokyo; add a row"),
+        (ROUND_TRIPS.replace("67", "-67"), MATRIX, "row 2: '-67' is no number of milliseconds"),
+        (ROUND_TRIPS.replace("67,", ""), MATRIX, "row 2: 3 values for the 4 columns"),
+        (ROUND_TRIPS.replace("round_trip_ms", "rtt"), MATRIX, "a table of round trips needs from, to (or sender, rece"),
+        ("", MATRIX, "has the columns (none)"),
+        (None, MATRIX, "is no file"),
+        (ROUND_TRIPS, MATRIX + 'delay = "1ms"\n', "delay and round_trip are given; write one of them"),
+    ],
+)  # fmt: skip
+def test_a_table_of_round_trips_that_does_not_fit_says_where(tmp_path, table, matrix, says):
+    if table is not None:
+        (tmp_path / "table.csv").write_text(table)
+    (tmp_path / "wan.toml").write_text(matrix)
+    with pytest.raises((UsageError, EmulationUsageError)) as caught:
+        network_from(str(tmp_path / "wan.toml"), 3)
+    assert says in str(caught.value)

@@ -8,6 +8,8 @@ import nbclient
 import pytest
 from nbformat import NotebookNode
 
+from testbed.analysis.load import run_of_notebook
+from testbed.errors import UsageError
 from tests.runs.tiny import PRESET, run_testbed
 from tests.worlds import needs_world
 
@@ -45,6 +47,23 @@ def made(composed, swept, once):
         "TESTBED_QUALITY": str(place / "runs" / "codecs"),
         **dict.fromkeys(("TESTBED_SWEEP", "TESTBED_FIGURE2", "TESTBED_FIGURE14"), swept_folder),
     }
+
+
+def test_a_notebook_finds_its_run_from_either_folder(tmp_path, monkeypatch):
+    """Jupyter's working folder is the notebook's own, an editor's often the checkout."""
+    monkeypatch.delenv("TESTBED_COMPARISON", raising=False)
+    (tmp_path / "notebooks").mkdir()
+    for place in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(place)
+        with pytest.raises(UsageError, match="there is no run first: make it first, or set TESTBED_COMPARISON"):
+            run_of_notebook("TESTBED_COMPARISON", "first")
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(place)
+        assert run_of_notebook("TESTBED_COMPARISON", "first").samefile(tmp_path / "runs" / "first")
+    monkeypatch.setenv("TESTBED_COMPARISON", str(tmp_path / "elsewhere"))
+    with pytest.raises(UsageError, match=r"there is no run .*elsewhere"):
+        run_of_notebook("TESTBED_COMPARISON", "first")
 
 
 @pytest.mark.world

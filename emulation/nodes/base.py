@@ -47,8 +47,13 @@ class Backend(ABC):
         """Make the links be those of `network`, which has the same nodes, now; counters restart at zero."""
 
     @abstractmethod
-    def change(self, network: Network) -> None:
-        """Alter links in place, while programs use them; counters go on."""
+    def change(self, network: Network, at_ns: int | None = None) -> None:
+        """Alter links in place, while programs use them; counters go on. `at_ns`, in `follow` only: then, in
+        CLOCK_MONOTONIC."""
+
+    @abstractmethod
+    def follow(self, highest: Network | None) -> None:
+        """Be ready for rates that change quickly, up to those of `highest`; None: no more."""
 
     @abstractmethod
     def readback(self) -> dict[str, Any]:

@@ -49,8 +49,11 @@ class HostBackend(Backend):
                 "host nodes have no links to shape; leave the rate, delay and loss out, or use netns nodes."
             )
 
-    def change(self, network: Network) -> None:
+    def change(self, network: Network, at_ns: int | None = None) -> None:  # noqa: ARG002
         self.shape(network)
+
+    def follow(self, highest: Network | None) -> None:  # noqa: ARG002
+        raise UsageError("host nodes have no links that could change; give a backend with links, for example netns.")
 
     def check_alive(self) -> None:
         pass

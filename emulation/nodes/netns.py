@@ -14,7 +14,6 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from emulation.commands import Batch, run_all, tool_path, write_sysctl
@@ -22,6 +21,7 @@ from emulation.errors import CapabilityError, LinkError
 from emulation.isolation import check_isolation
 from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
 from emulation.nodes.base import Backend
+from emulation.nodes.names import PREFIX_LENGTH, name_nodes, node_lines, processes_in, switch_lines
 from emulation.nodes.reading import (
     CUT_PRIORITY,
     SWITCH,
@@ -34,16 +34,14 @@ from emulation.nodes.reading import (
     try_netem,
 )
 from emulation.shaping import tc
-from emulation.shaping.delays import DelayLine, Rule, delay_rules
-from emulation.shaping.sizes import segments_of
-from emulation.syscalls import MS_BIND, in_netns, mount, named, netns_path
+from emulation.shaping.delays import DelayLine
+from emulation.shaping.rules import Rule, delay_rules, relay_rates, relay_rules, with_room
+from emulation.shaping.sizes import relay_segments, segments_of
+from emulation.syscalls import in_netns, named, netns_path
 from emulation.units import format_rate
 
 __all__ = ["SWITCH", "NetnsBackend"]
 
-HOSTS = "/run/hosts"
-"""A world's own, over /etc/hosts; /run is the world's, too."""
-PREFIX_LENGTH = 24
 DEFAULT_CONGESTION_CONTROL = "reno"
 TCP_SYSCTLS = (
     "net.ipv4.tcp_wmem=4096 4194304 67108864",
@@ -72,6 +70,10 @@ class NetnsBackend(Backend):
         self.delays = delays
         """What delays and loses packets; None: netem where this kernel has it, which is tried when it is needed."""
         self._is_open = False
+        self._highest: Network | None = None
+        """Links with the most that they are to have while rates are the delay line's …"""
+        self._follows = False
+        """… which they are now."""
         self._handle = 0
         self._congestion_control: dict[str, str] = {}
         self._down: set[int] = set()
@@ -100,14 +102,7 @@ class NetnsBackend(Backend):
             raise
 
     def _name_nodes(self) -> None:
-        """Make every node's name resolve on every node: the world has a hosts file of its own (hosts(5))."""
-        names = [f"{node.address} {node.name}\n" for node in self.network.nodes]
-        try:
-            Path(HOSTS).write_text("".join(["127.0.0.1 localhost\n", *names]))
-            if not os.path.samefile(HOSTS, "/etc/hosts"):
-                mount(HOSTS, "/etc/hosts", None, MS_BIND)
-        except OSError as error:
-            raise CapabilityError(f"nodes cannot have names of their own here: /etc/hosts: {error.strerror}") from None
+        name_nodes(self.network)
 
     def _prepare(self) -> None:
         """What has to be there before the first command."""
@@ -137,30 +132,11 @@ class NetnsBackend(Backend):
         batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
         batches += [Batch(tool="sysctl", netns=name, lines=received) for name in names if received]
         batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
-        batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(self._switch_lines())))
+        batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(switch_lines(self.network))))
         for node in nodes:
-            batches.append(Batch(tool="ip", netns=node.name, lines=tuple(self._node_lines(node))))
+            batches.append(Batch(tool="ip", netns=node.name, lines=tuple(node_lines(self.network, node))))
             batches.append(Batch(tool="sysctl", netns=node.name, lines=TCP_SYSCTLS))
         return batches
-
-    def _switch_lines(self) -> list[str]:
-        lines = []
-        for node in self.network.nodes:
-            port, mtu = port_of(node), self.network.mtu_of(node)
-            lines += [
-                f"link add {port} address {_mac(node, 1)} mtu {mtu} type veth "
-                f"peer name eth0 address {_mac(node)} mtu {mtu} netns {node.name}",
-                f"link set {port} up",
-                f"route add {node.address}/32 dev {port}",
-                f"neigh replace {node.address} lladdr {_mac(node)} dev {port} nud permanent",
-            ]
-        return lines
-
-    def _node_lines(self, node: Node) -> list[str]:
-        lines = ["link set lo up", "link set eth0 up", f"addr add {node.address}/{PREFIX_LENGTH} dev eth0"]
-        for peer in self.network.peers(node):
-            lines.append(f"neigh replace {peer.address} lladdr {_mac(node, 1)} dev eth0 nud permanent")
-        return lines
 
     def _choose_congestion_control(self, node: Node) -> str:
         """Set it by sysctl, or, where that is not allowed, on the route; the name and how it was set."""
@@ -184,12 +160,13 @@ class NetnsBackend(Backend):
         """
         with self._lock:
             self._same_nodes(network)
+            self._follows = False
             self._handle = self._handle % tc.LAST_HANDLE + 1
-            self.delay_line.apply(self._delay_rules(network))  # first, so that nothing passes without its delay
+            self._apply_delays(network)  # first, so that nothing passes without its delay
             run_all(self._shape_batches(network), self.at)
             self.network = network
 
-    def change(self, network: Network) -> None:
+    def change(self, network: Network, at_ns: int | None = None) -> None:
         """Alter links in place: queues, counters and what is on its way stay.
 
         But an unshaped link counts anew when a netem comes or goes, and what waits in a netem is lost when its kind of
@@ -197,11 +174,37 @@ class NetnsBackend(Backend):
         """
         with self._lock:
             self._same_nodes(network)
-            run_all(self._shape_batches(network, self.network), self.at)
-            rules = self._delay_rules(network)
-            if rules != self.delay_line.rules:
-                self.delay_line.apply(rules)
+            if not self._follows:
+                run_all(self._shape_batches(network, self.network), self.at)
+            self._apply_delays(network, at_ns)
             self.network = network
+
+    def follow(self, highest: Network | None) -> None:
+        """Let the delay line hold the rates from now on, so that they may change at any time, up to those of `highest`;
+        None: the kernel's shapers again, with the rates as they are now.
+
+        Meanwhile these let through a quarter more than the highest rates.
+        """
+        with self._lock:
+            before = self._in_kernel(self.network)
+            self._follows = highest is not None
+            if highest is not None:
+                self._highest = with_room(highest)
+                self._apply_delays(self.network)  # first, so that no link is without its rate
+            run_all(self._shape_batches(self._in_kernel(self.network), before), self.at)
+            self._apply_delays(self.network)
+
+    def _in_kernel(self, network: Network) -> Network:
+        """The links as the kernel's shapers have them."""
+        return self._highest if self._follows and self._highest is not None else network
+
+    def _apply_delays(self, network: Network, at_ns: int | None = None) -> None:
+        if self._follows and self._highest is not None:
+            rules, rates = relay_rules(network), relay_rates(network, self._highest)
+        else:
+            rules, rates = self._delay_rules(network), []
+        if rules != self.delay_line.rules or rates != self.delay_line.rates:
+            self.delay_line.apply(rules, rates, at_ns)
 
     def _same_nodes(self, network: Network) -> None:
         assert network.nodes == self.network.nodes, "links change, nodes do not"
@@ -211,7 +214,7 @@ class NetnsBackend(Backend):
         batches, switch_lines = [], []
         for node in network.nodes:
             shapers = list(zip(("eth0", port_of(node)), self._shapers(network, node), strict=True))
-            segments = segments_of(network, node.index)
+            segments = self._segments(network, node)
             if before is None:
                 egress, ingress = (shaper.lines(device, self._handle) for device, shaper in shapers)
             else:
@@ -219,7 +222,7 @@ class NetnsBackend(Backend):
                     tc.change_lines(was, shaper, device, self._handle)
                     for was, (device, shaper) in zip(self._shapers(before, node), shapers, strict=True)
                 )
-            if before is None or segments != segments_of(before, node.index):
+            if before is None or segments != self._segments(before, node):
                 line = f"link set dev eth0 gso_max_segs {segments}"
                 batches.append(Batch(tool="ip", netns=node.name, lines=(line,)))
             batches.append(Batch(tool="tc", netns=node.name, lines=tuple(egress)))
@@ -230,10 +233,16 @@ class NetnsBackend(Backend):
     def _shapers(self, network: Network, node: Node) -> tuple[tc.Shaper, tc.Shaper]:
         return tc.node_shapers(network, node, netem=self._by_netem(network))
 
+    def _segments(self, network: Network, node: Node) -> int:
+        """Packets that TCP may put into one."""
+        return relay_segments(network) if network is self._highest else segments_of(network, node.index)
+
     def _by_netem(self, network: Network) -> bool:
         """Whether netem delays; found out by trying it, inside the world, when a delay is first asked for."""
         if network.impaired and self.delays is None:
             self.delays = "netem" if self._is_open and self.at(SWITCH, try_netem) else "delay line"
+        if network is self._highest:
+            return False  # the delay line delays what it serves
         if network.accounting == "pair" and not network.shaped and not network.uniform:
             return False  # without rates a node has one queue for all pairs, and one netem would delay them alike
         return network.impaired and self.delays == "netem"
@@ -267,9 +276,10 @@ class NetnsBackend(Backend):
             found = self.readback() if readback is None else readback
             problems: list[str] = []
             for node in self.network.nodes:
-                for end, shaper in zip(("tx", "rx"), self._shapers(self.network, node), strict=True):
+                kernels = self._in_kernel(self.network)
+                for end, shaper in zip(("tx", "rx"), self._shapers(kernels, node), strict=True):
                     expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
-                    expected |= {"gso_max_segs": segments_of(self.network, node.index)} if end == "tx" else {}
+                    expected |= {"gso_max_segs": self._segments(kernels, node)} if end == "tx" else {}
                     problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
             problems += cut_differences(self._cut, found.get("cuts", []))
             rules, wanted = found.get("delay_line", []), self.delay_line.lines()
@@ -328,7 +338,7 @@ class NetnsBackend(Backend):
         self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:
-        for pid in _processes_in(node.name):
+        for pid in processes_in(node.name):
             with suppress(OSError):
                 os.kill(pid, number)
 
@@ -388,19 +398,3 @@ class NetnsBackend(Backend):
             "sysctls": [*TCP_SYSCTLS, *steering()],
             "nodes": [{"name": node.name, "address": node.address} for node in self.network.nodes],
         }
-
-
-def _processes_in(netns: str) -> list[int]:
-    """Every process in a namespace but this one."""
-    inside, found = os.stat(netns_path(netns)).st_ino, []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            with suppress(OSError):
-                if os.stat(f"/proc/{entry}/ns/net").st_ino == inside:
-                    found.append(int(entry))
-    return found
-
-
-def _mac(node: Node, end: int = 0) -> str:
-    """A locally administered address, fixed by the node's number; `end` 1: of the switch's port."""
-    return f"02:00:0a:4d:{end:02x}:{node.index + 1:02x}"

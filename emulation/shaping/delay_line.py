@@ -1,13 +1,15 @@
-"""Delay, jitter, loss and reordering without netem: packets wait in the kernel's NFQUEUE, a relay lets them go.
+"""Delay, jitter, loss and reordering without netem, and rates that change too quickly for a token bucket: packets wait
+in the kernel's NFQUEUE, a relay lets them go.
 
     sender ── shaper ── switch: mangle FORWARD, NFQUEUE ─────────────── shaper ── receiver
                                     │ number, time of arrival     ▲ accept, drop
                                     └──────────── relay ──────────┘
 
 One process for all paths of a network. It is told of each packet's arrival, by the kernel's own time stamp, and says
-when it may go on; no payload is copied. In constant delay one verdict releases everything that is due. There is no
-bypass: when the relay dies its queues go, packets stop, and the run fails. `python -m emulation.shaping.delay_line` is
-the relay; `emulation.shaping.delays` starts it, tells it what to do and watches it.
+when it may go on; no payload is copied, and of the headers only the length where a rate is the relay's. In constant
+delay one verdict releases everything that is due. There is no bypass: when the relay dies its queues go, packets stop,
+and the run fails. `python -m emulation.shaping.delay_line` is the relay; `emulation.shaping.delays` starts it, tells it
+what to do and watches it; what waits, and until when, is in `emulation.shaping.waiting`.
 
 Commands come as JSON lines on standard input, one answer each on standard output. Layouts: linux/netfilter/
 nfnetlink.h, nfnetlink_queue.h.
@@ -19,7 +21,6 @@ import heapq
 import json
 import mmap
 import os
-import random
 import select
 import signal
 import socket
@@ -29,14 +30,16 @@ import time
 from collections import deque
 from typing import Any
 
+from emulation.shaping.waiting import Line, Rate, Served
 from emulation.syscalls import in_netns
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
-COUNTERS = ("beats_ns", "packets", "lost", "overtaking", "released", "late", "lateness_ns", "worst_ns")
+COUNTERS = ("beats_ns", "packets", "lost", "overtaking", "released", "late", "lateness_ns", "worst_ns", "dropped")
 SLOT = struct.Struct("=" + "Q" * len(COUNTERS))
 """The counters in the shared file, of packets. `beats_ns`: when the relay last went round (CLOCK_MONOTONIC). `late`:
-let go more than 1 ms after they were due; lateness is summed over all, the worst is since the start."""
+let go more than 1 ms after they were due; lateness is summed over all, the worst is since the start. `dropped`: before
+a rate of the relay's, for its queue was full."""
 LATE_NS = 1_000_000
 
 _NETLINK_NETFILTER = 12
@@ -44,7 +47,7 @@ _SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
 _PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
 _REQUEST, _ACK = 0x1, 0x5
 _CFG_COMMAND, _CFG_PARAMETERS, _CFG_MAXLEN, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
-_BIND, _META, _F_GSO = 1, 1, 4
+_BIND, _META, _COPY, _F_GSO = 1, 1, 2, 4
 _ACCEPT, _DROP = 1, 0
 _ERROR = 2  # NLMSG_ERROR
 _QUEUE_PACKETS = 100_000
@@ -55,15 +58,17 @@ _PR_SET_TIMERSLACK = 29
 _BATCH_MESSAGES = 128
 _IDLE_SECONDS = 0.02
 _PUBLISH_NS = 10_000_000
-_BIAS_NS = 60_000
-"""Taken from every delay: what a packet spends on its way into the queue and out again, measured on an idle machine. A
-delay below it is none."""
 _NOENT = 2
 
 _HEAD = struct.Struct("=IHHIIBB")  # nlmsghdr, then nfgenmsg's family and version; its queue number is big-endian
 _WHO = struct.Struct(">H4xI")  # queue number, (attribute's head), packet's number: at 18
 _STAMP_HEAD = struct.pack("=HH", 20, 4)  # NFQA_TIMESTAMP
 _STAMP = struct.Struct(">QQ")
+_LENGTH_HEAD = struct.pack("=HH", 4 + 4, 10)  # NFQA_PAYLOAD, of which the first four bytes are copied
+_LENGTH = struct.Struct(">2xH")  # RFC 791: version, service, total length
+_COPIED_BYTES = 4
+_HEADERS_BYTES = 52
+"""Of each TCP segment, as `emulation.network.TCP_IP_HEADER_BYTES`; not imported, for the relay starts lean."""
 
 
 def _message(kind: int, flags: int, queue: int, attributes: bytes) -> bytes:
@@ -78,60 +83,8 @@ def _verdict(kind: int, queue: int, verdict: int, number: int) -> bytes:
     return _message(kind, _REQUEST, queue, struct.pack("=HH", 12, 2) + struct.pack(">II", verdict, number))
 
 
-class Line:
-    """One queue: the packets of all paths that are alike."""
-
-    def __init__(self, queue: int, seed: str) -> None:
-        self.queue = queue
-        self.waiting: deque[tuple[int, int]] = deque()
-        """(due, number), in order: released together."""
-        self.jittered: list[tuple[int, int]] = []
-        """The same as a heap: released one by one."""
-        self.random = random.Random(seed)
-        self.delay_ns = self.jitter_ns = self.last_due = 0
-        self.distribution, self.loss, self.reorder = "normal", 0.0, 0.0
-        self.enter, self.leave, self.bad = 0.0, 1.0, False
-        self.plain = True
-        self.settings: dict[str, Any] = {}
-        """As told."""
-
-    def set(self, settings: dict[str, Any]) -> None:
-        """From now on; what waits keeps its time."""
-        self.settings = settings
-        self.delay_ns = max(0, settings["delay_us"] * 1000 - _BIAS_NS)
-        self.jitter_ns = settings["jitter_us"] * 1000
-        self.distribution, self.reorder = settings["distribution"], settings["reorder"]
-        self.loss, self.enter, self.leave = settings["loss"], settings["enter"], settings["leave"]
-        self.plain = not (self.jitter_ns or self.loss or self.reorder)
-
-    def append(self, due: int, number: int) -> None:
-        """Behind all that wait; while jittered ones do, a verdict for "all up to this one" would let them go too."""
-        self.last_due = due
-        if self.jittered:
-            heapq.heappush(self.jittered, (due, number))
-        else:
-            self.waiting.append((due, number))
-
-    def lost(self) -> bool:
-        """Whether the next packet is; `enter` above 0: the two states of Gilbert and Elliott."""
-        if not self.enter:
-            return self.random.random() < self.loss
-        self.bad = self.random.random() >= self.leave if self.bad else self.random.random() < self.enter
-        return self.bad
-
-    def wait_ns(self) -> int:
-        """The next packet's delay."""
-        if self.distribution == "uniform":
-            extra = self.random.uniform(-1.0, 1.0)
-        elif self.distribution == "pareto":  # shape 3, mean 0, as netem's table
-            extra = (1.0 - self.random.random()) ** (-1 / 3) - 1.5
-        else:
-            extra = self.random.gauss(0.0, 1.0)
-        return max(0, self.delay_ns + int(extra * self.jitter_ns))
-
-
 class Relay:
-    """The netlink socket, the lines, and the loop."""
+    """The netlink socket, the lines, the rates, and the loop."""
 
     def __init__(self, netns: str | None, statistics: str, seed: int) -> None:
         with in_netns(netns):
@@ -144,10 +97,21 @@ class Relay:
         self.socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self.seed = seed
         self.lines: dict[int, Line] = {}
+        self.rates: dict[str, Rate] = {}
+        self.downs: list[Rate] = []
+        """Those of what nodes receive."""
+        self.coming: list[tuple[int, int, Served, Rate]] = []
+        """A heap of packets that a delay lets go at a time, numbered, and the rate that serves them then."""
+        self.passed = 0
+        self.orders: deque[dict[str, Any]] = deque()
+        """Told ahead of their times, in order of these."""
+        self.told: dict[str, dict[str, Any]] = {}
+        """The last of each queue and rate, also what is still to come."""
+        self.mtu = self.framing_bytes = 0
         self.beats_ns = self.packets = self.lost = self.overtaking = 0
-        self.released = self.late = self.lateness_ns = self.worst_ns = 0
-        self.stamp_at = 0
-        """Where in a message the time stamp is; the kernel keeps one order."""
+        self.released = self.late = self.lateness_ns = self.worst_ns = self.dropped = 0
+        self.stamp_at = self.length_at = 0
+        """Where in a message the time stamp is, and the length; the kernel keeps one order."""
         with open(statistics, "r+b") as file:
             self.counters = mmap.mmap(file.fileno(), SLOT.size)
         self.stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -162,12 +126,15 @@ class Relay:
         while True:
             wait = min(_IDLE_SECONDS, max(0, soonest - time.monotonic_ns()) / 1e9)
             ready = select.select(watched, [], [], wait)[0]
+            if self.rates:
+                self.keep_up(time.monotonic_ns())
             if self.socket in ready:
                 self.read(buffer)
             if sys.stdin in ready and not self.commands():
                 return
             now = time.monotonic_ns()
-            soonest = self.release(now)
+            served = self.keep_up(now) if self.rates else 1 << 62
+            soonest = min(served, self.release(now))
             if now - self.beats_ns > _PUBLISH_NS:
                 self.beats_ns = now
                 SLOT.pack_into(self.counters, 0, *(getattr(self, name) for name in COUNTERS))
@@ -177,16 +144,35 @@ class Relay:
         data = os.read(sys.stdin.fileno(), 1 << 16)
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in lines:
-            for each in json.loads(line)["lines"]:
-                self.line(each["queue"]).set(each)
-            _answer({"holds": [line.settings for line in self.lines.values()]})
+            told = json.loads(line)
+            self.told |= {_name(each): each for each in (*told.get("rates", ()), *told.get("lines", ()))}
+            if "at_ns" in told and self.rates:
+                self.orders.append(told)
+            elif not told.get("read"):
+                self.orders.clear()  # what holds from now on holds also then
+                self.obey(told, time.monotonic_ns())
+            _answer({"holds": list(self.told.values()) if "lines" in told or told.get("read") else told["rates"]})
         return bool(data)
 
-    def line(self, queue: int) -> Line:
-        """The line of a queue, which is bound when it is first asked for."""
+    def obey(self, told: dict[str, Any], at_ns: int) -> None:
+        """What was told, from then on; what left before did so as it was before."""
+        if self.rates:
+            self.arrive(at_ns)
+        for each in told.get("rates", ()):
+            self.mtu, self.framing_bytes = each["mtu"], each["framing_bytes"]
+            self.rates.setdefault(each["name"], Rate()).set(each)
+        for each in told.get("lines", ()):
+            line = self.line(each["queue"], rated=bool(each["up"] or each["down"]))
+            line.set(each)
+            line.up, line.down = self.rates.get(each["up"]), self.rates.get(each["down"])
+        self.downs = list({id(line.down): line.down for line in self.lines.values() if line.down}.values())
+
+    def line(self, queue: int, *, rated: bool = False) -> Line:
+        """The line of a queue, which is bound when it is first asked for; `rated`: with its packets' lengths."""
         if queue not in self.lines:
+            copied = struct.pack(">IB", _COPIED_BYTES, _COPY) if rated else struct.pack(">IB", 0, _META)
             self._configure(queue, _attribute(_CFG_COMMAND, struct.pack(">BxH", _BIND, 0)))
-            self._configure(queue, _attribute(_CFG_PARAMETERS, struct.pack(">IB", 0, _META)))
+            self._configure(queue, _attribute(_CFG_PARAMETERS, copied))
             self._configure(queue, _attribute(_CFG_MAXLEN, struct.pack(">I", _QUEUE_PACKETS)))
             flag = struct.pack(">I", _F_GSO)
             self._configure(queue, _attribute(_CFG_MASK, flag) + _attribute(_CFG_FLAGS, flag))
@@ -226,7 +212,7 @@ class Relay:
         queue, number = _WHO.unpack_from(message, 18)
         stamp_at = self.stamp_at
         if message[stamp_at : stamp_at + 4] != _STAMP_HEAD:
-            stamp_at = self.stamp_at = _find_stamp(message)
+            stamp_at = self.stamp_at = _find(message, _STAMP_HEAD)
         if stamp_at:
             seconds, microseconds = _STAMP.unpack_from(message, stamp_at + 4)
             age = clock - seconds * 1_000_000_000 - microseconds * 1000
@@ -234,19 +220,75 @@ class Relay:
                 now -= age
         line = self.lines[queue]
         self.packets += 1
-        if line.plain:
-            line.append(max(now + line.delay_ns, line.last_due), number)  # a shorter delay reorders nothing
-            return
+        size = self.size(message) if line.rated else 0
+        if line.up is not None:
+            self.enter(line.up, now, (line, number, size))
+        else:
+            self.delay(line, number, now, size)
+
+    def size(self, message: bytes | bytearray) -> int:
+        """Of a packet, in bytes as a rate counts them: each of its segments has headers of its own."""
+        if message[self.length_at : self.length_at + 4] != _LENGTH_HEAD:
+            self.length_at = _find(message, _LENGTH_HEAD)
+        (length,) = _LENGTH.unpack_from(message, self.length_at + 4)
+        more = max(0, -(-(length - _HEADERS_BYTES) // (self.mtu - _HEADERS_BYTES)) - 1) if length > self.mtu else 0
+        return length + more * _HEADERS_BYTES + (1 + more) * self.framing_bytes
+
+    def enter(self, rate: Rate, at_ns: int, packet: Served) -> None:
+        """Queue a packet before a rate, or drop it."""
+        self.leave(rate, at_ns)
+        if not rate.put(at_ns, packet):
+            self.dropped += 1
+            self.socket.send(_verdict(_VERDICT, packet[0].queue, _DROP, packet[1]))
+
+    def leave(self, rate: Rate, until_ns: int) -> None:
+        """Pass on what a rate has served up to then."""
+        for at_ns, (line, number, size) in rate.serve(until_ns):
+            if rate is line.down:
+                line.append(at_ns, number)
+            else:
+                self.delay(line, number, at_ns, size)
+
+    def keep_up(self, now: int) -> int:
+        """All that happens up to now, in order; when something does again."""
+        while self.orders and self.orders[0]["at_ns"] <= now:
+            told = self.orders.popleft()
+            self.obey(told, told["at_ns"])
+        return min([self.arrive(now), *(told["at_ns"] for told in list(self.orders)[:1])])
+
+    def arrive(self, now: int) -> int:
+        """Serve every rate up to now, and what delays let go to those behind them; when the next packet is served."""
+        for rate in self.rates.values():
+            if rate.queue:
+                self.leave(rate, now)
+        while self.coming and self.coming[0][0] <= now:
+            at_ns, _, packet, rate = heapq.heappop(self.coming)
+            self.enter(rate, at_ns, packet)
+        for rate in self.downs:
+            self.leave(rate, now)
+        waits = [self.coming[0][0]] if self.coming else []
+        return min([*waits, *(rate.soonest() for rate in self.rates.values() if rate.queue)], default=1 << 62)
+
+    def delay(self, line: Line, number: int, now: int, size: int) -> None:
+        """A packet that enters the delay now: how long it waits, or its end."""
         if line.loss and line.lost():
             self.lost += 1
-            self.socket.send(_verdict(_VERDICT, queue, _DROP, number))
-        elif line.reorder and line.random.random() < line.reorder:
-            self.overtaking += 1
-            self.socket.send(_verdict(_VERDICT, queue, _ACCEPT, number))
+            self.socket.send(_verdict(_VERDICT, line.queue, _DROP, number))
+            return
+        overtakes = bool(line.reorder) and line.random.random() < line.reorder
+        self.overtaking += overtakes
+        due = now if overtakes else now + (line.wait_ns() if line.jitter_ns else line.delay_ns)
+        if line.down is not None:
+            if not (overtakes or line.jitter_ns):
+                due = line.last_left = max(due, line.last_left)
+            self.passed += 1
+            heapq.heappush(self.coming, (due, self.passed, (line, number, size), line.down))
+        elif overtakes:
+            self.socket.send(_verdict(_VERDICT, line.queue, _ACCEPT, number))
         elif line.jitter_ns:
-            heapq.heappush(line.jittered, (now + line.wait_ns(), number))
+            heapq.heappush(line.jittered, (due, number))
         else:
-            line.append(max(now + line.delay_ns, line.last_due), number)
+            line.append(max(due, line.last_due), number)  # a shorter delay reorders nothing
 
     def release(self, now: int) -> int:
         """Let go what is due; when the next is, or a far time."""
@@ -283,16 +325,20 @@ class Relay:
             self.worst_ns = lateness_ns
 
 
+def _name(settings: dict[str, Any]) -> str:
+    return f"queue {settings['queue']}" if "queue" in settings else f"rate {settings['name']}"
+
+
 def _kind(message: bytes | bytearray) -> int:
     return struct.unpack_from("=H", message, 4)[0]
 
 
-def _find_stamp(message: bytes | bytearray) -> int:
-    """Where the attribute NFQA_TIMESTAMP is; 0 if the kernel sent none."""
+def _find(message: bytes | bytearray, head: bytes) -> int:
+    """Where the attribute that begins so is; 0 if the kernel sent none."""
     at, end = 20, struct.unpack_from("=I", message)[0]
     while at + 4 <= end:
         length = struct.unpack_from("=H", message, at)[0]
-        if message[at : at + 4] == _STAMP_HEAD:
+        if message[at : at + 4] == head:
             return at
         at += max(4, (length + 3) & ~3)
     return 0

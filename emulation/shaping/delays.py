@@ -13,95 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emulation.commands import At, Batch, iptables, run_all
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.mark import mark
-from emulation.network import Link, Network
 from emulation.shaping.delay_line import COUNTERS, SLOT
-from emulation.shaping.netem import Netem
+from emulation.shaping.rules import RelayRate, Rule, rule_lines
 from emulation.syscalls import at
 
-__all__ = ["DelayCounter", "DelayLine", "Rule", "delay_rules", "lost_by_queues"]
+__all__ = ["DelayCounter", "DelayLine", "lost_by_queues"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ANSWER_SECONDS = 10.0
 _SILENCE_SECONDS = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One queue, and the paths whose packets wait in it."""
-
-    queue: int
-    pairs: tuple[tuple[int, int], ...]
-    """(from, to), node indexes."""
-    link: Link
-    """What their packets meet."""
-
-    def settings(self) -> dict[str, Any]:
-        """What the relay is told."""
-        bursts = self.link.loss and self.link.loss_burst is not None
-        enter, leave = Netem.of(self.link, 1).gilbert_elliott() if bursts else (0.0, 1.0)
-        return {
-            "queue": self.queue,
-            "delay_us": self.link.delay_us,
-            "jitter_us": self.link.jitter_us,
-            "distribution": self.link.distribution,
-            "loss": self.link.loss,
-            "enter": enter,
-            "leave": leave,
-            "reorder": self.link.reorder,
-        }
-
-
-def delay_rules(network: Network) -> list[Rule]:
-    """A rule per kind of path that delays or loses; one of its own for each that loses in runs."""
-    kinds: dict[tuple[Any, ...], tuple[Link, list[tuple[int, int]]]] = {}
-    for source, target in network.pairs:
-        link = network.path(source, target)
-        own: tuple[int, ...] = ()
-        if link.loss_burst is not None:  # one path's losses in a row must not be shared out among several
-            own = (source.index,) if network.accounting == "nic" else (source.index, target.index)
-        what = (link.delay_us, link.jitter_us, link.distribution, link.loss, link.loss_burst, link.reorder, *own)
-        kinds.setdefault(what, (link, []))[1].append((source.index, target.index))
-    return [
-        Rule(queue=queue, pairs=tuple(pairs), link=link)
-        for queue, (link, pairs) in enumerate(kinds.values())
-        if link.impaired
-    ]
-
-
-def rule_lines(rules: list[Rule], nodes: int) -> list[str]:
-    """What iptables-save prints of them: as few as tell the paths apart, for each packet walks through them."""
-    pairs = {pair: rule.queue for rule in rules for pair in rule.pairs}
-    if len(pairs) == nodes * (nodes - 1) and len(rules) == 1:
-        return [f"-A FORWARD -j NFQUEUE --queue-num {rules[0].queue}"]
-    by_source: dict[int, dict[int, int]] = defaultdict(dict)
-    for (source, target), queue in pairs.items():
-        by_source[source][target] = queue
-    first, behind = [], []
-    for source, queues in sorted(by_source.items()):
-        if len(queues) == nodes - 1 and len(set(queues.values())) == 1:
-            first.append(f"-A FORWARD -i sw{source} -j NFQUEUE --queue-num {next(iter(queues.values()))}")
-        else:
-            first.append(f"-A FORWARD -i sw{source} -j from{source:03d}")
-            behind += [
-                f"-A from{source:03d} -o sw{target} -j NFQUEUE --queue-num {queue}"
-                for target, queue in sorted(queues.items())
-            ]
-    chains = [
-        f"-N from{source:03d}"
-        for source in sorted(by_source)
-        if any(f"-A from{source:03d} " in line for line in behind)
-    ]
-    return [*chains, *first, *behind]
 
 
 def _spawn(arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -119,7 +47,8 @@ def lost_by_queues(queues: list[int]) -> int:
 
 
 def _held(settings: dict[str, Any]) -> str:
-    return f"queue {settings['queue']}: {json.dumps(settings, sort_keys=True)}"
+    what = f"queue {settings['queue']}" if "queue" in settings else f"rate {settings['name']}"
+    return f"{what}: {json.dumps(settings, sort_keys=True)}"
 
 
 class DelayLine:
@@ -142,6 +71,7 @@ class DelayLine:
         self.nodes = nodes
         self.seed = seed
         self.rules: list[Rule] = []
+        self.rates: list[RelayRate] = []
         self.priority: str | None = None
         """What the relay got of the processor."""
         self.statistics_path: str | None = None
@@ -158,18 +88,28 @@ class DelayLine:
                 file.write(bytes(SLOT.size))
                 self.statistics_path = file.name
 
-    def apply(self, rules: list[Rule]) -> None:
-        """Make packets wait as `rules` say, from now on; those that wait keep their time."""
-        if rules:
+    def apply(self, rules: list[Rule], rates: Sequence[RelayRate] = (), at_ns: int | None = None) -> None:
+        """Make packets wait as `rules` say, and for the rates that these name, from now on, or from a time of
+        CLOCK_MONOTONIC; those that wait for a delay keep their time."""
+        told: dict[str, Any] = {}
+        if news := [rate.settings() for rate in rates if rate not in self.rates]:
+            told["rates"] = news
+        if rules and (rules != self.rules or self._process is None):
+            told["lines"] = [rule.settings() for rule in rules]
+        if told:
+            told |= {"at_ns": at_ns} if at_ns is not None else {}
             self.start()
-            self._tell({"lines": [rule.settings() for rule in rules]})
+            holds = self._tell(told)["holds"]
+            if missing := [each["name"] for each in news if each not in holds]:
+                raise LinkError(f"the delay line's relay does not hold the rate of {', '.join(missing)}.")
         if rule_lines(rules, self.nodes) != rule_lines(self.rules, self.nodes):
             run_all([self.batch(rules)], self.at)
-        self.rules = rules
+        self.rules, self.rates = rules, list(rates)
 
     def lines(self) -> list[str]:
-        """What `read_rules` should find: the kernel's rules, and what the relay holds for each queue."""
-        return [*self._kernel_lines(self.rules), *(_held(rule.settings()) for rule in self.rules)]
+        """What `read_rules` should find: the kernel's rules, and what the relay holds for each queue and rate."""
+        held = [each.settings() for each in (*self.rules, *self.rates)]
+        return [*self._kernel_lines(self.rules), *map(_held, held)]
 
     def _kernel_lines(self, rules: list[Rule]) -> list[str]:
         return rule_lines(rules, self.nodes)
@@ -180,9 +120,11 @@ class DelayLine:
 
     def read_rules(self) -> list[str]:
         """The rules that the kernel has, and what the relay holds for the queues in use."""
-        used = {rule.queue for rule in self.rules}
-        holds = self._tell({"lines": []})["holds"] if used else []
-        return [*self._read_kernel(), *(_held(each) for each in holds if each["queue"] in used)]
+        used, names = {rule.queue for rule in self.rules}, {rate.name for rate in self.rates}
+        told = self._tell({"read": True})["holds"] if used else []
+        holds = [each for each in told if each.get("queue") in used]
+        rates = [each for each in told if each.get("name") in names]
+        return [*self._read_kernel(), *map(_held, [*holds, *rates])]
 
     def _read_kernel(self) -> list[str]:
         said = self.at(self.netns, iptables, self.netns, "", "-w", "-t", "mangle", "-S")
@@ -218,7 +160,9 @@ class DelayLine:
             raise EmulationError("the delay line's relay does not answer.")
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
+            status = self._process.wait()
+            if self.priority is not None or status < 0:  # it has worked before, or was killed
+                self.check()
             raise CapabilityError(
                 "the delay line's relay could not do as told (its reason is above): this kernel has no "
                 "nfnetlink_queue, or refuses it; 'testbed doctor' says what is missing."

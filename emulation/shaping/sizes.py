@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from emulation.network import FRAMING_BYTES, Link, Network
 
-__all__ = ["PEAK", "Sizes", "segments_of", "sizes"]
+__all__ = ["PEAK", "Sizes", "relay_segments", "segments_of", "sizes"]
 
 PEAK = 1.05
 """The second bucket's rate over the first's."""
@@ -67,6 +67,16 @@ def segments_of(network: Network, node: int) -> int:
     wanted = int((network.smallest_message_bytes or 0) * 8 * MESSAGE_SHARE / frame_bits)
     longest = int(min(rates) * GRAIN_SECONDS / frame_bits)
     return max(2, min(MOST_SEGMENTS, max(affordable, wanted), longest))
+
+
+def relay_segments(network: Network) -> int:
+    """The same where a relay serves packets at rates of up to those of `network`: as few as it has time for, since a
+    link that is slow for a moment passes them as one."""
+    if any(link.packetwise for link in network.links):
+        return 1
+    frame_bits = (network.mtu + FRAMING_BYTES[network.framing]) * 8
+    affordable = math.ceil(network.total_bps / (SUPER_PACKETS_PER_SECOND * IMPAIRED_SHARE * frame_bits))
+    return min(MOST_SEGMENTS, max(1, affordable))
 
 
 def _tight(network: Network) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from testbed.analysis.formats import MISSING, rate, significant, trimmed
+from testbed.analysis.formats import MISSING, counted, rate, significant, trimmed
 from testbed.analysis.load import Comparison
 
 __all__ = ["caption", "kinds_sentence", "layers_words", "link_words", "modelled_links", "span"]
@@ -21,8 +21,18 @@ def caption(comparison: Comparison, note: str) -> str:
         f"preset {facts.get('preset')}",
         f"seed {facts.get('seed')} (n = 1)",
         f"{facts.get('congestion_control')}",
+        *_suspect(comparison),
     ]
     return f"{' · '.join(parts)}. {note}"
+
+
+def _suspect(comparison: Comparison) -> list[str]:
+    """Of all arms together; which ones, and why, says the report."""
+    found = []
+    for key, what in (("suspect_steps", "step"), ("suspect_syncs", "synchronisation")):
+        if count := sum(arm.get(key) or 0 for arm in comparison.arms):
+            found.append(counted(count, what) + " suspect")
+    return found
 
 
 def link_words(facts: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from testbed.analysis.captions import caption, kinds_sentence
 from testbed.analysis.formats import duration, significant
@@ -147,6 +147,7 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         unit += ", logarithmic"
     elif len(last):
         axes.set_xlim(0, last.max() * 1.24)
+        axes.xaxis.set_major_locator(MaxNLocator(6, prune="upper"))  # its number would reach beyond the figure
     axes.set_xlabel(f"time ({unit})")
     if warm:
         kind = comparison.comparison.get("warm_start_kind") or "modelled"

@@ -3,7 +3,19 @@
 import math
 from typing import TypeGuard
 
-__all__ = ["MISSING", "counted", "duration", "megabytes", "percent", "rate", "significant", "size", "trimmed", "usable"]
+__all__ = [
+    "MISSING",
+    "counted",
+    "duration",
+    "megabytes",
+    "nats_above",
+    "percent",
+    "rate",
+    "significant",
+    "size",
+    "trimmed",
+    "usable",
+]
 
 MISSING = "–"
 
@@ -43,6 +55,13 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
         return MISSING
     text = trimmed(100 * fraction, 3 if abs(fraction) >= 0.01 else 2)
     return f"{'+' if signed and fraction > 0 else ''}{text} %".replace("-", "−")
+
+
+def nats_above(nats: float | None) -> str:
+    """A difference of losses in nats: "+0.012"; "0.000" has no sign."""
+    if not usable(nats):
+        return MISSING
+    return f"{nats:+.3f}".replace("-", "−") if round(nats, 3) else "0.000"
 
 
 def rate(bps: float | None, *, digits: int = 3) -> str:

@@ -1,6 +1,7 @@
 """A comparison on disk: its tidy table is written at the end of a run, and read by all that follows."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.analysis.compose import compose
+from testbed.analysis.relations import with_nats
 from testbed.errors import UsageError
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "arm_table",
     "load_comparison",
     "results_table",
+    "run_of_notebook",
     "write_results",
 ]
 
@@ -56,7 +59,7 @@ class Comparison:
     @property
     def arms(self) -> list[dict[str, Any]]:
         """The arms' figures, in their order."""
-        return self.comparison["arms"]
+        return with_nats(self.comparison["arms"])
 
     @property
     def warm_seconds(self) -> float:
@@ -67,6 +70,20 @@ class Comparison:
     def paced(self) -> bool:
         """Whether compute time is modelled: held to a target's, rather than this machine's own."""
         return self.comparison.get("pace") not in (None, "none")
+
+
+def run_of_notebook(variable: str, name: str) -> Path:
+    """The run that a notebook shows: what the environment variable names, else `runs/NAME`, seen from the checkout or
+    from its notebooks. Raises `UsageError` where there is none."""
+    given = os.environ.get(variable)
+    places = [Path(given)] if given else [Path("runs") / name, Path("..") / "runs" / name]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UsageError(
+        f"there is no run {given or name}: make it first, or set {variable} to another run's folder (an absolute path) "
+        f"before the notebook is opened; looked for {' and '.join(str(place.resolve()) for place in places)}"
+    )
 
 
 def load_comparison(path: Path | str) -> Comparison:

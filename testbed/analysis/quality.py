@@ -4,6 +4,12 @@ The recovered fraction of an arm is (control − arm) / (control − exact), in 
 another node, or in the share of such answers that are right. It is taken seed by seed, where all three arms start
 from the same weights and read the same sequences, and then averaged: means stand with the 95 % interval of Student's
 t over seeds. A task on which control and exact are less than five deviations of exact over seeds apart shows nothing.
+
+What nulls recover, which send no K and V worth the name, nobody needs a codec for. So beside it stands what an arm
+recovers beyond them, (null − arm) / (null − exact), in each seed by the null that recovers most there. It is void, and
+the task does not ask for what a codec compresses, unless the lower end of the interval of (null − exact) lies above
+half of (control − exact). An arm is at parity where the upper end of its loss above exact is at most the margin that
+the experiment's file names, and the lower end of what it recovers beyond nulls at least 0.95.
 """
 
 import math
@@ -15,11 +21,15 @@ import pandas as pd
 
 from testbed.errors import UsageError
 
-__all__ = ["APART", "COLUMNS", "SCHEMA_VERSION", "code_of", "interval", "judge", "results_table"]
+__all__ = ["APART", "COLUMNS", "PARITY", "SCHEMA_VERSION", "WORTH", "code_of", "interval", "judge", "results_table"]
 
 SCHEMA_VERSION = 1
 APART = 5.0
 """So many deviations of exact over seeds must lie between control and exact."""
+WORTH = 0.5
+"""So much of what exchange is worth the best null must leave, for a task to ask for it."""
+PARITY = 0.95
+"""So much beyond nulls an arm must recover to be at parity."""
 
 VALIDATED = ("val_loss", "val_loss_text", "val_loss_remote", "val_loss_local", "recall_accuracy_remote")
 _STATIC = (
@@ -35,8 +45,9 @@ _STATIC = (
     "kv_bytes",
     "weight_bytes",
 )
-COLUMNS = ("preset", "arm", "seed", "step", *VALIDATED, "val_loss_exact", "drift", *_STATIC)
-"""Of the table: a row per arm, seed and validation; `val_loss_exact` (with plain attention) at the end only."""
+COLUMNS = ("preset", "arm", "seed", "step", *VALIDATED, "val_loss_exact", "drift", "clipped", *_STATIC)
+"""Of the table: a row per arm, seed and validation; `val_loss_exact` (with plain attention), `drift` of replicas and
+the share of steps whose gradients were `clipped`, a rank's mean, at the end only."""
 
 # 97.5 % of Student's t by degrees of freedom (any statistical table); beyond, the normal's within 0.5 %
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -67,7 +78,7 @@ def _rows(cell: Record) -> list[Record]:
         "preset": cell["preset"],
         "arm": cell["arm"],
         "seed": config["seed"],
-        "codec": "none" if arm["exchange"] == "local" else arm["codec"]["name"],
+        "codec": {"local": "none", "ids": "ids"}.get(arm["exchange"], arm["codec"]["name"]),
         **{key: arm[key] for key in ("exchange", "split", "sync")},
         "scope": arm["weights"]["scope"],
         "tokens": (preset["warm_steps"] + preset["steps"]) * preset["batch"] * preset["context"],
@@ -80,6 +91,7 @@ def _rows(cell: Record) -> list[Record]:
     rows = [static | {key: each[key] for key in ("step", *VALIDATED)} for each in cell["validations"]]
     rows[-1]["val_loss_exact"] = cell["validation_exact"]["val_loss"]
     rows[-1]["drift"] = cell["drift"][-1][1] if cell["drift"] else None
+    rows[-1]["clipped"] = cell.get("clipped")  # cells of before do not say
     return rows
 
 
@@ -89,14 +101,18 @@ def judge(
     title: str,
     exact: str,
     control: str,
+    nulls: Sequence[str] = (),
+    margin: float = math.inf,
     asked: int,
     code: Sequence[Record] = (),
     times: Record | None = None,
 ) -> Record:
-    """The whole answer: by preset, every arm against the exact exchange and against none. `asked`: cells there are to
+    """The whole answer: by preset, every arm against the exact exchange, against none, and against the `nulls`.
+    `margin`: nats above exact up to which an arm may be at parity. `asked`: cells there are to
     be, for a table of some of them says so; as it does where more than one state of the `code` has learned them."""
     presets = [
-        _judge_preset(str(name), rows, exact, control, times) for name, rows in table.groupby("preset", sort=False)
+        _judge_preset(str(name), rows, exact, control, nulls, margin, times)
+        for name, rows in table.groupby("preset", sort=False)
     ]
     learned = len(table.groupby(["preset", "arm", "seed"]))
     return {
@@ -104,6 +120,8 @@ def judge(
         "title": title,
         "exact": exact,
         "control": control,
+        "nulls": list(nulls),
+        "margin_nats": margin if nulls else None,
         "cells": learned,
         "cells_asked": asked,
         "code": list(code),
@@ -131,11 +149,75 @@ def code_of(cells: Sequence[Record]) -> list[Record]:
     return sorted(states, key=lambda state: -state["cells"])
 
 
-def _judge_preset(name: str, rows: pd.DataFrame, exact: str, control: str, times: Record | None) -> Record:
+def _judge_preset(
+    name: str,
+    rows: pd.DataFrame,
+    exact: str,
+    control: str,
+    nulls: Sequence[str],
+    margin: float,
+    times: Record | None,
+) -> Record:
     final = rows.groupby(["arm", "seed"], sort=False).tail(1).set_index(["arm", "seed"])
     clock = _clock(rows, times)
     arms = [_judge_arm(str(arm), final, rows, exact, control, clock) for arm in dict.fromkeys(rows["arm"])]
-    return {"preset": name, **_sensitivity(final, exact, control), **clock.record, "arms": arms}
+    sensitivity = _sensitivity(final, exact, control)
+    null = _best_null(final, exact, control, nulls, sensitivity["shows"])
+    for arm in arms:
+        arm |= _beyond(arm, final, exact, null, margin)
+    return {"preset": name, **sensitivity, "null": null, **clock.record, "arms": arms}
+
+
+def _best_null(
+    final: pd.DataFrame, exact: str, control: str, nulls: Sequence[str], shows: bool | None
+) -> Record | None:
+    """What the best null of each seed leaves to exact, the null that is best in the mean, and whether what is left is
+    enough for the task to count: None where a null is missing, or seeds are too few to tell."""
+    key = "val_loss_remote"
+    there = [name for name in nulls if _comparable(final, name, exact, control)]
+    if not there:
+        return None
+    losses = pd.DataFrame({name: _seeds(final, name, key) for name in dict.fromkeys((*there, exact, control))}).dropna()
+    if losses.empty:
+        return None
+    best = losses[there].min(axis=1)
+    gap, worth = interval(best - losses[exact]), float((losses[control] - losses[exact]).mean())
+    counts = None
+    if gap is not None and gap["half"] is not None and shows is not None:
+        counts = shows and worth > 0 and gap["mean"] - gap["half"] > WORTH * worth
+        if counts and set(there) != set(nulls):
+            counts = None  # one that has not been learned may yet solve it
+    return {
+        "arm": losses[there].mean().idxmin(),
+        "missing": [name for name in nulls if name not in there],
+        "gap": gap,
+        "share": gap["mean"] / worth if gap is not None and worth > 0 else None,
+        "counts": counts,
+        "loss": best.to_dict(),
+    }
+
+
+def _comparable(final: pd.DataFrame, arm: str, *others: str) -> bool:
+    """Whether all of these were learned, and from as many tokens."""
+    there = final.index.get_level_values("arm")
+    if any(name not in there for name in (arm, *others)):
+        return False
+    return len({final.loc[name].iloc[0]["tokens"] for name in (arm, *others)}) == 1
+
+
+def _beyond(arm: Record, final: pd.DataFrame, exact: str, null: Record | None, margin: float) -> Record:
+    """What an arm recovers beyond the best null, seed by seed, and whether it is at parity; None where that is void."""
+    found: Record = {"recovered_beyond_nulls": None, "parity": None}
+    if null is None or not null["counts"] or arm["val_loss_above_exact"] is None:
+        return found
+    mine, best = (_seeds(final, name, "val_loss_remote") for name in (arm["arm"], exact))
+    worst = pd.Series(null["loss"], dtype=float)
+    both = mine.index.intersection(best.index).intersection(worst.index)
+    beyond = interval((worst[both] - mine[both]) / (worst[both] - best[both]))
+    above = arm["val_loss_above_exact"]
+    if beyond is not None and beyond["half"] is not None and above["half"] is not None:
+        found["parity"] = above["mean"] + above["half"] <= margin and beyond["mean"] - beyond["half"] >= PARITY
+    return found | {"recovered_beyond_nulls": beyond}
 
 
 def _sensitivity(final: pd.DataFrame, exact: str, control: str) -> Record:
@@ -180,6 +262,7 @@ def _judge_arm(arm: str, final: pd.DataFrame, rows: pd.DataFrame, exact: str, co
         "recovered_loss": interval(_recovered(final, arm, exact, control, "val_loss_remote", comparable)),
         "recovered_recall": interval(_recovered(final, arm, exact, control, "recall_accuracy_remote", comparable)),
         "drift": interval(_seeds(final, arm, "drift")),
+        "clipped": interval(_seeds(final, arm, "clipped")),
         **clock.judge(arm, rows, final, exact, control),
     }
 

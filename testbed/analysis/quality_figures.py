@@ -62,7 +62,7 @@ def _kind(arm: Record) -> str:
         return "whole"
     if arm["exchange"] == "local":
         return "none"
-    if arm["codec"].partition("+")[0] in _NULLS:
+    if arm["exchange"] == "ids" or arm["codec"].partition("+")[0] in _NULLS:
         return "null"
     return "exact" if arm["codec"] == "exact" else "codec"
 

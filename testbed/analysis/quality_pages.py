@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from testbed.analysis.formats import MISSING, significant, trimmed, usable
-from testbed.analysis.quality import APART
+from testbed.analysis.quality import APART, PARITY, WORTH
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.style import styled
 from testbed.config.arm import OWN_REPLICAS
@@ -53,8 +53,17 @@ def markdown(record: Record) -> str:
         "on tokens whose evidence lies on another node. Bytes: per token, layer and direction, to one peer.",
         "",
     ]
+    if record["nulls"]:
+        names = ", ".join(f"`{name}`" for name in record["nulls"])
+        lines += [
+            f"Nulls: {names}. Beyond nulls: (null − arm) / (null − exact), by the best null of each seed; void where "
+            f"the lower end of (null − exact) is not above {WORTH:g} of (control − exact). Parity: at most "
+            f"{record['margin_nats']:g} nats above exact at the upper end, and at least {PARITY:g} beyond nulls at the "
+            "lower.",
+            "",
+        ]
     for preset in record["presets"]:
-        lines += [*_preset(preset, record["times"]), ""]
+        lines += [*_preset(preset, record["times"], nulls=bool(record["nulls"])), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -71,8 +80,8 @@ def _sources(state: Record) -> str:
     return f"sources {state['sources'][:9]} (commit {commits})" if state["sources"] else f"commit {commits}"
 
 
-def _preset(preset: Record, times: Record | None) -> list[str]:
-    lines = [f"## {preset['preset']}", "", _shows(preset), ""]
+def _preset(preset: Record, times: Record | None, *, nulls: bool) -> list[str]:
+    lines = [f"## {preset['preset']}", "", _shows(preset), *_of_null(preset["null"]), ""]
     columns = [
         "arm",
         "bytes",
@@ -82,12 +91,16 @@ def _preset(preset: Record, times: Record | None) -> list[str]:
         "remote recall",
         "recovered, loss",
         "recovered, recall",
+        *(["beyond nulls", "parity"] if nulls else []),
     ]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_row(arm)) + " |" for arm in preset["arms"]]
+    lines += ["| " + " | ".join([*_row(arm), *(_beyond(arm) if nulls else [])]) + " |" for arm in preset["arms"]]
     own = [f"`{arm['arm']}`" for arm in preset["arms"] if arm["scope"] == "attention"]
     if own:
         lines += ["", f"{', '.join(own)}: {OWN_REPLICAS}."]
+    clipped = [f"`{arm['arm']}` {significant(arm['clipped']['mean'], 2)}" for arm in preset["arms"] if arm["clipped"]]
+    if clipped:
+        lines += ["", f"Share of steps whose gradients were clipped, a rank's mean: {', '.join(clipped)}."]
     if preset["horizon_seconds"] is not None and times is not None:
         lines += ["", *_in_time(preset, times)]
     return lines
@@ -102,6 +115,30 @@ def _shows(preset: Record) -> str:
         f"{significant(apart)} times that."
     )
     return words if preset["shows"] else f"{words} **Less than {APART:g} times: this task shows nothing.**"
+
+
+def _of_null(null: Record | None) -> list[str]:
+    """What the best null leaves."""
+    if null is None:
+        return []
+    left = (
+        f"The best null of each seed (in the mean `{null['arm']}`) lies {_with(null['gap'], 4)} nats above exact on "
+        "remote tokens"
+    )
+    if null["share"] is not None:
+        left += f", {significant(null['share'], 3).replace('-', '−')} of what exchange is worth there"
+    verdict = {
+        None: "Whether this task counts cannot be told yet: it takes two seeds, and every null"
+        + (f" ({', '.join(f'`{name}`' for name in null['missing'])} not learned)." if null["missing"] else "."),
+        True: "**This task counts.**",
+        False: "**This task does not count: it does not ask for what a codec compresses.**",
+    }[null["counts"]]
+    return ["", f"{left}. {verdict}"]
+
+
+def _beyond(arm: Record) -> list[str]:
+    told = {None: MISSING, True: "yes", False: "no"}[arm["parity"]]
+    return [_with(arm["recovered_beyond_nulls"], 3), told]
 
 
 def _row(arm: Record) -> list[str]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.analysis.captions import link_words
-from testbed.analysis.formats import MISSING, megabytes, percent, rate, significant, trimmed, usable
+from testbed.analysis.formats import MISSING, megabytes, nats_above, percent, rate, significant, trimmed, usable
 from testbed.analysis.load import Comparison
 from testbed.analysis.style import shown
 from testbed.analysis.words import sentences
@@ -17,7 +17,7 @@ __all__ = ["print_summary", "summary_tables"]
 
 _COSTS = ("asked", "found", "step ± 95 %", "timed", "× centr.", "K,V MB", "of exact", "wire MB")
 _LEDGER = ("payload", "resent", "predicted", "shaper", "interface", "largest gap", "drops", "suspect")
-_QUALITY = ("val loss", "against exact", "remote recall", "recovered", "valid")
+_QUALITY = ("val loss", "nats above exact", "remote recall", "recovered", "valid")
 
 
 def summary_tables(comparison: Comparison) -> list[Table]:
@@ -89,7 +89,7 @@ def _costs(arm: dict[str, Any]) -> list[str]:
 def _quality(arm: dict[str, Any]) -> list[str]:
     return [
         significant(arm.get("final_val_loss"), 4),
-        percent(arm.get("val_loss_vs_decentralised"), signed=True),
+        nats_above(arm.get("val_loss_above_decentralised")),
         _short(arm.get("recall_accuracy_remote")),
         _short(arm.get("recovered_fraction")),
         "yes" if arm.get("valid") else "NO",

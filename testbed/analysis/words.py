@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from testbed.analysis.captions import kinds_sentence
-from testbed.analysis.formats import counted, duration, percent, rate, significant, usable
+from testbed.analysis.formats import counted, duration, nats_above, percent, rate, significant, usable
 from testbed.analysis.load import Comparison
 
 __all__ = ["sentences"]
@@ -52,11 +52,11 @@ def _codecs(arms: list[Record], by_name: dict[str, Record]) -> Iterator[str]:
         if parts:
             yield f"{arm['arm']}, against exact exchange on the same link: {', '.join(parts)}."
     control = by_name.get("control", {})
-    worse = control.get("val_loss_vs_decentralised")
+    worse = control.get("val_loss_above_decentralised")
     if usable(worse):
         recall = control.get("recall_accuracy_remote")
         answers = f" and {percent(recall)} of the remote recall right" if usable(recall) else ""
-        yield f"No exchange at all (control): validation loss {percent(worse, signed=True)}{answers}."
+        yield f"No exchange at all (control): validation loss {nats_above(worse)} nats{answers}."
 
 
 def _won(arm: Record, exact: Record) -> Iterator[str]:
@@ -71,9 +71,9 @@ def _won(arm: Record, exact: Record) -> Iterator[str]:
 
 
 def _paid(arm: Record) -> Iterator[str]:
-    loss, recovered = arm.get("val_loss_vs_decentralised"), arm.get("recovered_fraction")
+    loss, recovered = arm.get("val_loss_above_decentralised"), arm.get("recovered_fraction")
     if usable(loss):
-        yield f"validation loss {percent(loss, signed=True)}"
+        yield f"validation loss {nats_above(loss)} nats"
     if usable(recovered):
         yield f"{percent(recovered)} recovered of what exchange gives on remote tokens"
 
@@ -85,11 +85,11 @@ def _step(arm: Record) -> float | None:
 
 
 def _sparse_sync(facts: Record, by_name: dict[str, Record]) -> Iterator[str]:
-    cost = by_name.get("decentralised", {}).get("val_loss_vs_centralised")
+    cost = by_name.get("decentralised", {}).get("val_loss_above_centralised")
     if usable(cost):
         yield (
             f"Sparse synchronisation alone (decentralised against centralised, weights averaged every "
-            f"{facts['sync_every']} steps): validation loss {percent(cost, signed=True)}."
+            f"{facts['sync_every']} steps): validation loss {nats_above(cost)} nats."
         )
 
 

@@ -194,13 +194,20 @@ class Codec(nn.Module, ABC):
         return total
 
     def pack(self, parts: tuple[Tensor | None, ...], shape: Shape, direction: Direction = "forward") -> Tensor:
-        """`parts`, or their gradients on the way back (None where there is none), as one message of bytes."""
+        """`parts`, or their gradients on the way back (None where there is none), as one message of bytes.
+
+        Raises ValueError where a part is not as long as its wire says.
+        """
         packed = []
         for wire, part in zip(self.wires(shape), parts, strict=True):
             if direction == "forward" or wire.returned:
                 assert part is not None
                 packed.append(wire.of(direction).pack(part))
-                assert packed[-1].numel() == wire.nbytes(direction), (type(self).__name__, packed[-1].numel(), wire)
+                if packed[-1].numel() != wire.nbytes(direction):
+                    raise ValueError(
+                        f"{type(self).__name__} packs a part of shape {tuple(part.shape)} into {packed[-1].numel()} "
+                        f"bytes, where its wire of shape {wire.shape} says {wire.nbytes(direction)}"
+                    )
         return torch.cat(packed)
 
     def unpack(

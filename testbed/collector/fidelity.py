@@ -7,7 +7,8 @@
     pressure  time in which some process waited for a processor (PSI)           above 60 %: suspect
     waiting   time in which this very rank waited for one (schedstat)           above 10 %: suspect
 
-Only the first two touch what the link did; the others tell why a step may have taken longer than on a quiet machine.
+Only the first two touch what the link did; the others tell why a step may have taken longer than on a quiet machine,
+if they took more of it than a busy machine's grain, 50 ms.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Fidelity", "Pulse", "judge"]
+__all__ = ["GRAIN_SECONDS", "Fidelity", "Pulse", "judge"]
+
+GRAIN_SECONDS = 0.05
+"""Of a busy machine: a shorter difference means nothing."""
 
 _LATE, _SOME_LATE, _STEAL, _PRESSURE, _WAITING = 0.05, 0.01, 0.05, 0.60, 0.10
 _FEWEST_LATE = 5
@@ -31,6 +35,8 @@ class Pulse:
     late: int
     worst_ns: int
     """Of all since the start."""
+    dropped: int = 0
+    """Packets of all nodes that found the delay line's own queues full."""
     steal_ticks: int
     ticks: int
     pressure_us: int | None
@@ -53,6 +59,7 @@ class Fidelity:
             released=delays["released"],
             late=delays["late"],
             worst_ns=delays["worst_ns"],
+            dropped=delays["dropped"],
             steal_ticks=ticks[_STEAL_FIELD],
             ticks=sum(ticks[: _STEAL_FIELD + 1]),
             pressure_us=int(pressure) if pressure else None,
@@ -81,7 +88,12 @@ def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, Any], li
         "pressure_share": (_PRESSURE, "of the time some process waited for a processor"),
         "waiting_share": (_WAITING, "of the time this rank waited for a processor"),
     }
-    suspect = [f"{shares[key]:.0%} {what}" for key, (limit, what) in limits.items() if (shares[key] or 0.0) > limit]
+    least = {key: 0.0 if key == "late_share" else GRAIN_SECONDS / max(seconds, 1e-9) for key in limits}
+    suspect = [
+        f"{shares[key]:.0%} {what}"
+        for key, (limit, what) in limits.items()
+        if (shares[key] or 0.0) > max(limit, least[key])
+    ]
     return {key: share if share is None else round(share, 4) for key, share in shares.items()}, invalid, suspect
 
 

@@ -110,7 +110,7 @@ def balance(
     """What does not add up, in sentences; empty if all does.
 
     `wire_bytes` None: nothing counts (host nodes). `segment_bytes`: payload of a full segment. `drops`: packets that
-    found one of the node's queues full.
+    found one of the node's queues full, or the delay line's, which are all nodes'.
     `interface_bytes`: the interface's count, corrected.
     """
     problems = []

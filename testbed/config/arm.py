@@ -7,9 +7,9 @@ from testbed.config.codec import CodecConfig
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
 
-__all__ = ["OWN_REPLICAS", "STANDARD_ARMS", "Arm", "ExchangeName", "LayoutName", "WeightSync"]
+__all__ = ["OWN_REPLICAS", "STANDARD_ARMS", "Arm", "ExchangeName", "IdsConfig", "LayoutName", "WeightSync"]
 
-ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local"]
+ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local", "ids"]
 LayoutName = Literal["contiguous", "zigzag"]
 OWN_REPLICAS = (
     "only attention's weights are averaged, so no two ranks hold the same model: each rank's is validated by itself, "
@@ -42,6 +42,29 @@ class WeightSync:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdsConfig:
+    """What a rank makes of the others' token ids (`testbed.parallel.exchanges.ids`)."""
+
+    __pydantic_config__ = STRICT
+
+    layers: int = 1
+    """Of how many layers, from the first on, it makes K and V; 0: of all."""
+    window: int | Literal["chunk"] = 0
+    """To how many tokens before it, within its chunk, a token attends there; chunk: to all of them."""
+
+    def __post_init__(self) -> None:
+        at_least(0, layers=self.layers)
+        if self.window != "chunk":
+            at_least(0, window=self.window)
+
+    def depth(self, layers: int) -> int:
+        """How many of a model's layers that is; raises `UsageError` where it has fewer."""
+        if self.layers > layers:
+            raise UsageError(f"ids.layers = {self.layers}: the model has {layers}; type 0 for all")
+        return self.layers or layers
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One trainer in a comparison."""
 
@@ -49,7 +72,7 @@ class Arm:
 
     name: str
     exchange: ExchangeName
-    """How K and V reach the other ranks; `local` is no exchange at all."""
+    """How K and V reach the other ranks; `local` is no exchange at all, `ids` sends token ids only."""
     layout: LayoutName = "contiguous"
     """Which tokens of a sequence each rank holds."""
     overlap: bool = True
@@ -59,6 +82,8 @@ class Arm:
     split: Literal["sequence", "batch"] = "sequence"
     """What the ranks share out: every sequence (context parallelism), or the batch: whole sequences, no exchange."""
     codec: CodecConfig = field(default_factory=CodecConfig)
+    ids: IdsConfig = field(default_factory=IdsConfig)
+    """Of the exchange `ids` only."""
     sync: Literal["gradients", "average"]
     """All-reduce the gradients every step, or average the weights every `sync_every` steps."""
     weights: WeightSync = field(default_factory=WeightSync)
@@ -71,6 +96,12 @@ class Arm:
             raise UsageError(
                 f"arm '{self.name}': whole sequences need no exchange; with split = 'batch' type exchange = 'local'"
             )
+        if self.exchange != "ids" and self.ids != IdsConfig():
+            raise UsageError(
+                f"arm '{self.name}': the table ids is of the exchange 'ids', which is '{self.exchange}' here"
+            )
+        if self.exchange == "ids" and self.codec != CodecConfig():
+            raise UsageError(f"arm '{self.name}': the exchange 'ids' sends no K and V to encode: leave out the codec")
         if self.sync == "gradients" and self.weights != WeightSync(wire=self.weights.wire):
             raise UsageError(
                 f"arm '{self.name}': scope, outer_momentum and outer_learning_rate are of averaged weights; leave them "

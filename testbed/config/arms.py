@@ -1,9 +1,10 @@
 """Arms that have a name: the five of a comparison, and others that can be put beside them."""
 
 import difflib
+import re
 from importlib.metadata import entry_points
 
-from testbed.config.arm import STANDARD_ARMS, Arm
+from testbed.config.arm import STANDARD_ARMS, Arm, IdsConfig
 from testbed.config.codec import CodecConfig
 from testbed.config.tree import load_toml, names_in
 from testbed.errors import UsageError
@@ -11,6 +12,7 @@ from testbed.errors import UsageError
 __all__ = ["arm_named", "arm_names", "standard_arms"]
 
 _EXCHANGES = ("mask-aware", "ring", "ulysses")
+_IDS = ("ids", "ids-4", "ids-16", "ids-chunk")
 _CODECS = ("best", "int8", "int4", "topk", "pca", "recent", "random")
 
 
@@ -22,11 +24,14 @@ def standard_arms() -> tuple[Arm, ...]:
 def arm_names() -> list[str]:
     """Every arm that can be named without a configuration of its own; installed codecs of a user's own come last."""
     plugged = sorted(entry.name for entry in entry_points(group="testbed.codecs"))
-    return [*STANDARD_ARMS, "no-cp", *_EXCHANGES, *_CODECS, *names_in("arms"), *plugged]
+    return [*STANDARD_ARMS, "no-cp", *_EXCHANGES, *_IDS, *_CODECS, *names_in("arms"), *plugged]
 
 
 def arm_named(name: str) -> Arm:
     """The arm called `name`; a codec may be followed by a wire, as in random+int8.
+
+    `ids` sends token ids, of which receivers make the first layer's K and V; `ids-W` makes those of every layer,
+    attending to W tokens before each (`ids-chunk`: to all of its chunk).
 
     Also the one in experiments/arms, or in the .toml file `name`. Ranks that are left out are the preset's
     (`testbed.codecs.at_scale`).
@@ -39,12 +44,18 @@ def arm_named(name: str) -> Arm:
         return Arm(name=name, exchange="local", sync="average", link="bw")
     if name == "no-cp":
         return Arm(name=name, exchange="local", split="batch", sync="average", link="bw")
+    if found := re.fullmatch(r"ids(?:-(\d{1,9}|chunk))?", name):
+        window = found[1]
+        ids = (
+            IdsConfig() if window is None else IdsConfig(layers=0, window=window if window == "chunk" else int(window))
+        )
+        return Arm(name=name, exchange="ids", ids=ids, sync="average", link="bw")
     if name in _EXCHANGES:
         return Arm(name=name, exchange=name, sync="average", link="bw")  # pyrefly: ignore
     if name.endswith(".toml") or name in names_in("arms"):
         return load_toml(Arm, "arms", name)
     codec = name.partition("+")[0]
-    if codec not in arm_names() or codec in (*_EXCHANGES, "centralised", "decentralised", "control", "no-cp"):
+    if codec not in arm_names() or codec in (*_EXCHANGES, *_IDS, "centralised", "decentralised", "control", "no-cp"):
         close = difflib.get_close_matches(name, arm_names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UsageError(f"'{name}' is no arm and no installed codec; known are {', '.join(arm_names())}{hint}")

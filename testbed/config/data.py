@@ -36,6 +36,7 @@ DATA_VERSION = 1
 MAX_VOCABULARY = 1 << 16
 """Token ids are kept as uint16."""
 BYTES = 256
+SNAPSHOT_FILLERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ class Data:
 
     __pydantic_config__ = STRICT
 
-    task: Literal["recall", "mqar", "text"] = "recall"
-    """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; text: text alone."""
+    task: Literal["recall", "mqar", "snapshot", "text"] = "recall"
+    """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; snapshot: what
+    registers held where a mark stood; text: text alone."""
     corpus: str = STDLIB
     """stdlib (the interpreter's standard library, as bytes), or a folder that `testbed data prepare` has made."""
     tokenizer: str | None = None
@@ -53,7 +55,7 @@ class Data:
     keys: int = 16
     """recall, mqar: different keys."""
     values: int = 8
-    """recall, mqar: different values of a key; guessing is right once in so many times."""
+    """recall, mqar, snapshot: different values of a key or register; guessing is right once in so many times."""
     share: float = 0.3
     """recall: the probability that a position starts a fact or a query instead of carrying text."""
     pairs: int = 8
@@ -62,32 +64,82 @@ class Data:
     """mqar: queries in a sequence; 0: as many as fit."""
     gap_power: float = 1.0
     """mqar: a of the density a·x^(a − 1) of where a query stands behind the pairs; 1 is uniform, less is sooner."""
+    registers: int = 1
+    """snapshot: J, what each section sets and a mark must carry."""
+    section: int = 16
+    """snapshot: tokens between two settings of the registers."""
+    lead: int = 5
+    """snapshot: how many tokens behind the last setting the first mark may stand."""
+    marks: int = 32
+    """snapshot: names, of which each section has another."""
 
     def __post_init__(self) -> None:
         at_least(1, keys=self.keys, pairs=self.pairs)
+        at_least(1, registers=self.registers, lead=self.lead, marks=self.marks)
         at_least(2, values=self.values)
         at_least(0, share=self.share, queries=self.queries)
         if self.share > 1:
             raise UsageError(f"share = {self.share}: it is a probability, 0 to 1")
         if not 0 < self.gap_power < float("inf"):
             raise UsageError(f"gap_power = {self.gap_power}: it must be above 0")
+        if self.task == "snapshot" and self.section < self.registers + self.lead:
+            raise UsageError(
+                f"section = {self.section}: with {self.registers} registers and lead = {self.lead} it takes at least "
+                f"{self.registers + self.lead} for a mark to fit in"
+            )
         if self.task == "mqar" and self.pairs > self.keys:
             raise UsageError(f"pairs = {self.pairs}: with keys = {self.keys} there can be no more, for keys differ")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a corpus in it."""
+        return self.task in ("recall", "text")
 
 
 def vocabulary_needed(data: Data) -> int:
     """Token ids that the sequences of `data` may hold. Reads the description of a prepared corpus."""
     if data.task == "mqar":
         return 1 + data.keys + data.values
+    if data.task == "snapshot":
+        return snapshot_vocabulary(data.registers, data.values, data.marks)
     text = corpus_vocabulary(data)
     return text if data.task == "text" else text + data.keys * (1 + data.values)
+
+
+def shortest_section(registers: int) -> int:
+    """Tokens of the shortest sections of the snapshot task: registers and a mark, up to a power of two."""
+    return 1 << registers.bit_length()
+
+
+def short_section(registers: int, context: int) -> int:
+    """Tokens of the shortest sections in a short sequence: a 32nd of the context, so that there are at most 16."""
+    return max(shortest_section(registers), context // 32)
+
+
+def check_snapshot(data: Data, context: int, short: tuple[int, ...]) -> None:
+    """Raise `UsageError` unless sequences of all these lengths can ask for something."""
+    sections = context // 2 // data.section
+    least = 2 * shortest_section(data.registers)
+    if sections < 1 or min(short) < least:
+        raise UsageError(
+            f"a context of {context} with section = {data.section}, and short contexts of {min(short)}: at least "
+            f"{2 * data.section} and {least} are needed for a section to fit into the front half"
+        )
+    most = max(-(-context // 2 // data.section), *(each // 2 // short_section(data.registers, each) for each in short))
+    if data.marks < most:
+        raise UsageError(f"marks = {data.marks}: with up to {most} sections in a sequence there must be as many names")
+
+
+def snapshot_vocabulary(registers: int, values: int, marks: int) -> int:
+    """Token ids of the snapshot task: fillers, settings, values, marks, queries."""
+    return SNAPSHOT_FILLERS + registers * values + values + marks * (1 + registers)
 
 
 def check_vocabulary(data: Data, model: Model) -> None:
     """Raise `UsageError` unless the model has an embedding for every token id of the data."""
     needed = vocabulary_needed(data)
     if model.vocabulary < needed:
-        of = "" if data.task == "mqar" else f" on '{data.corpus}'"
+        of = "" if not data.reads_text else f" on '{data.corpus}'"
         raise UsageError(
             f"a vocabulary of {model.vocabulary} is too small for task '{data.task}'{of}, which needs {needed}: "
             f"type vocabulary = {needed} in [model]"

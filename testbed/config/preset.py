@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from testbed.config.data import Data
+from testbed.config.data import Data, check_snapshot
 from testbed.config.model import Model
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
@@ -34,6 +34,9 @@ class Preset:
     """r of the `latent` codec."""
     task_chunks: int = 4
     """Chunks of the recall task, whatever the number of nodes."""
+    warm_contexts: tuple[int, ...] = ()
+    """Contexts of the warm start, one after the other for equal shares of its steps, each step as many tokens; (): that
+    of a chunk of the task."""
     learning_rate: float = 3e-3
     learning_rate_warmup: int = 50
     learning_rate_floor: float = 0.1
@@ -59,6 +62,20 @@ class Preset:
         """d_kv: numbers in K (or V) of one token, over all heads."""
         return self.model.kv_width
 
+    @property
+    def short_contexts(self) -> tuple[int, ...]:
+        """Of the warm start, one after the other."""
+        return self.warm_contexts or (self.context // self.task_chunks,)
+
+    @property
+    def fewest_short(self) -> int:
+        """Sequences of a warm-start step, which the nodes share; where contexts are longest."""
+        return self.batch * self.context // max(self.short_contexts)
+
+    def short_context(self, step: int) -> int:
+        """Of this warm-start step."""
+        return self.short_contexts[step * len(self.short_contexts) // self.warm_steps]
+
     def __post_init__(self) -> None:
         at_least(1, context=self.context, batch=self.batch, warm_steps=self.warm_steps, steps=self.steps)
         at_least(1, sync_every=self.sync_every, task_chunks=self.task_chunks, latent_rank=self.latent_rank)
@@ -70,6 +87,14 @@ class Preset:
         at_least(1, **dict(zip(("subspace_ranks (K)", "subspace_ranks (V)"), self.subspace_ranks, strict=True)))
         if self.context % self.task_chunks:
             raise UsageError(f"context = {self.context} must be a multiple of task_chunks = {self.task_chunks}")
+        wrong = [each for each in self.warm_contexts if each < 1 or self.context % each]
+        if wrong or len(self.warm_contexts) > self.warm_steps:
+            raise UsageError(
+                f"warm_contexts = {list(self.warm_contexts)}: each must divide context = {self.context}, and there can "
+                f"be no more than warm_steps = {self.warm_steps}"
+            )
+        if self.data.task == "snapshot":
+            check_snapshot(self.data, self.context, self.short_contexts)
         if self.batch % self.accumulate:
             raise UsageError(f"batch = {self.batch} sequences cannot be cut into accumulate = {self.accumulate} parts")
         if self.validation_every % self.sync_every:

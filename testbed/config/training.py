@@ -23,7 +23,7 @@ class Train:
     arm: Annotated[str | None, flag("ARM")] = None
     """centralised, decentralised, subspace, latent, control, no-cp, ring, best, int8 …; latent unless given."""
     preset: Annotated[str | None, flag("NAME|FILE")] = None
-    """What is trained: a name in experiments/presets, or a .toml file; quick unless given."""
+    """What is trained: a name in experiments/presets, or a .toml file; snapshot unless given."""
     seed: Annotated[int | None, flag("N")] = None
     """Of weights and data; 0 unless given."""
     steps: Annotated[int | None, flag("N")] = None
@@ -39,6 +39,9 @@ class Train:
     """Go on from the newest checkpoint in --out that every rank has; from the beginning where none has any."""
     silence: Annotated[float | None, flag("SECONDS")] = None
     """A rank that has not been heard of for so long ends the run, by name; 25 unless given."""
+    secret_file: Annotated[str | None, flag("FILE")] = None
+    """A file of at least 16 bytes, the same for every rank, which they prove to each other that they know; or the
+    variable TESTBED_SECRET. Without it ranks are not authenticated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class Training:
     __pydantic_config__ = STRICT
 
     arm: str | Arm = "latent"
-    preset: str | Preset = "quick"
+    preset: str | Preset = "snapshot"
     seed: int = 0
     steps: int | None = None
     transport: Literal["auto", "sockets", "distributed"] = "auto"

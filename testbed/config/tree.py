@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from testbed.errors import UsageError
 
-__all__ = ["STRICT", "at_least", "load_toml", "names_in", "parse", "read_toml", "to_json"]
+__all__ = ["STRICT", "at_least", "is_file", "load_toml", "names_in", "parse", "read_toml", "to_json"]
 
 SCHEMA_VERSION = 1
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -27,11 +27,13 @@ T = TypeVar("T")
 
 
 def at_least(least: float, **values: float) -> None:
-    """Raise `UsageError` unless every value is a finite number of at least `least`."""
+    """Raise `UsageError` unless every value is a finite number of at least `least`, and a whole one below 2 ** 63."""
     for name, value in values.items():
         if not least <= value < float("inf"):
             finite = "" if isfinite(value) else " and finite"
             raise UsageError(f"{name} = {value}: it must be at least {least:g}{finite}")
+        if isinstance(value, int) and value >= 1 << 63:
+            raise UsageError(f"{name} is a number of {value.bit_length()} bits: it must be below 2 ** 63")
 
 
 def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
@@ -45,7 +47,26 @@ def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
             raise UsageError(f"{origin}: {where + ': ' if where else ''}{first['ctx']['error']}") from None
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, first['loc'])}") from None
-        raise UsageError(f"{origin}: {where}: {first['msg']} (given: {first['input']!r})") from None
+        raise UsageError(f"{origin}: {where}: {first['msg']} (given: {_shown(first['input'])})") from None
+    except RecursionError:
+        raise UsageError(f"{origin}: its tables or lists lie too deep in one another") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    except RecursionError:
+        return f"a {type(value).__name__}, deep in itself"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is one; also of a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _nearest(kind: type, loc: tuple[int | str, ...]) -> str:
@@ -65,7 +86,7 @@ def names_in(folder: str) -> list[str]:
 def load_toml(kind: type[T], folder: str, name: str) -> T:
     """The `kind` called `name` in `experiments/<folder>`, or the one in the TOML file `name`."""
     path = Path(name) if name.endswith(".toml") else EXPERIMENTS / folder / f"{name}.toml"
-    if not path.is_file():
+    if not is_file(path):
         known = names_in(folder)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -84,7 +105,7 @@ def read_toml(kind: type[T], path: Path) -> T:
         if found.st_size > _LARGEST_TOML:
             raise UsageError(f"{path} has {found.st_size:,} bytes, and a .toml file can have {_LARGEST_TOML:,}")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of text that is no UTF-8, and of numbers of thousands of digits
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: its tables or lists lie too deep in one another") from None

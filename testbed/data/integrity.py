@@ -15,7 +15,7 @@ __all__ = ["check_data", "file_sha256", "verify"]
 def check_data(data: Data, model: Model) -> None:
     """Raise `UsageError` unless the corpus is there, whole and unharmed, and the model has all its token ids."""
     check_vocabulary(data, model)
-    if data.task != "mqar" and data.corpus != STDLIB:
+    if data.reads_text and data.corpus != STDLIB:
         verify(corpus_folder(data.corpus))
 
 

@@ -8,6 +8,7 @@ from testbed.data.corpus import Corpus, standard_library
 from testbed.data.mqar import MQAR
 from testbed.data.prepared import open_prepared
 from testbed.data.recall import RecallMix
+from testbed.data.snapshot import Snapshot
 from testbed.data.text import Text
 
 __all__ = ["Source", "open_corpus", "open_source"]
@@ -26,8 +27,9 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: Data, *, seed: int, chunks: int) -> Source:
-    """What `data` describes. `chunks`: of the recall task, whatever the number of nodes."""
+def open_source(data: Data, *, seed: int, chunks: int, context: int = 0) -> Source:
+    """What `data` describes. `chunks`: of the recall task, whatever the number of nodes. `context`: of the sequences
+    that are trained on when the warm start has ended; 0: of all."""
     if data.task == "mqar":
         return MQAR(
             seed=seed,
@@ -37,6 +39,9 @@ def open_source(data: Data, *, seed: int, chunks: int) -> Source:
             queries=data.queries,
             gap_power=data.gap_power,
         )
+    if data.task == "snapshot":
+        settings = {key: getattr(data, key) for key in ("registers", "values", "section", "lead", "marks")}
+        return Snapshot(seed=seed, context=context, **settings)
     corpus = open_corpus(data)
     streams = corpus.streams()
     if data.task == "text":

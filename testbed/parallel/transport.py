@@ -28,16 +28,15 @@ import torch
 from torch import Tensor
 
 from testbed.errors import PeerLost
+from testbed.parallel.greeting import Secret, accept, call, listen
 from testbed.parallel.pump import Pump, PumpThread
 
-__all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport", "listen"]
+__all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport"]
 
 _HEAD = struct.Struct("<IIQQ")  # magic, running number, payload bytes, ballast bytes
 HEAD_BYTES = _HEAD.size
 _MAGIC = 0x51_0B_11_4C
 _BALLAST_FILE_BYTES = 8 << 20
-_CONNECT_SECONDS = 60.0
-_INTRODUCTION_SECONDS = 2.0
 
 
 class Ticket(Protocol):
@@ -93,10 +92,11 @@ class Sockets:
 
     lanes = True
 
-    def __init__(self, rank: int, peers: dict[int, socket.socket]) -> None:
+    def __init__(self, rank: int, peers: dict[int, socket.socket], secret: Secret | None = None) -> None:
         self.rank = rank
         self.world = len(peers) + 1
         self.peers = peers
+        self._secret = secret
         self._sent: Counter[str] = Counter()
         self._number = 0
         self._lane: Sockets | None = None
@@ -108,33 +108,30 @@ class Sockets:
 
     @classmethod
     def connect(
-        cls, rank: int, addresses: list[tuple[str, int]], *, listener: socket.socket | None = None
+        cls,
+        rank: int,
+        addresses: list[tuple[str, int]],
+        *,
+        listener: socket.socket | None = None,
+        secret: Secret | None = None,
     ) -> "Sockets":
         """Meet the other ranks: each listens at its own address only, lower ranks are called by higher ones.
 
-        A `listener` that already listens at the own address is used, and closed, instead of a new one.
+        A `listener` that already listens at the own address is used, and closed, instead of a new one. With a `secret`
+        both ends of every connection prove that they know it.
         """
         with (
             listener or listen(*addresses[rank][:2], backlog=len(addresses)) as listener,
             ExitStack() as stack,
         ):
-            peers: dict[int, socket.socket] = {}
-            for other in range(rank):
-                peers[other] = stack.enter_context(_call(addresses[other], addresses[rank][0]))
-                peers[other].sendall(struct.pack("<II", _MAGIC, rank))
-            deadline = time.monotonic() + _CONNECT_SECONDS
-            while len(peers) < len(addresses) - 1:
-                connection = _accepted(listener, deadline)
-                if connection is None:
-                    missing = sorted({*range(rank + 1, len(addresses))} - peers.keys())
-                    raise PeerLost(f"rank {rank} has waited {_CONNECT_SECONDS:g} s to be called by ranks {missing}")
-                other = _introduced(connection)
-                if other is None or not rank < other < len(addresses) or other in peers:
-                    connection.close()  # not one of ours: a port scan, a stray client
-                    continue
-                peers[other] = stack.enter_context(connection)
+            own = addresses[rank][0]
+            peers = {
+                other: stack.enter_context(call(rank, other, addresses[other], own, secret)) for other in range(rank)
+            }
+            later = accept(rank, {*range(rank + 1, len(addresses))}, listener, secret)
+            peers |= {other: stack.enter_context(later[other]) for other in sorted(later)}
             stack.pop_all()
-        return cls(rank, dict(sorted(peers.items())))
+        return cls(rank, peers, secret)
 
     def exchange(
         self,
@@ -192,7 +189,7 @@ class Sockets:
         for other, message in enumerate(ports):
             if message is not None:
                 addresses[other] = (self.peers[other].getpeername()[0], int(message.view(torch.int64)))
-        self._lane = Sockets.connect(self.rank, addresses, listener=listener)
+        self._lane = Sockets.connect(self.rank, addresses, listener=listener, secret=self._secret)
         return self._lane
 
     def overlap(self, wanted: bool) -> None:
@@ -330,49 +327,3 @@ def _ballast_file() -> int:
     descriptor = os.memfd_create("ballast")
     os.write(descriptor, os.urandom(1 << 20) * (_BALLAST_FILE_BYTES >> 20))
     return descriptor
-
-
-def listen(address: str, port: int = 0, *, backlog: int) -> socket.socket:
-    """A socket that listens at this address alone, of whichever family it is; port 0: one of the kernel's choice."""
-    return socket.create_server((address, port), family=_family(address), backlog=backlog)
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _accepted(listener: socket.socket, deadline: float) -> socket.socket | None:
-    """The next that calls; None if nobody has by the deadline, however many strangers did."""
-    listener.settimeout(max(0.001, deadline - time.monotonic()))
-    try:
-        return listener.accept()[0]
-    except TimeoutError:
-        return None
-
-
-def _call(address: tuple[str, int], own: str) -> socket.socket:
-    deadline = time.monotonic() + _CONNECT_SECONDS
-    source = (own, 0) if _family(own) == _family(address[0]) else None
-    while True:
-        try:
-            return socket.create_connection(address[:2], timeout=_CONNECT_SECONDS, source_address=source)
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _introduced(connection: socket.socket) -> int | None:
-    """The rank that called, or None if what called does not speak as a rank does."""
-    connection.settimeout(_INTRODUCTION_SECONDS)
-    data = b""
-    try:
-        while len(data) < 8 and (piece := connection.recv(8 - len(data))):
-            data += piece
-    except OSError:
-        return None
-    connection.settimeout(None)
-    if len(data) < 8:
-        return None
-    magic, rank = struct.unpack("<II", data)
-    return rank if magic == _MAGIC else None

@@ -74,7 +74,8 @@ def _ledger(result: ArmResult) -> dict[str, Any] | None:
         "predicted_wire_bytes": sums["predicted_wire_bytes"],
         "wire_tx_bytes": sums["wire_tx_bytes"],
         "interface_tx_bytes": sums["interface_tx_bytes"],
-        "queue_drops": sums["queue_drops"],
+        # of the delay line every rank counts the same: what all nodes lost there
+        "queue_drops": sums["queue_drops"] + sum(entry["relay_drops"] for entry in result.ledger[0] if "step" in entry),
         "largest_difference": max(
             gap / max(1, entry["wire_tx_bytes"]) for gap, entry in zip(apart, entries, strict=True)
         ),

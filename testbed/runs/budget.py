@@ -2,13 +2,23 @@
 
 from emulation.network import goodput_bps
 from emulation.units import parse_rate
+from testbed.analysis.compose import known_within
 from testbed.config import Arm
 from testbed.pace import Plan, plan_for
 from testbed.runs.settings import Settings
 
-__all__ = ["LEAST_STEPS", "SYNC_EVENTS", "SYNC_EVENT_SECONDS", "layers_to_time", "timed_seconds"]
+__all__ = [
+    "LEAST_STEPS",
+    "MOST_STEPS",
+    "SYNC_EVENTS",
+    "SYNC_EVENT_SECONDS",
+    "is_timed_enough",
+    "layers_to_time",
+    "timed_seconds",
+]
 
-LEAST_STEPS = 3
+LEAST_STEPS, MOST_STEPS = 3, 12
+_PRECISION = 0.02
 SYNC_EVENTS, SYNC_EVENT_SECONDS = 2, 4.0
 """Averagings of the weights that are timed, and for how long each at most."""
 
@@ -42,3 +52,30 @@ def timed_seconds(settings: Settings, arm: Arm) -> float:
     timed = step * layers_to_time(settings, whole, step) / whole.layers
     steps = max(1, min(LEAST_STEPS, int(settings.seconds_per_arm / timed)))
     return steps * timed + SYNC_EVENTS * min(SYNC_EVENT_SECONDS, whole.sync_seconds(goodput))
+
+
+def is_timed_enough(settings: Settings, taken: int, valid: list[float], spent: float) -> bool:
+    """Whether an arm's step time is known within ± 2 %, or out of budget; an invalid step is timed again, at most as
+    many as were asked for. `taken` steps, `valid` seconds of those that count, `spent` seconds on all."""
+    if settings.thrifty:
+        return _is_one_of_many_timed_enough(settings, taken, valid, spent)
+    possible = settings.preset.steps
+    least, most = min(LEAST_STEPS, possible), min(MOST_STEPS, possible)
+    if taken >= min(2 * MOST_STEPS, possible) or taken - len(valid) > max(least, len(valid)):
+        return True
+    if len(valid) < least:
+        return False
+    return len(valid) >= most or known_within(valid, _PRECISION) or spent > settings.seconds_per_arm
+
+
+def _is_one_of_many_timed_enough(settings: Settings, taken: int, valid: list[float], spent: float) -> bool:
+    """Known within ± 2 %, or one step more would not fit the budget: one is enough where it fills the time."""
+    if taken == 0:
+        return False
+    invalid = taken - len(valid)
+    if taken >= min(2 * MOST_STEPS, settings.preset.steps) or invalid > max(1, len(valid)):
+        return True
+    if not valid:
+        return False
+    full = spent * (1 + 1 / taken) > settings.seconds_per_arm * (2 if invalid else 1)
+    return full or known_within(valid, _PRECISION)

@@ -12,12 +12,18 @@ from typing import Any
 
 from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
-from testbed.analysis.compose import known_within
 from testbed.analysis.formats import counted
 from testbed.config import Arm
 from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
-from testbed.runs.budget import LEAST_STEPS, SYNC_EVENT_SECONDS, SYNC_EVENTS, layers_to_time
+from testbed.runs.budget import (
+    LEAST_STEPS,
+    MOST_STEPS,
+    SYNC_EVENT_SECONDS,
+    SYNC_EVENTS,
+    is_timed_enough,
+    layers_to_time,
+)
 from testbed.runs.identity import program_sha256
 from testbed.runs.links import Links, Meanwhile
 from testbed.runs.progress import Report
@@ -28,8 +34,6 @@ from testbed.runs.validity import Limits, judged, resends
 
 __all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
 
-_PRECISION = 0.02
-_MOST_STEPS = 12
 MOST_INVALID = 0.05
 """An arm that is trained live with a larger share of invalid steps is invalid."""
 _SYNC_ATTEMPTS = 6
@@ -129,7 +133,7 @@ class Comparison:
     def first_losses(self, arm: Arm) -> list[list[list[float]]]:
         """[rank][step] = [loss sum, tokens] of as many steps as may be timed, on links as they are."""
         self._begin(arm, None, "unpaced")
-        losses = [answer["losses"] for answer in self.ranks.order("first_losses", steps=2 * _MOST_STEPS)]
+        losses = [answer["losses"] for answer in self.ranks.order("first_losses", steps=2 * MOST_STEPS)]
         self.ranks.order("finish")
         return losses
 
@@ -243,7 +247,7 @@ class Comparison:
             note = "" if step.valid else "  INVALID: " + step.why[0]
             self.report(
                 f"  {name}: timed step {index + 1}: {step.step_seconds:.2f} s{note}",
-                **_facts(result, step, self.settings.preset.steps),
+                **step.facts(name, index + 1, self.settings.preset.steps),
             )
             if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
                 self._time_average(result, listen)
@@ -277,29 +281,8 @@ class Comparison:
             sync.judge(*verdict)
 
     def _enough(self, result: ArmResult, spent: float) -> bool:
-        """Known within ± 2 %, or out of budget; an invalid step is timed again, at most as many as were asked for."""
         valid = [step.step_seconds for step in result.steps if step.valid]
-        if self.settings.thrifty:
-            return self._enough_of_many(len(result.steps), valid, spent)
-        possible, taken = self.settings.preset.steps, len(result.steps)
-        least, most = min(LEAST_STEPS, possible), min(_MOST_STEPS, possible)
-        if taken >= min(2 * _MOST_STEPS, possible) or taken - len(valid) > max(least, len(valid)):
-            return True
-        if len(valid) < least:
-            return False
-        return len(valid) >= most or known_within(valid, _PRECISION) or spent > self.settings.seconds_per_arm
-
-    def _enough_of_many(self, taken: int, valid: list[float], spent: float) -> bool:
-        """Known within ± 2 %, or one step more would not fit the budget: one is enough where it fills the time."""
-        if taken == 0:
-            return False
-        invalid = taken - len(valid)
-        if taken >= min(2 * _MOST_STEPS, self.settings.preset.steps) or invalid > max(1, len(valid)):
-            return True
-        if not valid:
-            return False
-        full = spent * (1 + 1 / taken) > self.settings.seconds_per_arm * (2 if invalid else 1)
-        return full or known_within(valid, _PRECISION)
+        return is_timed_enough(self.settings, len(result.steps), valid, spent)
 
     def _time_sync(self, result: ArmResult, listen: Callable[[], Meanwhile]) -> None:
         """The averaging's own times, of as many more events as it takes."""
@@ -375,7 +358,7 @@ class Comparison:
             if len(result.steps) % 10 == 0 or settings.mode == "live":
                 self.report(
                     f"  {name}: step {len(result.steps)}, {step.step_seconds:.3f} s, loss {step.loss:.3f}",
-                    **_facts(result, step, most),
+                    **step.facts(name, len(result.steps), most),
                 )
             if settings.live_seconds and clock >= settings.live_seconds:
                 break
@@ -411,15 +394,3 @@ class Comparison:
             for result in self.results.values():
                 if result.link == "shaped":
                     result.problems.append(f"the link was not what was asked after the timed steps: {error}")
-
-
-def _facts(result: ArmResult, step: Step, steps: int) -> dict[str, Any]:
-    """Of a step, for who looks on."""
-    return {
-        "arm": result.arm.name,
-        "step": len(result.steps),
-        "of": steps,
-        "loss": step.loss,
-        "step_seconds": step.step_seconds,
-        "wire_mb": None if step.wire_tx_bytes is None else step.wire_tx_bytes / 1e6,
-    }

@@ -1,6 +1,7 @@
 """A run's folder is evidence: made once, never over another, its last file written by rename."""
 
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -57,8 +58,9 @@ def check_name(name: str | None, label: str) -> Path:
 def run_folder(name: str) -> Path:
     """The folder of a run that is there, by name or path; raises `UsageError` with the nearest name."""
     for folder in (RUNS / name, Path(name)):
-        if folder.is_dir():
-            return folder
+        with suppress(OSError, ValueError):  # a name that no folder can have
+            if folder.is_dir():
+                return folder
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else f"; there are {len(known)} runs: testbed runs lists them"
@@ -84,6 +86,10 @@ def read_json(path: Path) -> Any:
                 f"{path} is no record of ours: a regular file of at most {_LARGEST_RECORD >> 20} MiB is one"
             )
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UsageError(f"{path} is no record of ours: a link that leads to itself") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise

@@ -7,7 +7,7 @@ from typing import Any
 
 from emulation.nodes.base import Backend
 from testbed.analysis.load import write_results
-from testbed.analysis.relations import relate, void_reason
+from testbed.analysis.relations import guessed, relate, void_reason
 from testbed.config import Arm
 from testbed.config.data import STDLIB, corpus_folder
 from testbed.errors import UsageError
@@ -70,7 +70,10 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 def _write_all(comparison: Comparison, where: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
     settings = comparison.settings
-    arms = relate([arm_record(comparison, result) for result in comparison.results.values()])
+    arms = relate(
+        [arm_record(comparison, result) for result in comparison.results.values()],
+        guessed(comparison.settings.preset.data),
+    )
     summaries = {
         result.arm.name: write_arm(comparison, result, record, where)
         for result, record in zip(comparison.results.values(), arms, strict=True)
@@ -128,7 +131,7 @@ def comparison_record(comparison: Comparison, arms: list[dict[str, Any]], wall_s
         ),
         "backend": settings.backend,
         "schedule": settings.schedule and settings.schedule.describe(),
-        "void": void_reason(arms),
+        "void": void_reason(arms, guessed(comparison.settings.preset.data)),
         "run_seconds": wall_seconds,
         "links": comparison.links.evidence(),
         "arms": arms,

@@ -55,9 +55,14 @@ class Experiment:
     """The arm that exchanges everything."""
     control: str = "control"
     """The arm that exchanges nothing."""
+    nulls: tuple[str, ...] = ()
+    """Arms that send nothing worth the name of K and V: what is recovered beyond the best of them."""
+    margin: float = 0.01
+    """Nats above exact, at the upper end of the interval, up to which an arm may be called at parity. Set before."""
 
     def __post_init__(self) -> None:
         at_least(2, nodes=self.nodes)
+        at_least(0, margin=self.margin)
         for name in ("presets", "seeds", "arms"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is empty: name at least one")
@@ -66,6 +71,11 @@ class Experiment:
                 raise UsageError(f"{name} = {list(given)}: one of them stands there twice")
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise UsageError(f"seeds = {list(self.seeds)}: they are whole numbers from 0 to {2**32 - 1}")
+
+    @property
+    def judgement(self) -> dict[str, Any]:
+        """What its arms are held against, as `testbed.analysis.quality.judge` takes it."""
+        return {key: getattr(self, key) for key in ("title", "exact", "control", "nulls", "margin")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +122,11 @@ def load_experiment(file: str) -> Experiment:
     path = Path(file)
     experiment = read_toml(Experiment, path)
     for preset_name in experiment.presets:
-        arms_of(experiment.arms, load_toml(Preset, "presets", preset_name), path.name, sync=experiment.sync)
+        arms = arms_of(experiment.arms, load_toml(Preset, "presets", preset_name), path.name, sync=experiment.sync)
+        names = [arm.name for arm, _ in arms]
+        for null in experiment.nulls:
+            if null not in names:
+                raise UsageError(f"{path.name}: nulls: '{null}' is none of the arms, which are {', '.join(names)}")
     return experiment
 
 

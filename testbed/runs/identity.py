@@ -103,7 +103,7 @@ def unnamed(asked: dict[str, Any]) -> dict[str, Any]:
 
 def data_identity(data: Data) -> str | None:
     """Of the text that is read, whatever it is called and wherever it lies; None where there is none."""
-    if data.task == "mqar":
+    if not data.reads_text:
         return None
     if data.corpus == STDLIB:
         return _standard_library_sha256()

@@ -227,15 +227,7 @@ def _conclude(
         if files[cell.hash].is_file()
     ]
     table = results_table(there)
-    record = judge(
-        table,
-        title=experiment.title,
-        exact=experiment.exact,
-        control=experiment.control,
-        asked=len(cells),
-        code=code_of(there),
-        times=times,
-    )
+    record = judge(table, **experiment.judgement, asked=len(cells), code=code_of(there), times=times)
     write_quality(record, table, folder)
     if len(record["code"]) > 1:
         report(f"warning: {mixture(record)}")

@@ -107,6 +107,7 @@ def learn_cell(
         ],
         "validation_exact": combine_validations([rank["exact"] for rank in ranks]),
         "drift": ranks[0]["drift"],
+        "clipped": sum(rank["clipped"] for rank in ranks) / len(ranks),
         **{
             key: ranks[0][key]
             for key in ("bytes_per_token_layer", "payload_bytes_per_step", "sync_bytes_each", "codec")
@@ -120,7 +121,7 @@ def learn_cell(
 def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
     """One rank's steps, averagings and validations; the end is judged at equal weights."""
     preset, arm = trainer.preset, trainer.arm
-    losses, drift, validations = [], [], [_validated(trainer)]
+    losses, drift, validations, clipped = [], [], [_validated(trainer)], 0
     expected, before = trainer.payload_of_step(trainer.index), Counter(trainer.transport.sent)
     while trainer.index < preset.steps:
         result = trainer.step()
@@ -130,6 +131,7 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
             }
             assert sent == {channel: n for channel, n in expected.items() if n}, (sent, expected)
         losses.append((result.loss_sum, result.tokens))
+        clipped += result.gradient_norm > preset.clip > 0
         last = trainer.index == preset.steps
         if trainer.sync_due or (last and arm.sync == "average"):
             trainer.average_weights()
@@ -143,6 +145,7 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
         "validations": validations,
         "exact": {"step": trainer.index, **asdict(trainer.validate(exact=True))},
         "drift": drift,
+        "clipped": clipped / preset.steps,
         "bytes_per_token_layer": bytes_per_token_layer(trainer),
         "payload_bytes_per_step": trainer.payload_of_step(0),
         "sync_bytes_each": 2 * trainer.weights.message_bytes * (trainer.world - 1) if arm.sync == "average" else 0,
@@ -160,10 +163,14 @@ def bytes_per_token_layer(trainer: Trainer) -> dict[str, float]:
     preset = trainer.preset
     tokens = preset.context // trainer.world // trainer.layout.per_rank
     shape = Shape(batch=preset.batch * trainer.layout.per_rank, tokens=tokens)
-    layers, found = list(trainer.codecs), {}
+    codecs, layers, found = list(trainer.codecs), preset.model.layers, {}
     for direction in ("forward", "backward"):
-        total = sum(sum(codec.payload(shape, direction).values()) for codec in layers)
-        found[direction] = total / (len(layers) * shape.batch * tokens) if layers else 0.0
+        if codecs:
+            total = sum(sum(codec.payload(shape, direction).values()) for codec in codecs)
+        else:  # token ids, or nothing
+            sent = [trainer.exchange.traffic(layer, direction, preset.batch, preset.context) for layer in range(layers)]
+            total = sum(sum(each.payload.values()) for each in sent) / max(1, trainer.world - 1)
+        found[direction] = total / (layers * shape.batch * tokens)
     return found
 
 
@@ -179,7 +186,7 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     preset = parse(Preset, order["preset"], "preset")
-    mix = Shared(open_source(preset.data, seed=order["seed"], chunks=preset.task_chunks))
+    mix = Shared(open_source(preset.data, seed=order["seed"], chunks=preset.task_chunks, context=preset.context))
     cell = ""
     try:
         arms = {name: parse(Arm, arm, "arm") for name, arm in order["arms"].items()}

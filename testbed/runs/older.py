@@ -11,6 +11,15 @@ from testbed.runs.directory import read_json
 __all__ = ["Older", "find_older", "left_aside"]
 
 KEEP = "--keep-older"
+_CAME_LATER = {
+    "ids": {"layers": 1, "window": 0},
+    "registers": 1,
+    "section": 16,
+    "lead": 5,
+    "marks": 32,
+    "warm_contexts": [],
+}
+"""Settings that records of before do not have, with what they are where nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,4 +64,15 @@ def left_aside(older: Mapping[str, Older]) -> str:
 
 
 def _key(asked: dict[str, Any]) -> str:
-    return json.dumps(asked, sort_keys=True)
+    """Without what came later and is as it was before there was a choice."""
+    return json.dumps(_without(asked, _CAME_LATER), sort_keys=True)
+
+
+def _without(asked: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in asked.items():
+        if isinstance(value, dict):
+            value = _without(value, later)
+        if key not in later or json.dumps(value) != json.dumps(later[key]):  # lists and tuples alike
+            found[key] = value
+    return found

@@ -32,7 +32,7 @@ def list_presets() -> list[dict[str, Any]]:
                 "steps": preset.warm_steps + preset.steps,
                 "kv_bytes_per_token_and_layer": 2 * 2 * model.kv_width,
                 "task": preset.data.task,
-                "corpus": preset.data.corpus if preset.data.task != "mqar" else None,
+                "corpus": preset.data.corpus if preset.data.reads_text else None,
             }
         )
     return sorted(found, key=lambda preset: preset["parameters"])

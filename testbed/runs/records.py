@@ -43,6 +43,17 @@ class Step:
         self.why, self.suspect = [*self.seen_why, *why], [*self.seen_suspect, *suspect]
         self.valid = not self.why
 
+    def facts(self, arm: str, number: int, of: int) -> dict[str, Any]:
+        """For who looks on: which step of how many."""
+        return {
+            "arm": arm,
+            "step": number,
+            "of": of,
+            "loss": self.loss,
+            "step_seconds": self.step_seconds,
+            "wire_mb": None if self.wire_tx_bytes is None else self.wire_tx_bytes / 1e6,
+        }
+
 
 @dataclass(kw_only=True)
 class Sync:
@@ -105,7 +116,7 @@ def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
         seen_why=_said(answers, "why"),
         seen_suspect=_said(answers, "suspect"),
         resent_bytes=fmean(answer["resent"] for answer in answers),
-        queue_drops=fmean(answer["queue_drops"] or 0 for answer in answers),
+        queue_drops=fmean((answer["queue_drops"] or 0) + answer["relay_drops"] / len(answers) for answer in answers),
         unsure_seconds=_unsure(answers, scale),
     )
 

@@ -21,7 +21,7 @@ __all__ = ["rehearse", "rehearse_codecs"]
 
 def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
     """Raise `UsageError` if so many nodes cannot train this."""
-    short = preset.batch * preset.task_chunks
+    short = preset.fewest_short
     if short < nodes:
         raise UsageError(
             f"{nodes} nodes cannot share the {short} short sequences of a warm-start step: type nodes = {short}"

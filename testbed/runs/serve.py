@@ -90,7 +90,7 @@ class Rank:
     def prepare(self, preset: dict[str, Any], seed: int) -> dict[str, Any]:
         """Read the data."""
         self.preset, self.seed = parse(Preset, preset, "preset"), seed
-        self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks)
+        self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks, context=self.preset.context)
         return {
             "corpus_sha256": self.mix.sha256,
             "program_sha256": program_sha256(),
@@ -167,8 +167,8 @@ class Rank:
         _check_payload(payload, expected)
         why = [*result.overruns, *why]
         self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
-        shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "backlog_bytes", "resent", "fidelity", "suspect")
-        line = self._write(result, payload, {key: moved[key] for key in shown}, why)
+        shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "relay_drops", "backlog_bytes", "resent")
+        line = self._write(result, payload, {key: moved[key] for key in (*shown, "fidelity", "suspect")}, why)
         exchanges = self.trainer.pace.exchanges if self.trainer.pace else []
         return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens, "exchanges": exchanges}
 
@@ -254,6 +254,8 @@ class Rank:
         now = self._meter()
         payload = {channel: count - before.sent[channel] for channel, count in now.sent.items()}
         sockets = now.sockets.since(before.sockets)
+        drops = _difference(now.wire.tx_drops, before.wire.tx_drops)
+        relay_drops = now.pulse.dropped - before.pulse.dropped
         fidelity, late, suspect = judge(before.pulse, now.pulse, now.at_seconds - before.at_seconds)
         moved = {
             "payload_bytes": payload,
@@ -262,7 +264,8 @@ class Rank:
             "wire_tx_bytes": _difference(now.wire.tx_bytes, before.wire.tx_bytes),
             "wire_rx_bytes": _difference(now.wire.rx_bytes, before.wire.rx_bytes),
             "interface_tx_bytes": _interface(before.wire, now.wire),
-            "queue_drops": _difference(now.wire.tx_drops, before.wire.tx_drops),
+            "queue_drops": drops,
+            "relay_drops": relay_drops,
             "backlog_bytes": now.wire.backlog_bytes,
             "fidelity": fidelity,
             "suspect": suspect,
@@ -272,7 +275,7 @@ class Rank:
             sockets,
             moved["wire_tx_bytes"],
             segment_bytes=self.segment_bytes,
-            drops=moved["queue_drops"],
+            drops=(drops or 0) + relay_drops,
             interface_bytes=moved["interface_tx_bytes"],
         )
         return payload, moved, [*why, *late]

@@ -31,7 +31,7 @@ class Request(Asked):
 
     schedule: Annotated[str | None, flag("FILE")] = None
     """How links change and fail while arms train (--live or --pace none): a .toml, .csv, or Mahimahi .up/.down file."""
-    preset: Annotated[str, flag("NAME|FILE")] = "quick"
+    preset: Annotated[str, flag("NAME|FILE")] = "snapshot"
     """What is trained: a name in experiments/presets, or a .toml file."""
     target: Annotated[str, flag("NAME|FILE")] = "paper-800m"
     """Whose speed and message sizes a node has: a name in experiments/targets, or a .toml file."""
@@ -207,7 +207,7 @@ def _target_name(target: str, pace: str | None, live: str | None) -> str | None:
 
 def check_nodes(nodes: int, preset: Preset, target: Target | None, *, whole: bool) -> None:
     """Whether so many nodes can share the preset's sequences, and stand for the target."""
-    most = preset.batch * preset.task_chunks
+    most = preset.fewest_short
     if target is not None:
         most = min(most, target.nodes)
     fitting = [n for n in range(2, most + 1) if preset.context % (n * SUB_CHUNKS) == 0]
@@ -251,6 +251,8 @@ def check_arm(arm: Arm, preset: Preset, nodes: int, target: Target | None) -> No
             f"arm '{arm.name}': a paced run knows the messages of all-gather and of none, contiguous, one per layer "
             f"and direction and of one size throughout; for {given} add PACE=none"
         )
+    if arm.exchange == "ids":
+        arm.ids.depth(model.layers)
     if arm.exchange == "ulysses" and (model.heads % nodes or model.kv_heads % nodes):
         raise UsageError(
             f"arm '{arm.name}': ulysses shares heads among nodes: {model.heads} query and {model.kv_heads} K/V heads "

@@ -16,16 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
+from testbed.collector.fidelity import GRAIN_SECONDS
+
 __all__ = ["Limits", "judged", "resends"]
 
 _SIBLINGS, _FORM, _FORM_OF_NIC = 0.05, 0.12, 0.15
 _INVALID = 0.30
 _FASTER = 0.05
 """A link may be faster than asked by its tolerance."""
-_GRAIN_SECONDS = 0.05
-"""Of a busy machine: a shorter difference means nothing."""
-
-
 _SOME_RESENT, _RESENT, _RESENT_BYTES = 0.002, 0.01, 64 * 1024
 
 
@@ -72,7 +70,7 @@ def _judge(seconds: float, least: float, usual: float | None, limits: Limits) ->
         (usual, "what most of its siblings took", _SIBLINGS),
         (limits.closed_form_seconds, "the closed form", form),
     ):
-        if than is None or seconds <= (1 + doubtful) * than or seconds - than < _GRAIN_SECONDS:
+        if than is None or seconds <= (1 + doubtful) * than or seconds - than < GRAIN_SECONDS:
             continue
         said = f"it took {seconds:.3f} s, {seconds / than - 1:.0%} more than {what}, {than:.3f} s"
         (why if seconds > (1 + _INVALID) * than and not limits.chance else suspect).append(said)

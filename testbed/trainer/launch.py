@@ -18,7 +18,8 @@ from testbed.data.integrity import check_data
 from testbed.data.source import open_source
 from testbed.errors import PeerLost, RunFailed, UsageError
 from testbed.parallel.distributed import Distributed
-from testbed.parallel.transport import Sockets, Transport, listen
+from testbed.parallel.greeting import Secret, find_secret, listen
+from testbed.parallel.transport import Sockets, Transport
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
 from testbed.trainer.meeting import JOIN_SECONDS, Meeting, first_step, same_training, store_client
@@ -39,9 +40,10 @@ def train(given: Train) -> int:
     training = resolve_training(given)
     preset, arm = training.resolved_preset(), training.resolved_arm()
     check_data(preset.data, preset.model)
+    secret = find_secret(given.secret_file)
     device = _device()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    short = preset.batch * preset.task_chunks
+    short = preset.fewest_short
     if short < world:
         raise UsageError(f"{world} ranks cannot share the {short} short sequences of a warm-start step: start {short}")
     out = Path(training.out)
@@ -53,9 +55,9 @@ def train(given: Train) -> int:
     patience.close()
     with Watchdog(client, rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs):
         step = first_step(meeting, out / "checkpoints", resume=given.resume)
-        mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks)
+        mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks, context=preset.context)
         same_training(meeting, checkpoint.identity(preset, arm, training.seed, mix.sha256))
-        transport = _transport(training.transport, meeting, device)
+        transport = _transport(training.transport, meeting, device, secret)
         try:
             warm, clock = None, 0.0
             if step is None:
@@ -122,7 +124,7 @@ def _device() -> torch.device:
     return device
 
 
-def _transport(wanted: str, meeting: Meeting, device: torch.device) -> Transport:
+def _transport(wanted: str, meeting: Meeting, device: torch.device, secret: Secret | None) -> Transport:
     """NCCL where ranks have GPUs of their own; our own sockets otherwise, unless told. All ranks alike, or none."""
     local, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     own = "sockets"
@@ -135,6 +137,7 @@ def _transport(wanted: str, meeting: Meeting, device: torch.device) -> Transport
                 f"rank 0 would exchange over {choices[0]} and rank {rank} over {choice}: "
                 "give every rank --transport sockets"
             )
+    _check_secret(meeting, own, secret)
     if own != "sockets":
         dist.init_process_group(own, store=meeting.store, rank=meeting.rank, world_size=meeting.world)
         return Distributed(device)
@@ -142,4 +145,22 @@ def _transport(wanted: str, meeting: Meeting, device: torch.device) -> Transport
         address = probe.getsockname()[0]  # the address that faces the others
     listener = listen(address, backlog=meeting.world)
     told = [text.split() for text in meeting.told("address", f"{address} {listener.getsockname()[1]}")]
-    return Sockets.connect(meeting.rank, [(host, int(port)) for host, port in told], listener=listener)
+    addresses = [(host, int(port)) for host, port in told]
+    return Sockets.connect(meeting.rank, addresses, listener=listener, secret=secret)
+
+
+def _check_secret(meeting: Meeting, transport: str, secret: Secret | None) -> None:
+    """All have one or none, which is said; whether it is the same they prove to each other, not here."""
+    if secret is not None and transport != "sockets":
+        raise UsageError(f"a secret was given, and {transport} cannot check it: give every rank --transport sockets")
+    have = "a secret" if secret is not None else "none"
+    for rank, theirs in enumerate(meeting.told("secret", have)):
+        if theirs != have:
+            raise UsageError(
+                f"rank {meeting.rank} has {have} and rank {rank} {theirs}: give every rank the same --secret-file"
+            )
+    if secret is None and meeting.world > 1 and meeting.rank == 0:
+        sys.stderr.write(
+            "testbed: ranks are not authenticated: whoever reaches their ports can take part. Give every rank the same "
+            "--secret-file, or keep the network private (docs/training.md).\n"
+        )

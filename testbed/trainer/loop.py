@@ -94,7 +94,7 @@ class Trainer:
         self.layout = Layout(arm.layout, self.world)
         self.model = Decoder(preset.model, seed=seed).to(self.device)
         self.model.recompute = preset.recompute
-        layers = preset.model.layers if arm.exchange != "local" else 0
+        layers = preset.model.layers if arm.exchange not in ("local", "ids") else 0
         self.codecs = Codecs(
             make_codec(
                 at_scale(arm.codec, preset),
@@ -223,7 +223,8 @@ class Trainer:
         arrays = [array[rows][:, columns] for array in (batch.tokens, batch.labels, batch.counted)]
         inputs, labels, kept = (torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in arrays)
         documents = torch.from_numpy(batch.documents[rows].astype(np.int64)) if self.preset.document_mask else None
-        # Under averaging each rank's gradient stands for the whole batch: scaled to it, so that clipping is the same.
+        # Under averaging each rank's gradient stands for the whole batch and is scaled to it. Each is still clipped by
+        # its own norm, which is larger than that of their sum: averaging arms clip more steps than summing ones.
         scale = (self.world if self.arm.sync == "average" else 1) / int(batch.counted.sum())
         turns = 2 if self.arm.interleave else 1
         size = len(inputs) // (self.preset.accumulate * turns)
@@ -314,9 +315,9 @@ class Trainer:
         if self.preset.document_mask and self.arm.exchange == "mask-aware":
             documents = torch.from_numpy(self._batch(index).documents.astype(np.int64))
         size = self.preset.batch // (self.preset.accumulate * (2 if self.arm.interleave else 1))
-        for first in range(0, self.preset.batch if self.codecs else 0, size):
+        for first in range(0, self.preset.batch, size):
             exchange = self.exchange.on(None if documents is None else documents[first : first + size])
-            for layer in range(len(self.codecs)):
+            for layer in range(self.preset.model.layers):
                 for direction in ("forward", "backward"):
                     sent = exchange.traffic(layer, direction, size, self.preset.context)
                     expected += sent.payload
@@ -361,11 +362,11 @@ class Trainer:
         `exact`: with plain attention instead of what was trained. Valid only while all ranks hold the same weights.
         """
         whole = exact or self.arm.split == "batch"
-        codecs = list(self.codecs) if self.arm.exchange != "local" else None
         exchange = InProcess(
             self.preset.model,
-            None if whole else codecs,
+            None if whole else list(self.codecs) or None,
             nodes=self.world,
+            ids=self.arm.ids if self.arm.exchange == "ids" and not whole else None,
             layout=Layout("contiguous", 1) if whole else self.layout,
         )
         total = Validation()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from contextlib import suppress
 from datetime import timedelta
@@ -25,12 +26,26 @@ def store_client(*, keeps: bool = False) -> Any:
     """A client of its own to the store; `keeps`: which lives in this process. (Only one thread can use a client.)"""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit = timedelta(seconds=JOIN_SECONDS)
+    own = _listening(address, port) if keeps else None
     try:
-        return dist.PrefixStore("testbed", dist.TCPStore(address, port, is_master=keeps, timeout=limit))
+        store = dist.TCPStore(address, port, is_master=keeps, timeout=limit, master_listen_fd=own)
+        return dist.PrefixStore("testbed", store)
     except dist.DistError as error:
         raise RunFailed(
             f"no store at {address}:{port}, where the ranks meet and which rank 0 or its torchrun keeps: "
             f"{str(error).splitlines()[0]}"
+        ) from None
+
+
+def _listening(address: str, port: int) -> int:
+    """A descriptor that listens at this address alone, where torch's store would listen at all of the machine's."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(where[:2], family=family).detach()  # the store closes it
+    except OSError as error:
+        raise RunFailed(
+            f"rank 0 cannot keep the store at {address}:{port}, where the ranks meet: {error.strerror}; MASTER_ADDR "
+            "has to be an address of its machine, and the port free"
         ) from None
 
 

@@ -53,9 +53,10 @@ def warm_start(
     arm = Arm(name="warm start", exchange="local", sync="gradients", overlap=False, link="fast")
     trainer = Trainer(replace(preset, accumulate=1), arm, mix, transport, seed=seed, warm=None, device=device)
     trainer.exchange = Local(preset.model)  # every sequence starts at position 0, whichever rank reads it
-    context, sequences = preset.context // preset.task_chunks, preset.batch * preset.task_chunks
     losses = []
     for step in range(preset.warm_steps):
+        context = preset.short_context(step)
+        sequences = preset.batch * preset.context // context
         batch = mix.batch("train", step, sequences, context)
         rows = slice(trainer.rank * sequences // trainer.world, (trainer.rank + 1) * sequences // trainer.world)
         loss, tokens = trainer.learn_from(batch, rows, slice(None))
@@ -73,17 +74,18 @@ def warm_start(
     return WarmStart(
         weights=weights,
         moments=moments,
-        activations=_activations(trainer, mix, context, sequences),
+        activations=_activations(trainer, mix, preset.short_contexts[-1]),
         losses=losses,
         sha256=fingerprint.hex(),
     )
 
 
 @torch.no_grad()
-def _activations(trainer: "Trainer", mix: Source, context: int, sequences: int) -> list[Tensor]:
+def _activations(trainer: "Trainer", mix: Source, context: int) -> list[Tensor]:
     """[K, V] of each layer over a few short batches, the same on every rank."""
     recorder = InProcess(trainer.preset.model, None, nodes=1)
     recorder.record = True
+    sequences = trainer.preset.batch * trainer.preset.context // context
     rows = min(sequences, max(1, _RECORDED_TOKENS // context))
     for number in range(min(_RECORDED_BATCHES, max(1, _RECORDED_TOKENS // (rows * context)))):
         batch = mix.batch("train", trainer.preset.warm_steps + number, sequences, context)

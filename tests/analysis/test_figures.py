@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
+from testbed.analysis.captions import caption
 from testbed.analysis.figures import (
     FIGURES,
     figure_loss_against_hours,
@@ -109,3 +110,13 @@ def test_same_data_same_file(tmp_path: Path) -> None:
     for figure in FIGURES:
         one, other = ((tmp_path / name / f"{figure}.svg").read_bytes() for name in ("one", "other"))
         assert one == other
+
+
+def test_a_caption_says_how_many_steps_are_suspect():
+    """And nothing where none is."""
+    facts, summaries = made_up()
+    shown = Comparison(comparison=facts, table=results_table(facts, summaries))
+    assert "suspect" not in caption(shown, "Note.")
+    first, second, third = facts["arms"][:3]
+    first["suspect_steps"], second["suspect_steps"], third["suspect_syncs"] = 1, 2, 1
+    assert "3 steps suspect · 1 synchronisation suspect. Note." in caption(shown, "Note.")

@@ -219,3 +219,77 @@ def test_the_figure_tells_codecs_nulls_and_no_exchange_apart():
     labels = {text.get_text() for text in figure_recovered(answer(cells())).axes[0].texts}
     assert {"best", "random"} <= labels
     assert not {"control", "decentralised"} & labels  # of which the legend speaks
+
+
+def with_null(at: float, spread: float = 0.0) -> list[dict]:
+    """The cells, and a null at this remote loss in the mean over seeds."""
+    return [*cells(spread=0.5), *(cell("ids", seed, at + spread * NOISE[seed], codec="int8") for seed in SEEDS)]
+
+
+def test_what_is_recovered_beyond_nulls():
+    """The null at 1.7 leaves 1.6 of 2 nats: (1.7 − 0.5) / 1.6 in the mean, and the interval of the pairs."""
+    record = answer(with_null(1.9), nulls=["random", "ids"], margin=0.01)
+    null = record["presets"][0]["null"]
+    assert (null["arm"], null["counts"]) == ("random", True)
+    assert null["gap"]["mean"] == pytest.approx(1.6)
+    assert null["share"] == pytest.approx(0.8)
+    beyond = arm(record, "best")["recovered_beyond_nulls"]
+    assert beyond["mean"] == pytest.approx(0.75)
+    assert beyond["half"] == pytest.approx(0.24842 * 2 / 1.6, abs=1e-4)
+    assert arm(record, "decentralised")["recovered_beyond_nulls"]["mean"] == pytest.approx(1)
+    assert arm(record, "random")["recovered_beyond_nulls"]["mean"] == pytest.approx(0)
+    assert "**This task counts.**" in markdown(record)
+
+
+@pytest.mark.parametrize(
+    ("at", "spread", "counts"), [(0.1, 0, False), (1.09, 0, False), (1.2, 0, True), (1.2, 5, False)]
+)
+def test_a_task_that_a_null_solves_does_not_count(at, spread, counts):
+    """Where the best null leaves half or less, at the lower end of its interval, nothing is recovered beyond it."""
+    record = answer(with_null(at, spread), nulls=["ids"], margin=0.01)
+    assert record["presets"][0]["null"]["counts"] is counts
+    assert (arm(record, "best")["recovered_beyond_nulls"] is None) is not counts
+    assert ("does not ask for what a codec compresses" in markdown(record)) is not counts
+
+
+def test_one_seed_cannot_tell_whether_a_task_counts():
+    record = answer([each for each in with_null(1.9) if each["config"]["seed"] == 10], nulls=["ids"], margin=0.01)
+    assert record["presets"][0]["null"]["counts"] is None
+    assert arm(record, "best")["parity"] is None
+    assert "cannot be told yet: it takes two seeds" in markdown(record)
+
+
+def test_parity_is_an_equivalence_within_a_margin():
+    """An arm that differs by noise alone is at parity within the margin, and not within a smaller one; one that is
+    better in the mean but scattered is not."""
+    near = [cell("near", seed, 0.1 + 0.5 * NOISE[seed] + 0.02, codec="best") for seed in SEEDS]
+    loose = [cell("loose", seed, 0.12 + 0.5 * NOISE[seed] + 2 * NOISE[seed], codec="best") for seed in SEEDS]
+    wide = [cell("wide", seed, 0.1 + 30 * NOISE[seed], codec="best") for seed in SEEDS]
+    found = [*with_null(1.9), *near, *loose, *wide]
+    assert arm(answer(found, nulls=["ids"], margin=0.01), "near")["parity"] is True
+    assert arm(answer(found, nulls=["ids"], margin=0.001), "near")["parity"] is False
+    assert arm(answer(found, nulls=["ids"], margin=0.01), "loose")["parity"] is True
+    assert arm(answer(found, nulls=["ids"], margin=0.003), "loose")["parity"] is False  # though it is in the mean
+    assert arm(answer(found, nulls=["ids"], margin=0.01), "wide")["parity"] is False
+    assert arm(answer(found, nulls=["ids"], margin=0.01), "best")["parity"] is False
+    assert arm(answer(cells()), "best")["parity"] is None
+
+
+def test_every_null_must_fail_in_every_seed():
+    """One that solves the task with one seed of three, as what is learned suddenly is; one that is not there yet; one
+    of other steps; and exchange that is worth nothing: no verdict, or against the task."""
+    nulls = ["ids", "random"]
+    lucky = [*cells(spread=0.5), *(cell("ids", seed, 0.1 if seed == 11 else 2.1, codec="int8") for seed in SEEDS)]
+    assert answer(lucky, nulls=nulls, margin=0.01)["presets"][0]["null"]["counts"] is False
+    missing = answer(cells(spread=0.5), nulls=nulls, margin=0.01)
+    assert missing["presets"][0]["null"]["counts"] is None
+    assert arm(missing, "best")["parity"] is None
+    assert "`ids` not learned" in markdown(missing)
+    longer = [*cells(), *(cell("ids", seed, 0.1, codec="int8", preset={"steps": 210}) for seed in SEEDS)]
+    assert answer(longer, nulls=nulls, margin=0.01)["presets"][0]["null"]["missing"] == ["ids"]
+    worthless = [
+        cell(name, seed, at + NOISE[seed], codec=codec)
+        for seed in SEEDS
+        for name, at, codec in (("decentralised", 1.4, "exact"), ("control", 1.3, "none"), ("ids", 1.38, "int8"))
+    ]
+    assert answer(worthless, nulls=["ids"], margin=0.01)["presets"][0]["null"]["counts"] is False

@@ -2,7 +2,8 @@
 
 import pytest
 
-from testbed.analysis.relations import relate, void_reason
+from testbed.analysis.formats import nats_above
+from testbed.analysis.relations import relate, void_reason, with_nats
 from tests.analysis.synthetic import made_up
 
 
@@ -47,6 +48,34 @@ def test_losses_are_compared_at_equal_steps_only() -> None:
     assert latent["val_loss_vs_decentralised"] is None
     assert latent["recovered_fraction"] is None
     assert latent["step_time_vs_centralised"] is not None
+
+
+@pytest.mark.parametrize(
+    ("nats", "said"), [(0.0123, "+0.012"), (-0.5, "−0.500"), (-0.0004, "0.000"), (0.0, "0.000"), (None, "–")]
+)
+def test_nats_have_a_sign_where_they_are_not_nothing(nats: float | None, said: str) -> None:
+    assert nats_above(nats) == said
+
+
+def test_losses_are_given_in_nats_too() -> None:
+    """Where exact's loss is nearly nothing, a share of it says nothing."""
+    arms = _arms()
+    arms["decentralised"] |= {"final_val_loss": 0.001}
+    arms["latent"] |= {"final_val_loss": 0.021}
+    found = {arm["arm"]: arm["val_loss_above_decentralised"] for arm in with_nats(list(arms.values()))}
+    assert found["latent"] == pytest.approx(0.02)
+    assert found["decentralised"] == 0
+    arms["latent"] |= {"learned_steps": 300}
+    assert with_nats(list(arms.values()))[list(arms).index("latent")]["val_loss_above_decentralised"] is None
+
+
+@pytest.mark.parametrize(
+    ("guessed", "recall", "void"), [(0.125, 0.19, False), (0.125, 0.21, True), (0.25, 0.30, False), (0.25, 0.34, True)]
+)
+def test_what_control_may_know_depends_on_what_guessing_gives(guessed: float, recall: float, void: bool) -> None:
+    arms = _arms()
+    arms["control"] |= {"recall_accuracy_remote": recall}
+    assert (void_reason(list(arms.values()), guessed) is not None) == void
 
 
 def test_of_a_void_comparison_nothing_is_recovered() -> None:

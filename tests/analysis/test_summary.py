@@ -31,7 +31,7 @@ def test_sentences_say_what_was_won_and_paid() -> None:
     text = " ".join(_printed(*made_up()).split())
     assert "latent, against exact exchange on the same link: 3.51 % of the K and V bytes" in text
     assert "Sparse synchronisation alone" in text
-    assert "+1.1 %" in text
+    assert "validation loss +0.020 nats" in text
     assert "Modelled: compute time (the target's) and the link of centralised." in text
     assert "decentralised 420 s" in text
     assert "A whole run takes" in text

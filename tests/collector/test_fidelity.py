@@ -36,6 +36,16 @@ def test_each_kind_of_pressure_makes_a_step_suspect(change, says):
     assert says in suspect[0]
 
 
+@pytest.mark.parametrize("key", ["steal_ticks", "pressure_us", "waiting_ns"])
+def test_a_share_of_a_few_milliseconds_means_nothing(key):
+    """An averaging of a tiny model; the same share of a second does."""
+    short = {"steal_ticks": 280, "pressure_us": 40_000, "waiting_ns": 40_000_000}[key]  # 70, 80 and 80 %
+    quiet = replace(CALM, ticks=400)
+    assert judge(CALM, replace(quiet, **{key: short}), 0.05)[2] == []
+    longer = short if key == "steal_ticks" else 20 * short
+    assert len(judge(CALM, replace(quiet, **{key: longer}), 1.0)[2]) == 1
+
+
 def test_a_late_delay_line_makes_it_invalid():
     _, invalid, _ = judge(CALM, replace(AFTER, late=100), 2.0)
     assert "100 of 1000 packets" in invalid[0]
@@ -67,8 +77,8 @@ def test_what_a_machine_does_not_keep_is_no_reason():
     assert (shares["pressure_share"], invalid, suspect) == (None, [], [])
 
 
-def test_this_machine_is_read():
-    fidelity = Fidelity(lambda: {"released": 0, "late": 0, "worst_ns": 0})
+def test_this_machine_and_the_delay_line_are_read():
+    fidelity = Fidelity(lambda: {"released": 9, "late": 2, "worst_ns": 5, "dropped": 7})
     before, now = fidelity.read(), fidelity.read()
     assert now.ticks >= before.ticks > 0
-    assert now.released == 0
+    assert (now.released, now.late, now.worst_ns, now.dropped) == (9, 2, 5, 7)

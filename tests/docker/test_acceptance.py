@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.conftest import IMAGE
-from tests.emulation import test_controls, test_delays, test_live, test_netns, test_verify
+from tests.emulation import test_controls, test_delays, test_live, test_netns, test_quick, test_verify
 from tests.emulation.conftest import in_world
 from tests.worlds import needs_world
 
@@ -36,6 +36,10 @@ SUITE = {
         "every_segments_header_is_counted",
         "the_kernel_has_what_was_asked_for_also_after_reshaping",
         "with_eth0_down_no_byte_reaches_a_peer",
+    ),
+    test_quick: (
+        "every_second_carries_what_the_trace_has",
+        "rates_that_are_not_what_was_asked_for_end_playing",
     ),
     test_verify: ("a_wrong_link_is_found",),
 }
@@ -77,16 +81,16 @@ ROOTS_OWN = {
 def world(request, image, shaper_image):
     """As the fixture of tests/emulation, with `NetnsBackend` and `sh` for containers."""
 
-    def run(body, timeout=60):
+    def run(body, timeout=60, prelude=""):
         if any(words in body for words in NO_WAY):
             pytest.skip("containers share neither loopback nor memory")
         if request.param == "SidecarBackend":
             for words, why in ROOTS_OWN.items():
                 if words in body:
                     pytest.skip(why)
-        prelude, path = f"{PRELUDE}KIND = {request.param}\n", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        own, path = f"{PRELUDE}KIND = {request.param}\n", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         host = {"DOCKER_HOST": os.environ["DOCKER_HOST"]} if "DOCKER_HOST" in os.environ else {}
-        return in_world(body, timeout + 30, prelude=prelude, beside_engine=True, PATH=path, **host)
+        return in_world(body, timeout + 30, prelude=own + prelude, beside_engine=True, PATH=path, **host)
 
     return run
 

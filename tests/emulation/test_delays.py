@@ -9,7 +9,7 @@ import pytest
 from emulation.datagrams import binomial, needed
 from emulation.judgement import loss_problems
 from emulation.network import Link, star
-from emulation.shaping.delays import delay_rules, rule_lines
+from emulation.shaping.rules import delay_rules, rule_lines
 from tests.emulation.conftest import EMULATED
 
 pytestmark = pytest.mark.world

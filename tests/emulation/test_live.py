@@ -420,7 +420,7 @@ def test_a_change_that_the_kernel_refuses_ends_the_schedule(world, accounting, w
 network = net(2, "40mbit", "{accounting}")
 with NetnsBackend(network) as backend:
     player = Player(backend, Schedule(events=(
-        change(0.0, rate_bps=30_000_000), change(0.5, rate_bps=20_000_000), change(0.6, rate_bps=10_000_000))))
+        change(0.0, rate_bps=30_000_000), change(0.5, rate_bps=20_000_000), change(0.8, rate_bps=10_000_000))))
     player.start()
     wait(lambda: player.events)
     player.check()

@@ -16,6 +16,13 @@ from emulation.player import Player
 from emulation.schedule import Change, Fault, Schedule
 
 
+@pytest.fixture(autouse=True)
+def _by_the_kernel(request, monkeypatch):
+    """Changes come quickly here to save time; what is a relay's is tested in test_quick.py."""
+    if request.module.__name__ == __name__:
+        monkeypatch.setattr(Schedule, "quick", lambda _: False)
+
+
 class Recorder:
     """Remembers every call and when; `slow` is how long a change takes, in seconds. `forgets` reads back wrong."""
 
@@ -32,10 +39,13 @@ class Recorder:
             raise OSError(f"no {call[0]} today")
         self.calls.append(call)
 
-    def change(self, network: Network) -> None:
+    def change(self, network: Network, at_ns: int | None = None) -> None:
         time.sleep(self.slow)
-        self._note("change", network.link.rate_bps)
+        self._note("change", network.link.rate_bps, *([] if at_ns is None else [at_ns - time.monotonic_ns()]))
         self.network = network
+
+    def follow(self, highest: Network | None) -> None:
+        self._note("follow", highest and highest.link_of(highest.nodes[0]).rate_bps)
 
     def check_readback(self) -> None:
         self.checks += 1

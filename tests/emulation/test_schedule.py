@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.errors import UsageError
+from emulation.events import QUICK_TOTAL_BPS
 from emulation.network import SMALLEST_RATE_BPS, Link, Network, star
 from emulation.schedule import Change, Fault, Schedule, load_schedule
 from emulation.traces import read_mahimahi
@@ -385,7 +386,12 @@ def test_any_table_of_numbers_is_a_trace(tmp_path_factory, rows):
     rows = sorted(rows)
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     path.write_text("seconds,rate_bps\n" + "".join(f"{at / 1000},{rate}\n" for at, rate in rows))
-    events = load_schedule(path, nic()).events
+    try:
+        events = load_schedule(path, nic()).events
+    except UsageError as error:  # of what is quick as much can be had as a relay passes
+        assert "too quickly" in str(error)  # noqa: PT017
+        assert 4 * max(rate for _, rate in rows) > QUICK_TOTAL_BPS
+        return
     assert [event.at_seconds for event in events] == [at / 1000 for at, _ in rows]
     assert [settings_of(event)["rate_bps"] for event in events] == [max(rate, SMALLEST_RATE_BPS) for _, rate in rows]
 
@@ -535,3 +541,25 @@ def test_a_link_without_a_rate_cannot_be_given_one(accounting):
     with pytest.raises(UsageError, match="at 1s: a link without a rate cannot be given one"):
         Schedule(events=(bw(1, 10_000_000),)).check(network)
     Schedule(events=(bw(1, 10_000_000),)).check(star(3, Link(rate_bps=20_000_000), accounting))
+
+
+def test_a_quoted_table_is_a_trace(tmp_path):
+    """As spreadsheets write it."""
+    path = tmp_path / "quoted.csv"
+    path.write_text('"seconds","rate_bps"\n"0", "1000000"\n"1.5","2000000"\n')
+    events = load_schedule(path, nic()).events
+    assert [(event.at_seconds, settings_of(event)["rate_bps"]) for event in events] == [(0, 10**6), (1.5, 2 * 10**6)]
+
+
+def test_a_trace_without_its_ending_says_what_to_type(tmp_path):
+    path = tmp_path / "bus ride.trace"
+    path.write_text("5\n12\n")
+    with pytest.raises(UsageError, match=r"mv 'bus ride\.trace' 'bus ride\.up'"):
+        load_schedule(path, nic())
+
+
+def test_a_loss_of_everything_names_the_fault(tmp_path):
+    path = tmp_path / "dead.csv"
+    path.write_text("seconds,loss_percent\n0,100\n")
+    with pytest.raises(UsageError, match='fault = "down" in a schedule'):
+        load_schedule(path, nic())

@@ -204,7 +204,7 @@ def test_delays_are_in_place_before_the_shapers(monkeypatch):
     backend = NetnsBackend(star(2, Link(delay_us=1000), "nic"), delays="delay line")
     order = []
     monkeypatch.setattr(netns, "run_all", lambda *_: order.append("shapers"))
-    monkeypatch.setattr(backend.delay_line, "apply", lambda _: order.append("delays"))
+    monkeypatch.setattr(backend.delay_line, "apply", lambda *_: order.append("delays"))
     backend.shape(backend.network)
     assert order == ["delays", "shapers"]
 

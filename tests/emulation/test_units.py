@@ -111,6 +111,12 @@ def test_what_is_no_percentage_is_refused(text):
         units.parse_percent(text)
 
 
+@pytest.mark.parametrize(("text", "delay", "said"), [("15.52345ms", 15_523, "15.523ms"), ("1.5us", 2, "2us")])
+def test_a_delay_that_is_too_fine_is_rounded_and_that_is_said(text, delay, said):
+    with pytest.warns(units.Rounded, match=f"delay {text} is set as {said}: delays are whole microseconds"):
+        assert units.parse_delay(text) == delay
+
+
 @pytest.mark.parametrize("text", ["20", "0.5us", "-1ms", "61s", "20msec"])
 def test_what_is_no_delay_is_refused(text):
     with pytest.raises(UsageError):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from testbed.codecs import Codecs, make_codec
+from testbed.codecs import Codec, Codecs, make_codec
 from testbed.codecs.rotated import Rotated
 from testbed.config import Arm, CodecConfig, Model
-from testbed.config.arm import ExchangeName, LayoutName
+from testbed.config.arm import ExchangeName, IdsConfig, LayoutName
 from testbed.config.codec import SubspaceConfig
 from testbed.model import Decoder
 from testbed.parallel.exchanges import InProcess, make_exchange
@@ -64,6 +64,8 @@ class Case:
     interleave: bool = False
     recompute: bool = False
     codec: CodecConfig | None = None
+    ids: IdsConfig | None = None
+    """Of the exchange `ids`."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,6 +77,8 @@ class Case:
 
     @property
     def arm(self) -> Arm:
+        if self.ids is not None:
+            return Arm(name="case", exchange="ids", ids=self.ids, layout=self.layout, sync="gradients", link="fast")
         codec = self.codec
         if codec is None:
             codec = CodecConfig()
@@ -138,8 +142,9 @@ def one_device(case: Case, *, coded: bool = False, dtype: torch.dtype | None = N
     decoder, codecs = build(case)
     if dtype is not None:
         decoder = decoder.to(dtype)
-    layout = Layout(case.layout, case.world) if coded or case.exchange == "local" else Layout("contiguous", 1)
-    exchange = InProcess(case.model, list(codecs) if coded else None, nodes=1, layout=layout)
+    apart = coded or case.exchange == "local" or case.ids is not None
+    layout = Layout(case.layout, case.world) if apart else Layout("contiguous", 1)
+    exchange = InProcess(case.model, list(codecs) if coded else None, nodes=1, layout=layout, ids=case.ids)
     data = tokens()
     logits = decoder(data[:, :-1], exchange.on(documents() if case.documents else None))
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="sum")
@@ -154,7 +159,7 @@ def many_ranks(case: Case, data: Tensor | None = None) -> Step:
     def work(transport):
         decoder, codecs = build(case)
         transport.overlap(case.overlap and case.world > 1)
-        exchange = make_exchange(case.arm, case.model, list(codecs) if case.exchange != "local" else [], transport)
+        exchange = make_exchange(case.arm, case.model, _sent_by(case, codecs), transport)
         positions = exchange.layout.positions(transport.rank, CONTEXT)
         inputs, labels = data[:, :-1][:, positions], data[:, 1:][:, positions]
         parts = [slice(i, i + 1) for i in range(BATCH)] if case.interleave else [slice(None)]
@@ -182,6 +187,10 @@ def many_ranks(case: Case, data: Tensor | None = None) -> Step:
     for positions, own, *_ in answers:
         logits[:, positions] = own
     return Step(logits, answers[0][2], tuple(a[3] for a in answers), tuple(a[4] for a in answers))
+
+
+def _sent_by(case: Case, codecs: Codecs) -> list[Codec]:
+    return [] if case.exchange == "local" or case.ids is not None else list(codecs)
 
 
 def _gradients(decoder: Decoder, codecs: Codecs) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ from tests.worlds import needs_world
         (["--preset", "quick"], "BW=300mbit"),
         (["--bw", "300mbit", "--arms", "latnet"], "did you mean 'latent'"),
         (["--bw", "300mbit", "--arms", "ring"], "PACE=none"),
-        (["--bw", "300mbit", "--arms", "no-cp"], "set batch = 4"),
+        (["--bw", "300mbit", "--preset", "quick", "--arms", "no-cp"], "set batch = 4"),
         (["--bw", "300mbit", "--pace", "none", "--arms", "ulysses", "--nodes", "8"], "do not divide by 8"),
         (["--bw", "300mbit", "--arms", "latent+int9"], "int9"),
         (["--bw", "300mbit", "--name", "../x"], "../x"),
@@ -156,6 +156,20 @@ def test_a_flag_that_is_not_there_names_the_nearest(tmp_path, monkeypatch, encod
     assert done.stderr == "testbed: Unrecognized options: --dealy, 20ms; did you mean --delay TIME?\n"
     other = run_testbed(tmp_path, "learn", "x.toml", "--share")  # of another command
     assert (other.returncode, "did you mean" in other.stderr, "--help" in other.stderr) == (2, False, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [(("-O", "-m", "testbed", "runs"), {}), (("-m", "testbed.trainer"), {"PYTHONOPTIMIZE": "1"})],
+)
+def test_python_without_assertions_is_refused(tmp_path, options, variables):
+    """A payload that is not the closed form would go on without a word there."""
+    done = subprocess.run(
+        [sys.executable, *options], cwd=tmp_path, env={**environment(), **variables}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "unset PYTHONOPTIMIZE, leave out -O" in done.stderr
 
 
 def test_ambiguous_units_name_both_meanings(tmp_path):

@@ -97,7 +97,16 @@ def test_code_decides(package, file, old, new):
         (
             "testbed.runs.learners",
             identity.LEARNING,
-            {"analysis.compose", "collector.trace", "errors", "pace", "runs.directory", "runs.identity", "targets"},
+            {
+                "analysis.compose",
+                "collector.trace",
+                "emulation.errors",
+                "errors",
+                "pace",
+                "runs.directory",
+                "runs.identity",
+                "targets",
+            },
         ),
         ("testbed.runs.serve", identity.TIMING, {"analysis.compose", "errors", "runs.directory", "runs.identity"}),
         (
@@ -201,6 +210,21 @@ def test_what_another_state_has_made_is_found_and_named(tmp_path):
     assert left_aside(found).startswith("1 cell is there of another state (code, torch) and left aside: --keep-older")
     there = {wanted.hash: (done(tmp_path, wanted), wanted.asked, wanted.content)}
     assert find_older(there, tmp_path.glob("*.json")) == {}
+
+
+def test_a_cell_of_before_a_setting_existed_is_found(tmp_path):
+    """Where the setting is as it was without it, and not where it is another."""
+    wanted = cell()
+    before = json.loads(json.dumps(wanted.asked))
+    for key in ("registers", "section", "lead", "marks"):
+        del before["preset"]["data"][key]
+    del before["arm"]["ids"]
+    (tmp_path / "old.json").write_text(json.dumps({"cell": "1", "asked": before, "content": wanted.content}))
+    look = {wanted.hash: (tmp_path / "missing.json", wanted.asked, wanted.content)}
+    assert find_older(look, tmp_path.glob("*.json"))[wanted.hash].hash == "1"
+    other = json.loads(json.dumps(wanted.asked))
+    other["preset"]["data"]["lead"] = 7
+    assert find_older({"x": (tmp_path / "missing.json", other, {})}, tmp_path.glob("*.json")) == {}
 
 
 NETWORK = 'name = "mine"\nsource = "Chosen."\naccounting = "nic"\nnodes = 2\n[link]\nrate = "100mbit"\n'

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.tiny import PRESET, command, environment, marked
+from tests.runs.tiny import PRESET, TARGET, command, environment, marked
 from tests.worlds import needs_world
 
 pytestmark = [pytest.mark.world, needs_world]
 GONE_SECONDS = 5.0
+SLOW = pytest.mark.acceptance
 
 
 def link(pid: int | str, kind: str) -> str | None:
@@ -148,6 +149,86 @@ def test_kill_nine_leaves_nothing(tmp_path, victim):
             assert "rank 1 on node n1 was killed by signal 9" in output
             assert "rank1.log" in output
             assert "killed by signal 9" in (tmp_path / "runs" / "run" / "FAILED").read_text()
+
+
+PHASES = {
+    "proof": "",
+    "warm start": "warm start, once",
+    "learn": "learn control",
+    "time": "timed step 1",
+    "synchronise": "timed step 2",
+}
+"""Of a paced run, and the line after which it is in one (weights are averaged after every second step); proof: as soon
+as there is a delay line."""
+IN_PHASE = [
+    pytest.param(phase, victim, marks=[] if (phase, victim) in {("time", "delay line"), ("proof", "driver")} else SLOW)
+    for phase in PHASES
+    for victim in ("driver", "rank", "first process", "delay line")
+    if (phase, victim) != ("proof", "rank")
+]
+
+
+def delay_line_of(mark: str) -> int | None:
+    """The relay's pid on this host."""
+    for pid in family(mark):
+        with suppress(OSError):
+            if b"emulation.shaping.delay_line" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return None
+
+
+def till_phase(process: subprocess.Popen[str], mark: str, phase: str) -> list[str]:
+    """Read what the run says until it is there."""
+    said: list[str] = []
+    if phase == "proof":
+        deadline = time.monotonic() + 60
+        while delay_line_of(mark) is None:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "no delay line within a minute"
+            time.sleep(0.02)
+        return said
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if PHASES[phase] in line:
+            time.sleep(0.1)  # into it
+            return said
+    raise AssertionError(f"it ended before: {''.join(said)}")
+
+
+@pytest.mark.parametrize(("phase", "victim"), IN_PHASE)
+def test_kill_nine_in_each_phase_of_a_paced_run_leaves_nothing(tmp_path, phase, victim):
+    """Whoever dies: nothing is left, no result is there, and who is left says who has gone."""
+    mark = f"kill-{phase}-{victim}-{os.getpid()}".replace(" ", "-")
+    arguments = ("--bw", "50mbit", "--delay", "5ms", "--nodes", "2", "--preset", PRESET, "--target", TARGET)
+    process = subprocess.Popen(
+        command("emulate", *arguments, "--arms", "control", "--name", "run", "--share"),
+        cwd=tmp_path, env=environment(mark), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        till_phase(process, mark, phase)
+        traces = Traces(mark)
+        pid = {
+            "driver": lambda: process.pid,
+            "rank": lambda: ranks_of(mark)[1],
+            "first process": lambda: first_process(mark),
+            "delay line": lambda: delay_line_of(mark),
+        }[victim]()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode != 0, said
+        assert traces.gone(mark), traces.left(mark)
+    finally:
+        process.kill()
+        process.wait()
+    folder = tmp_path / "runs" / "run"
+    assert not (folder / "comparison.json").exists()
+    assert not list(folder.rglob("*.html"))
+    if victim in ("rank", "delay line"):
+        assert {"rank": "rank 1 on node n1 was killed by signal 9", "delay line": "relay ended"}[victim] in said
+        assert (folder / "FAILED").read_text()
+    assert "Traceback" not in said
 
 
 def test_the_check_notices_what_is_left(tmp_path):

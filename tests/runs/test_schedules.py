@@ -1,5 +1,6 @@
 """A schedule of `testbed emulate` is played, or refused before anything is built; never passed over."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from testbed.errors import UsageError
 from testbed.runs.links import Links
 from testbed.runs.settings import Request, resolve
 from tests.analysis.synthetic import made_up
-from tests.runs.tiny import PRESET
+from tests.runs.tiny import PRESET, TARGET, run_testbed
+from tests.worlds import needs_world
 
 CHANGE = '[[at]]\ntime = "1s"\nbw = "20mbit"\n'
 RESTART = '[[at]]\ntime = "1s"\nfault = "restart"\nnodes = [0]\n'
@@ -53,3 +55,22 @@ def test_events_are_spoken_of_where_there_were_some(events, said):
     text = " ".join(line for line, _ in sentences(found))
     assert ("Links changed while arms trained" in text) is said
     assert ("by closed form" in text) is not said
+
+
+@pytest.mark.world
+@pytest.mark.acceptance
+@needs_world
+def test_packets_that_a_trace_leaves_no_room_for_are_in_the_ledger(tmp_path):
+    """They are dropped by the delay line, whose rates change faster than the kernel's could: no shaper counts them."""
+    rates = (20_000_000, 8_000_000, 200_000, 30_000_000)
+    lines = [f"{step / 10},{rates[step % 4]}" for step in range(200)]
+    (tmp_path / "gaps.csv").write_text("\n".join(["seconds,rate_bps", *lines]) + "\n")
+    done = run_testbed(
+        tmp_path, "emulate", "--bw", "20mbit", "--queue", "5ms", "--nodes", "2", "--preset", PRESET, "--target", TARGET,
+        "--arms", "decentralised", "--live", "3s", "--schedule", "gaps.csv", "--share", "--name", "run",
+    )  # fmt: skip
+    assert (tmp_path / "runs" / "run" / "comparison.json").exists(), done.stdout + done.stderr
+    (arm,) = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
+    assert arm["ledger"]["queue_drops"] > 0
+    entries = json.loads((tmp_path / "runs" / "run" / "decentralised" / "ledger.json").read_text())
+    assert json.dumps(entries).count('"queue_drops": 0') == json.dumps(entries).count('"queue_drops":')

@@ -27,6 +27,7 @@ def resolved(folder: Path, arm: str, *, preset: str = "", **asked: Any) -> Setti
     ("arm", "preset", "named"),
     [
         (ARM.replace("all-gather", "ring"), "", "for ring"),
+        (ARM.replace("all-gather", "ids"), "", "for ids"),
         (ARM + 'layout = "zigzag"\n', "", "for layout = 'zigzag'"),
         (ARM + "interleave = true\n", "", "for interleave"),
         (ARM, "accumulate = 2\n", "for accumulate = 2"),
@@ -53,3 +54,11 @@ def test_what_a_paced_run_knows_is_taken(tmp_path, arm):
 def test_the_arms_of_a_comparison_are_all_known():
     arms = resolve(Request(bw="300mbit"), command="").arms
     assert tuple(arm.name for arm in arms) == STANDARD_ARMS
+
+
+def test_more_layers_of_ids_than_there_are_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arm = ARM.replace("all-gather", "ids") + "[ids]\nlayers = {}\n"
+    with pytest.raises(UsageError, match=r"ids.layers = 9: the model has 2; type 0 for all"):
+        resolved(tmp_path, arm.format(9), pace="none")
+    assert resolved(tmp_path, arm.format(2), pace="none").arms[0].ids.depth(2) == 2

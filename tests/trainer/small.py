@@ -15,7 +15,7 @@ TINY = load_toml(Preset, "presets", PRESET)
 
 
 def source(preset: Preset) -> Source:
-    return open_source(preset.data, seed=0, chunks=preset.task_chunks)
+    return open_source(preset.data, seed=0, chunks=preset.task_chunks, context=preset.context)
 
 
 def arm(name: str, preset: Preset = TINY, **changes: Any) -> Arm:

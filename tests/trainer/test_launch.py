@@ -21,6 +21,8 @@ from tests.runs.tiny import PRESET, environment
 pytestmark = pytest.mark.waits
 
 STEPS = 40
+SECRET = "what only these ranks know"
+"""Without it a rank says that it is not authenticated."""
 STARTED: list[subprocess.Popen] = []
 
 
@@ -57,6 +59,7 @@ def start(
     preset = folder / "preset.toml"
     if not preset.exists():
         preset.write_text(Path(PRESET).read_text().replace("validation_every = 2", "validation_every = 20"))
+    secret = {} if "distributed" in arguments else {"TESTBED_SECRET": SECRET}
     common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": address, **agent}
     program = f"import os, sys, time\nfrom testbed.trainer.__main__ import main\n{patch}\nsys.exit(main())"
     started = []
@@ -69,7 +72,7 @@ def start(
                 cwd=place,
                 env={
                     **environment(), **common, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                    "PYTHONWARNINGS": "ignore",
+                    "PYTHONWARNINGS": "ignore", **secret,
                 },
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -140,6 +143,39 @@ def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
         assert losses(metrics[rank]) == losses(tmp_path / f"whole/metrics/rank{rank}.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("the same words for both ranks", "the same words for both ranks", None),
+        ("the same words for both ranks", "other words for the second one", "does not know the secret"),
+        ("", "", "ranks are not authenticated"),
+    ],
+)
+def test_ranks_prove_that_they_know_the_secret(tmp_path, first, second, says):
+    """From files; and where there is none, that is said once."""
+    port, ranks = free_port(["0.0.0.0"]), []
+    agent = dist.TCPStore("127.0.0.1", port, is_master=True)
+    for rank, words in enumerate((first, second)):
+        file = tmp_path / f"secret{rank}"
+        file.write_text(words + "\n")
+        told = ["--secret-file", str(file)] if words else []
+        patch = "os.environ.pop('TESTBED_SECRET')"
+        ranks += start(tmp_path, "--out", "run", *told, ranks=[rank], port=port, patch=patch)
+    said = ended(ranks)
+    del agent
+    if says is None:
+        assert said == ["", ""]
+        assert len(losses(tmp_path / "run/metrics/rank0.jsonl")) == STEPS
+    elif first:
+        assert says in said[1]
+        assert [rank.returncode for rank in ranks] == [1, 1]
+        assert "words" not in "".join(said)
+    else:
+        assert says in said[0]
+        assert said[1] == ""
+        assert [rank.returncode for rank in ranks] == [0, 0]
+
+
 def test_ranks_meet_over_the_other_family_too(tmp_path):
     """An address of IPv6; the losses are the same."""
     assert ended(start(tmp_path, "--out", "six", address="::1")) == ["", ""]
@@ -147,16 +183,18 @@ def test_ranks_meet_over_the_other_family_too(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give itself another /etc/hosts")
-def test_torchrun_trains_where_localhost_is_ipv6_first(tmp_path):
-    """As README types it, on a machine whose hosts file says so."""
+@pytest.mark.parametrize("standalone", [False, pytest.param(True, marks=pytest.mark.acceptance)])
+def test_torchrun_trains_where_localhost_is_ipv6_first(tmp_path, standalone):
+    """As README types it, and with a rendezvous of its own, on a machine whose hosts file says so."""
     hosts = tmp_path / "hosts"
     name = socket.gethostname()
     hosts.write_text(f"::1 localhost ip6-localhost\n127.0.0.1 localhost\n127.0.0.1 {name}\n")
     shell = 'mount --bind "$0" /etc/hosts && exec "$@"'
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    meet = ["--standalone"] if standalone else ["--master-port", str(free_port(["0.0.0.0"]))]
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, str(hosts), *torchrun, "--master-port", str(free_port(["0.0.0.0"])),
-         "-m", "testbed.trainer", "--preset", PRESET, "--steps", "4", "--out", "run"],
+        ["unshare", "--mount", "sh", "-c", shell, str(hosts), *torchrun, *meet, "-m", "testbed.trainer",
+         "--preset", PRESET, "--steps", "4", "--out", "run"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -9,7 +9,7 @@ import torch
 from testbed.config import Preset, load_toml
 from testbed.config.arms import standard_arms
 from testbed.data.recall import RecallMix
-from testbed.errors import RunFailed
+from testbed.errors import RunFailed, UsageError
 from testbed.trainer import Trainer, agree, digest, learning_rate, warm_start
 from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET
@@ -55,6 +55,39 @@ def test_centralised_losses_do_not_depend_on_the_number_of_ranks():
     totals = [np.array(losses("centralised", world)).sum(0) for world in (1, 2, 4)]
     for total in totals[1:]:
         assert total == pytest.approx(totals[0], rel=2e-3)
+
+
+class Asked:
+    """A source that notes which batches were asked for."""
+
+    def __init__(self, source):
+        self.source, self.sha256, self.vocabulary, self.found = source, source.sha256, source.vocabulary, []
+
+    def batch(self, split, step, sequences, context):
+        self.found.append((step, sequences, context))
+        return self.source.batch(split, step, sequences, context)
+
+
+def test_the_contexts_of_a_warm_start_grow():
+    """Equal shares of the steps, as many tokens in each; activations are recorded on the longest contexts."""
+    preset = replace(TINY, context=64, batch=4, warm_steps=6, warm_contexts=(16, 32, 32))
+
+    def work(transport):
+        asked = Asked(RecallMix(TEXT, TEXT, seed=0))
+        warm = warm_start(preset, asked, transport, seed=0)
+        return asked.found, [len(each) for each in warm.activations]
+
+    found, recorded = run_ranks(1, work)[0]
+    assert found[:6] == [(0, 16, 16), (1, 16, 16), *((step, 8, 32) for step in range(2, 6))]
+    assert {(sequences, context) for _, sequences, context in found[6:]} == {(8, 32)}
+    assert recorded == [8 * 8 * 32] * preset.model.layers
+    assert replace(preset, warm_contexts=()).short_contexts == (64 // TINY.task_chunks,)
+
+
+@pytest.mark.parametrize("wrong", [(48,), (0,), (-32,), (128,), (32,) * 7])
+def test_contexts_of_a_warm_start_divide_the_context(wrong):
+    with pytest.raises(UsageError, match=r"warm_contexts = \[.*each must divide context = 64.*warm_steps = 6"):
+        replace(TINY, context=64, batch=4, warm_steps=6, warm_contexts=wrong)
 
 
 def test_disagreeing_ranks_are_stopped():

@@ -1,6 +1,8 @@
 """What ranks tell one another before and beside training, through a real store: each rank a thread."""
 
 import json
+import os
+import socket
 import threading
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from emulation.nodes.host import free_port
 from testbed.errors import RunFailed, UsageError
+from testbed.parallel.greeting import Secret
 from testbed.trainer.launch import _transport
 from testbed.trainer.meeting import Meeting, first_step, same_training, store_client
 
@@ -139,6 +142,61 @@ def test_a_rank_that_does_not_come_is_named(meet, monkeypatch):
 def test_ranks_of_different_transports_are_refused(meet, tmp_path):
     """Before anything hangs; the same on every rank."""
     wanted = ["sockets", "sockets", "distributed"]
-    for error in meet(3, lambda m: _transport(wanted[m.rank], m, torch.device("cpu"))):
+    for error in meet(3, lambda m: _transport(wanted[m.rank], m, torch.device("cpu"), None)):
         assert isinstance(error, UsageError)
         assert "rank 0 would exchange over sockets and rank 2 over gloo: give every rank --transport" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("have", "transport", "says"),
+    [
+        (
+            [True, True, False],
+            "sockets",
+            "rank {r} has {own} and rank {other} {theirs}: give every rank",
+        ),
+        (
+            [True, True, True],
+            "distributed",
+            "a secret was given, and gloo cannot check it: give every rank",
+        ),
+    ],
+)
+def test_ranks_have_a_secret_or_none(meet, have, transport, says):
+    """Said at once on every rank, instead of a minute's wait."""
+    secret = Secret(b"a secret of these tests")
+    found = meet(3, lambda m: _transport(transport, m, torch.device("cpu"), secret if have[m.rank] else None))
+    for rank, error in enumerate(found):
+        assert isinstance(error, UsageError)
+        own, other = ("a secret", 2) if have[rank] else ("none", 0)
+        theirs = "none" if have[rank] else "a secret"
+        assert says.format(r=rank, own=own, other=other, theirs=theirs) in str(error)
+
+
+def test_the_store_listens_at_the_meetings_address_alone(meet):
+    """Where rank 0 keeps it; torchrun's agent listens everywhere."""
+
+    def work(meeting):
+        meeting.told("here", "")
+        port = int(os.environ["MASTER_PORT"])
+        refused = 0
+        for address in ("127.0.0.1", "127.0.0.9"):
+            try:
+                socket.create_connection((address, port), timeout=5).close()
+            except ConnectionRefusedError:
+                refused += 1
+        meeting.told("tried", "")
+        return refused
+
+    assert meet(2, work) == [1, 1]
+
+
+def test_a_store_that_cannot_be_kept_is_said(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(RunFailed, match=r"cannot keep the store at 127\.0\.0\.1:\d+, .*: Address already in use"):
+            store_client(keeps=True)
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")
+    with pytest.raises(RunFailed, match="has to be an address of its machine"):
+        store_client(keeps=True)

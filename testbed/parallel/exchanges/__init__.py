@@ -6,6 +6,7 @@ from testbed.codecs import Codec
 from testbed.config import Arm, Model
 from testbed.parallel.exchanges.all_gather import AllGather, MaskAware
 from testbed.parallel.exchanges.base import Alone, Exchange, Pacer, Traffic, Unpaced
+from testbed.parallel.exchanges.ids import Ids
 from testbed.parallel.exchanges.in_process import InProcess
 from testbed.parallel.exchanges.local import Local
 from testbed.parallel.exchanges.ring import Ring
@@ -17,6 +18,7 @@ __all__ = [
     "AllGather",
     "Alone",
     "Exchange",
+    "Ids",
     "InProcess",
     "Local",
     "MaskAware",
@@ -43,4 +45,6 @@ def make_exchange(arm: Arm, model: Model, codecs: Sequence[Codec], transport: Tr
     Raises `UsageError` where model, codec or number of ranks do not suit it.
     """
     layout = Layout(arm.layout, transport.world if transport else 1)
+    if arm.exchange == "ids":
+        return Ids(model, arm.ids, transport, layout=layout)
     return _KINDS[arm.exchange](model, codecs, transport, layout=layout, overlap=arm.overlap)

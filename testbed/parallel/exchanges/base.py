@@ -22,7 +22,7 @@ from testbed.parallel.layout import Layout
 from testbed.parallel.sight import Sight
 from testbed.parallel.transport import Ticket, Transport
 
-__all__ = ["Alone", "Exchange", "Pacer", "Traffic", "Unpaced", "flat_heads", "joined"]
+__all__ = ["Alone", "Exchange", "Pacer", "Traffic", "Unpaced", "at_least_fp32", "flat_heads", "joined"]
 
 
 class Pacer(Protocol):
@@ -120,6 +120,9 @@ class Exchange(ABC):
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         """What `begin` does, in full precision."""
 
+    def read(self, decoder: Any, tokens_BT: Tensor) -> None:  # noqa: B027 (most have no use for it)
+        """Called with a batch's tokens before the first layer."""
+
     def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         """Post what travels; the callable waits for it and gives attention, (B, T, C).
 
@@ -127,7 +130,7 @@ class Exchange(ABC):
         that blocks are merged by, and θ, do not survive bf16.
         """
         with _full(q_BTC):
-            finish = self._begin(layer, *(_at_least_fp32(x) for x in (q_BTC, k_BTE, v_BTE)))
+            finish = self._begin(layer, *(at_least_fp32(x) for x in (q_BTC, k_BTE, v_BTE)))
 
         def finished() -> Tensor:
             with _full(q_BTC):
@@ -177,7 +180,7 @@ def _full(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from testbed.codecs import Codec, Shape, whole
 from testbed.config import Model
+from testbed.config.arm import IdsConfig
 from testbed.parallel.attention import rotary_tables, rotate, split_heads
 from testbed.parallel.autograd import Context, operation
 from testbed.parallel.layout import Layout
@@ -25,11 +26,20 @@ class InProcess:
     """Ranks of `layout`; without codecs each sees only what it holds itself, as in `Local`."""
 
     def __init__(
-        self, model: Model, codecs: Sequence[Codec] | None, *, nodes: int, layout: Layout | None = None
+        self,
+        model: Model,
+        codecs: Sequence[Codec] | None,
+        *,
+        nodes: int,
+        layout: Layout | None = None,
+        ids: IdsConfig | None = None,
     ) -> None:
         self.model = model
         self.codecs = codecs
         self.layout = layout or Layout("contiguous", nodes)
+        self.ids = ids
+        """What ranks make of the others' token ids, as in `Ids`; None: nothing."""
+        self._made: list[list[Any]] = []
         self.documents: Tensor | None = None
         self.seen: list[Tensor] = []
         """[K, V] of every call, (B·S, 2E), where `record` is set: what a codec is started from."""
@@ -40,6 +50,31 @@ class InProcess:
         mine = copy.copy(self)
         mine.documents = documents_BT
         return mine
+
+    def read(self, decoder: Any, tokens_BT: Tensor) -> None:
+        """Make every chunk's K and V of its ids, layer by layer, chunk by chunk."""
+        self._made = []
+        if self.ids is None:
+            return
+        depth, context = self.ids.depth(self.model.layers), tokens_BT.shape[1]
+        size = context // (self.layout.per_rank * self.layout.world)
+        window = size if self.ids.window == "chunk" else self.ids.window
+        tables = rotary_tables(
+            torch.arange(context), self.model.head_width, self.model.rope_base, decoder.embedding.weight
+        )
+        self._made = [[] for _ in range(depth)]
+        for here in torch.arange(context).split(size):
+            x = decoder.embedding(tokens_BT[:, here])
+            near = here[None, :] >= here[:, None] - window
+            for number in range(depth):
+                q, key, value = decoder.layers[number].project(x)
+                self._made[number].append((key, value, here))
+                q, k = (
+                    rotate(split_heads(y, self.model.head_width), (tables[0][here], tables[1][here])) for y in (q, key)
+                )
+                visible = (self._visible(here, here) & near).to(x.device)
+                out = _attend_plain(q, k, split_heads(value, self.model.head_width), visible)
+                x = decoder.layers[number].feed_forward(x, out.transpose(1, 2).flatten(2))
 
     def begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
         """Nothing travels."""
@@ -58,6 +93,8 @@ class InProcess:
         far: list[Any] = [None] * count
         if self.codecs is not None:
             own, far = _coded(self.codecs[layer], own)
+        elif layer < len(self._made):
+            far = self._made[layer]
         q = rotate(split_heads(q_BTC, width), tables)
         out = []
         for chunk in range(count):
