@@ -154,7 +154,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
             console.width = _PIPE_COLUMNS
         with Progress(console, settings.folder) as progress:
             record = emulate(settings, progress.report)
-        return _conclude(settings.folder, record, console, as_json=command.json)
+        return _conclude(settings.folder, record, console, command)
 
     _require(settings.backend, settings.image, settings.folder.name, settings.network.nodes)
     with machine_lock(share=settings.share):
@@ -170,26 +170,27 @@ class _Console(Console):
         self.quiet = True
 
 
-def _conclude(folder: Any, record: dict[str, Any], console: Console, *, as_json: bool) -> int:
-    from testbed.analysis.figures import write_figures
+def _conclude(folder: Path, record: dict[str, Any], console: Console, command: Emulate) -> int:
     from testbed.analysis.load import load_comparison
     from testbed.analysis.summary import print_summary
 
-    comparison = load_comparison(folder)
-    write_figures(comparison, folder / "figures")
-    print_summary(comparison, console)
-    _say_where(folder, console)
-    if as_json:
+    print_summary(load_comparison(folder), console)
+    _say_where(folder, console, report=command.report)
+    if command.json:
         print(json.dumps(record))
     return 0 if all(arm["valid"] for arm in record["arms"]) else 1
 
 
-def _say_where(folder: Path, console: Console) -> None:
-    """Write the report, and say where everything is."""
-    from testbed.analysis.report import write_report
+def _say_where(folder: Path, console: Console, *, report: bool) -> None:
+    """Draw figures and write the report, unless they are not wanted yet, and say where everything is."""
+    said = f"\neverything is in {escape(str(folder))}"
+    if not report:
+        console.print(f"{said}; figures and report: testbed report {escape(str(folder))}", soft_wrap=True)
+        return
+    from testbed.analysis.report import write_report, write_run_figures
 
-    report = write_report(folder)
-    console.print(f"\neverything is in {escape(str(folder))}, figures in figures/; to read: {escape(str(report))}")
+    write_run_figures(folder)
+    console.print(f"{said}, figures in figures/; to read: {escape(str(write_report(folder)))}")
 
 
 def _verify(command: Verify, _: list[str]) -> int:
@@ -293,17 +294,15 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
         console.width = _SWEEP_COLUMNS
     with machine_lock(share=command.share), Progress(console, folder_of(command)) as progress:
         folder, record = sweep(command, progress.report, live=console.is_terminal)
-    from testbed.analysis.sweep_figures import write_sweep_figures
     from testbed.analysis.sweep_summary import print_sweep
     from testbed.analysis.sweeps import load_sweep
 
     done = load_sweep(folder)
-    write_sweep_figures(done, folder / "figures")
     print_sweep(done, console)
     if record["failed"]:
         logs = folder / ("cells/*/output.log" if done.of_commands else "logs")
         console.print(f"logs of what failed: {escape(str(logs))}", soft_wrap=True)
-    _say_where(folder, console)
+    _say_where(folder, console, report=command.report)
     if command.json:
         print(json.dumps(record))
     states = {*done.table["state"], *(check["state"] for check in record["checks"])}
@@ -366,10 +365,14 @@ def _runs(command: Runs, _: list[str]) -> int:
 
 
 def _report(command: Report, _: list[str]) -> int:
-    from testbed.analysis.report import write_report
+    from testbed.analysis.report import write_report, write_run_figures
     from testbed.runs.directory import run_folder
 
-    print(write_report(run_folder(command.run)))
+    folder = run_folder(command.run)
+    report = write_report(folder)
+    if not (folder / "figures").is_dir():
+        write_run_figures(folder)
+    print(report)
     return 0
 
 

@@ -41,6 +41,8 @@ class Emulate(Request):
 
     dry_run: bool = False
     """Print the resolved configuration and every command, and do nothing."""
+    report: bool = True
+    """Draw figures and write report.html at the end; 'testbed report' does it later."""
     json: bool = False
     """Print comparison.json at the end."""
 
@@ -191,6 +193,7 @@ class Runs:
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """One HTML file of a comparison or a sweep: answer, evidence of the links, figures, validity, how to repeat it.
+    Figures are drawn, too, where the run left them out.
 
     For example: testbed report bandwidth_latency. It needs nothing else to be opened, and fetches nothing.
     """

@@ -18,18 +18,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from testbed.analysis.captions import link_words
-from testbed.analysis.figures import FIGURES
+from testbed.analysis.figures import FIGURES, write_figures
 from testbed.analysis.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
 from testbed.analysis.load import Comparison, load_comparison
 from testbed.analysis.svg import inline_svg
-from testbed.analysis.sweep_figures import sweep_figures
+from testbed.analysis.sweep_figures import sweep_figures, write_sweep_figures
 from testbed.analysis.sweep_summary import verdict
 from testbed.analysis.sweep_tables import marks
 from testbed.analysis.sweeps import Sweep, load_sweep
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
 
-__all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report"]
+__all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report", "write_run_figures"]
 
 _MOST_ROWS = 200
 _LONG = 40
@@ -99,6 +99,13 @@ def write_report(folder: Path) -> Path:
     begun.write_text(text, encoding="utf-8")
     begun.replace(folder / "report.html")
     return folder / "report.html"
+
+
+def write_run_figures(folder: Path) -> list[Path]:
+    """The figures of a finished comparison or sweep, each with its data, in figures/ of its folder; the files."""
+    if (folder / "sweep.json").is_file():
+        return write_sweep_figures(load_sweep(folder), folder / "figures")
+    return write_figures(load_comparison(folder), folder / "figures")
 
 
 def page_of(folder: Path) -> Page:

@@ -104,7 +104,14 @@ def trained(folder: Path, name: str, backend: str, user: str, image: str) -> dic
             user,
             folder,
             *("emulate", "--bw", "40mbit", "--preset", PRESET, "--target", TARGET, "--nodes", "2", "--budget", "2s"),
-            *("--arms", "decentralised,subspace,control", *on(backend, image), "--name", f"{name}{number}"),
+            *(
+                "--arms",
+                "decentralised,subspace,control",
+                *on(backend, image),
+                "--name",
+                f"{name}{number}",
+                "--no-report",
+            ),
         )
         place = folder / "runs" / f"{name}{number}"
         if done.returncode == 0:
@@ -408,7 +415,7 @@ image = {json.dumps(image)}
 bw = ["40mbit"]
 """
     )
-    done = run_testbed(tmp_path, "sweep", "grid.toml")
+    done = run_testbed(tmp_path, "sweep", "grid.toml", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "runs" / "grid" / "sweep.json").read_text())["states"] == {"done": 2}
     assert ours() == []

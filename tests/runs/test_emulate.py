@@ -29,6 +29,9 @@ def test_it_says_what_it_found(composed):
         assert arm in output
 
 
+FIGURES = ("loss_against_hours", "loss_against_step", "step_time", "bytes_per_step", "links")
+
+
 def test_every_file_of_the_design_is_there(composed):
     """A run directory is evidence."""
     for name in (
@@ -40,7 +43,7 @@ def test_every_file_of_the_design_is_there(composed):
     ):
         assert (composed / name).is_file(), name
     figures = {path.name for path in (composed / "figures").iterdir()}
-    for figure in ("loss_against_hours", "loss_against_step", "step_time", "bytes_per_step", "links"):
+    for figure in FIGURES:
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
     for arm in ARMS:
         for name in (
@@ -77,7 +80,9 @@ def test_what_is_modelled_says_so(composed):
 def test_step_times_are_the_closed_form(tmp_path):
     """Compute of the target plus bytes / measured goodput: within 5 %, and 2 % without an exchange."""
     order = ("emulate", "--bw", "60mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
-    done = run_testbed(tmp_path, *order, "--name", "run", "--budget", "4s", "--arms", "decentralised,latent,control")
+    done = run_testbed(
+        tmp_path, *order, "--no-report", "--name", "run", "--budget", "4s", "--arms", "decentralised,latent,control"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for arm in read(tmp_path / "runs" / "run" / "comparison.json")["arms"]:
         allowed = 0.02 if arm["arm"] == "control" else 0.05
@@ -185,7 +190,9 @@ def unpaced(once) -> Path:
     neither what was sent nor what was learned."""
     order = ("emulate", "--bw", "5mbit", "--accounting", "nic", "--pace", "none", "--nodes", "2", "--preset", PRESET)
     return (
-        once("unpaced", lambda place: run_testbed(place, *order, "--name", "run", "--share"), (0, 1)) / "runs" / "run"
+        once("unpaced", lambda place: run_testbed(place, *order, "--name", "run", "--share", "--no-report"), (0, 1))
+        / "runs"
+        / "run"
     )
 
 
@@ -194,6 +201,17 @@ def test_a_network_changes_time_never_arithmetic(composed, unpaced):
     for arm in ARMS:
         off_link, on_link = (read(folder / arm / "summary.json") for folder in (composed, unpaced))
         assert off_link["learned"]["loss"] == [step["loss"] for step in on_link["timed"]["steps"]]
+
+
+def test_figures_and_report_may_wait(unpaced):
+    """`--no-report` leaves them out and says how they are made; `testbed report` makes both."""
+    assert "figures and report: testbed report runs/run" in (unpaced.parents[1] / "stdout.txt").read_text()
+    assert not (unpaced / "figures").exists()
+    assert not (unpaced / "report.html").exists()
+    done = run_testbed(unpaced.parents[1], "report", "run")
+    assert done.returncode == 0, done.stderr
+    assert {f"{figure}.png" for figure in FIGURES} <= {path.name for path in (unpaced / "figures").iterdir()}
+    assert (unpaced / "report.html").stat().st_size > 10_000
 
 
 def test_unpaced_times_are_measured(unpaced):
@@ -217,7 +235,7 @@ def test_live_trains_for_the_given_time(tmp_path):
     """LIVE composes nothing: steps on the clock, paced, until the time is up."""
     done = run_testbed(
         tmp_path, "emulate", "--bw", "50mbit", "--live", "2s", "--arms", "latent,control", "--nodes", "2",
-        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--json",
+        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--json", "--no-report",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "runs" / "run"
@@ -237,7 +255,7 @@ def test_host_nodes_are_the_null_twin(tmp_path):
     )
     done = run_testbed(
         tmp_path, "emulate", "--bw", "100mbit", "--backend", "host", "--arms", "decentralised,own.toml", "--nodes", "2",
-        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share",
+        "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--no-report",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "unshaped" in done.stdout

@@ -202,7 +202,7 @@ def test_kill_nine_in_each_phase_of_a_paced_run_leaves_nothing(tmp_path, phase, 
     mark = f"kill-{phase}-{victim}-{os.getpid()}".replace(" ", "-")
     arguments = ("--bw", "50mbit", "--delay", "5ms", "--nodes", "2", "--preset", PRESET, "--target", TARGET)
     process = subprocess.Popen(
-        command("emulate", *arguments, "--arms", "control", "--name", "run", "--share"),
+        command("emulate", *arguments, "--arms", "control", "--name", "run", "--share", "--no-report"),
         cwd=tmp_path, env=environment(mark), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

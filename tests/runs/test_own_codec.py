@@ -42,6 +42,7 @@ def test_the_codec_of_the_documentation_runs(tmp_path, monkeypatch):
         "--preset",
         PRESET,
         "--share",
+        "--no-report",
     )
     done = run_testbed(tmp_path, *options, "--arms", "decentralised,halves", "--name", "run")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -48,7 +48,7 @@ sys.exit(3 if seed == 2 else 0)
 def test_a_link_that_cannot_be_had_fails_its_cells_only(tmp_path):
     """They are named at the end with the reason; status 1; the others are done."""
     grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("40mbit", "90gbit"), more='loss = ["1%"]')
-    done = run_testbed(tmp_path, "sweep", "grid.toml")
+    done = run_testbed(tmp_path, "sweep", "grid.toml", "--no-report")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
     assert "logs of what failed: runs/grid/logs" in done.stdout
@@ -81,7 +81,7 @@ def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path, change, of
     and no other."""
     grid(tmp_path, seeds=(0,), arms=("decentralised", "control"), points=("80mbit",))
     folder = tmp_path / "runs" / "grid"
-    order = command("sweep", "grid.toml")
+    order = command("sweep", "grid.toml", "--no-report")
     said, changed = "", False
     with subprocess.Popen(order, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
