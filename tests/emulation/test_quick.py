@@ -212,6 +212,7 @@ def test_quick_changes_are_told_ahead_and_recorded_at_their_times():
     assert backend.checks >= 1
 
 
+@pytest.mark.waits
 def test_what_was_told_ahead_does_not_happen_when_playing_ends_before():
     backend = recorder()
     schedule = steps((0, 2 * MBIT), (0.1, 3 * MBIT), (60.0, 4 * MBIT), (60.1, 5 * MBIT))

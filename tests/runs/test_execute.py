@@ -495,6 +495,7 @@ def test_verify_measures_every_link(tmp_path, accounting):
     assert len(measured["round_trips"]) == 6
 
 
+@pytest.mark.acceptance
 def test_train_runs_under_torchrun(tmp_path):
     """The same trainer, started as on real machines; both transports give the same losses."""
     losses = []

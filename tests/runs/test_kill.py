@@ -222,6 +222,8 @@ def test_kill_nine_in_each_phase_of_a_paced_run_leaves_nothing(tmp_path, phase, 
     finally:
         process.kill()
         process.wait()
+        if process.stdout:
+            process.stdout.close()
     folder = tmp_path / "runs" / "run"
     assert not (folder / "comparison.json").exists()
     assert not list(folder.rglob("*.html"))

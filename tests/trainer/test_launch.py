@@ -119,6 +119,7 @@ def agent() -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", 0, is_master=True)
 
 
+@pytest.mark.acceptance
 def test_a_run_that_is_killed_goes_on_to_the_last_digit(tmp_path):
     """kill -9 of one rank at whatever step it is at: the other ends and says why; resuming changes no digit.
 
