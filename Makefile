@@ -38,8 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $@
 
-quick: $(STAMP) ## first light, about a minute: no exchange, exact, and 3.5 % of its bytes, for two nodes at BW=10mbit
-	@$(BIN)/testbed emulate --bw "$(or $(BW),10mbit)" --nodes 2 --preset snapshot-small --pace none \
+quick: $(STAMP) ## first light, about a minute: no exchange, exact, and 3.5 % of its bytes, for two nodes at BW=25mbit
+	@$(BIN)/testbed emulate --bw "$(or $(BW),25mbit)" --nodes 2 --preset snapshot-small --pace none \
 		--arms control,decentralised,best $(call flag,NAME,name) $(ARGS)
 
 emulate: $(STAMP) ## five trainers over links of BW=300mbit, or NETWORK=cable (DELAY= LOSS= LIVE= SCHEDULE= …: README)
