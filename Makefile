@@ -81,8 +81,8 @@ WORLDS ?= 3
 PYTEST  = $(BIN)/python -m pytest -q
 test: $(STAMP) ## the test suite, in minutes: WORLDS=3 links at a time, beside them what needs none, then what measures time
 	@said=$$(mktemp); \
-	chrt --idle 0 $(PYTEST) -n logical --dist load -m "not alone and not world and not waits and not acceptance" $(ARGS) >$$said 2>&1 & \
-	beside=$$!; trap 'kill $$beside 2>/dev/null; rm -f $$said' EXIT; trap 'exit 130' INT TERM; \
+	setsid env --default-signal=INT chrt --idle 0 $(PYTEST) -n logical --dist load -m "not alone and not world and not waits and not acceptance" $(ARGS) >$$said 2>&1 & \
+	beside=$$!; trap 'kill -- -$$beside 2>/dev/null; rm -f $$said' EXIT; trap 'exit 130' INT TERM; \
 	$(PYTEST) -n $(WORLDS) --dist loadscope -m "(world or waits) and not alone and not acceptance" $(ARGS); linked=$$?; \
 	wait $$beside; free=$$?; cat $$said; \
 	$(PYTEST) -m "alone and not acceptance" $(ARGS); alone=$$?; \
