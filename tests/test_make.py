@@ -42,6 +42,7 @@ def test_quick_shows_what_an_exchange_is_worth(tmp_path):
     recall = {row[0]: float(row[3]) for line in table if (row := line.split()) and row[-1] == "yes"}
     assert min(recall["decentralised"], recall["best"]) > 0.9
     assert recall["control"] < 0.5
+    assert "void" not in done.stdout
     assert "runs/run/report.html" in done.stdout
     assert len(list((tmp_path / "runs" / "run" / "figures").glob("*.png"))) >= 4
 
