@@ -230,6 +230,10 @@ FAULTS = tuple(
         ("guessed", "range(1, data.values + 1)", "range(1, data.values)", _SNAPSHOT),
         ("relate", "void_reason(arms, guess)", "void_reason(arms)", "tests/analysis/test_relations.py"),
         ("_say_where", "if not report:", "if False:", "tests/runs/test_emulate.py"),
+        # token ids in paced time
+        ("plan_for", "target.tokens_per_node) * (target.nodes - 1)", "target.tokens_per_node)", "tests/test_pace.py"),
+        ("Pace.first_ballast", "self.plan.first_bytes - payload", "0", "tests/test_pace.py"),
+        ("Pace.after_first", "self.shift(spent)", "pass", "tests/test_pace.py"),
         # names and the machine
         ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs/test_cli.py tests/runs/test_settings.py"),
     )

@@ -13,6 +13,8 @@ __all__ = ["Steal", "congestion_control", "cores", "disk", "docker", "gpu", "mem
 _ENOUGH_GIB = 4
 _ENOUGH_DISK_GIB = 1
 _MUCH_STEAL = 0.05
+_MUCH_PRESSURE = 50.0
+"""Per cent of the last ten seconds, before anything of ours runs."""
 _TICKS = 50
 """Of processor time; over fewer a share says nothing."""
 
@@ -66,7 +68,9 @@ def pressure() -> Capability:
     if "avg10" not in shares:
         return Capability(name=name, ok=False, detail="not there", remedy="boot with psi=1 to have starved steps found")
     detail = f"some task waited for a core {shares['avg10']} % of the last 10 s, {shares.get('avg300')} % of 5 min"
-    return Capability(name=name, ok=True, detail=detail)
+    ok = float(shares["avg10"]) <= _MUCH_PRESSURE
+    remedy = "" if ok else "end what else is running: steps would be marked as suspect, or be invalid"
+    return Capability(name=name, ok=ok, detail=detail, remedy=remedy)
 
 
 def waiting() -> Capability:

@@ -170,15 +170,26 @@ class _Console(Console):
         self.quiet = True
 
 
+def _tables() -> Console:
+    """Where tables are printed: whole, to whoever reads them from a pipe."""
+    console = _Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _SWEEP_COLUMNS
+    return console
+
+
 def _conclude(folder: Path, record: dict[str, Any], console: Console, command: Emulate) -> int:
     from testbed.analysis.load import load_comparison
     from testbed.analysis.summary import print_summary
 
     print_summary(load_comparison(folder), console)
-    _say_where(folder, console, report=command.report)
+    _say_where(folder, console, report=not command.no_report)
     if command.json:
         print(json.dumps(record))
-    return 0 if all(arm["valid"] for arm in record["arms"]) else 1
+    invalid = [arm["arm"] for arm in record["arms"] if not arm["valid"]]
+    if invalid:
+        console.print(f"status 1: {', '.join(invalid)} not valid, and why stands above", style="red")
+    return 1 if invalid else 0
 
 
 def _say_where(folder: Path, console: Console, *, report: bool) -> None:
@@ -302,7 +313,7 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
     if record["failed"]:
         logs = folder / ("cells/*/output.log" if done.of_commands else "logs")
         console.print(f"logs of what failed: {escape(str(logs))}", soft_wrap=True)
-    _say_where(folder, console, report=command.report)
+    _say_where(folder, console, report=not command.no_report)
     if command.json:
         print(json.dumps(record))
     states = {*done.table["state"], *(check["state"] for check in record["checks"])}
@@ -327,7 +338,7 @@ def _doctor(command: Doctor, _: list[str]) -> int:
     if command.json:
         print(json.dumps({"schema_version": 1, "capabilities": [asdict(each) for each in capabilities]}, indent=2))
     else:
-        Console().print(capability_table(capabilities))
+        _tables().print(capability_table(capabilities))
     return 0 if all(each.ok for each in capabilities if each.needed) else 1
 
 
@@ -338,7 +349,7 @@ def _presets(command: Presets, _: list[str]) -> int:
     if command.json:
         print(json.dumps(presets, indent=2))
     else:
-        Console().print(presets_table(presets))
+        _tables().print(presets_table(presets))
     return 0
 
 
@@ -360,7 +371,7 @@ def _runs(command: Runs, _: list[str]) -> int:
     if command.json:
         print(json.dumps({"schema_version": 1, "runs": runs}, indent=2))
     else:
-        Console().print(runs_table(runs))
+        _tables().print(runs_table(runs))
     return 0
 
 

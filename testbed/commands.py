@@ -41,8 +41,8 @@ class Emulate(Request):
 
     dry_run: bool = False
     """Print the resolved configuration and every command, and do nothing."""
-    report: bool = True
-    """Draw figures and write report.html at the end; 'testbed report' does it later."""
+    no_report: bool = False
+    """Leave out figures and report.html; 'testbed report' makes both later."""
     json: bool = False
     """Print comparison.json at the end."""
 

@@ -9,6 +9,7 @@ A step of the target, L like layers (f forward, b backward seconds, codec includ
 
     f | exchange | f | exchange | …  f | exchange | b | exchange | … b·(1−τ) | exchange | b·τ
 
+Token ids, where they travel instead of K and V, do so once, before the first f; what receivers make of them is compute.
 τ of the last backward phase lies behind the last exchange: the first layer's projections and the optimiser.
 Nothing of an exchange is hidden behind the target's compute. Each of the small model's layers stands for a run
 of the target's; all of those but its first carry ballast only. A step may be timed on k < L layers: they are
@@ -22,7 +23,9 @@ import torch
 
 from testbed.codecs import Codec, Direction, Shape, at_scale, at_target, make_codec
 from testbed.config import Arm, Preset
+from testbed.config.arm import PACED
 from testbed.errors import UsageError
+from testbed.parallel.exchanges import ID_BYTES, made_flops
 from testbed.parallel.sync import all_reduce_bytes
 from testbed.parallel.transport import Transport
 from testbed.targets import Target
@@ -49,6 +52,8 @@ class Plan:
     """How many of the target's like layers a timed step goes through."""
     sync_message_bytes: int
     """Bytes to each peer in each of the two messages of a weight synchronisation."""
+    first_bytes: int = 0
+    """To each peer once a step, before the first layer: token ids."""
     last_message_bytes: int | None = None
     """Of the target's last layer in either direction, where its K and V travel uncompressed; None: like the others'."""
     modelled_goodput_bps: float | None = None
@@ -62,9 +67,14 @@ class Plan:
         return self.layers * (self.forward_seconds + self.backward_seconds)
 
     def bytes_to_a_peer(self, layers: int) -> int:
-        """K/V bytes that a step through so many layers, the last among them, sends to each peer."""
+        """Bytes of K and V, or ids, that a step through so many layers, the last among them, sends to each peer."""
         both = self.message_bytes + self.back_message_bytes
-        return layers * both if self.last_message_bytes is None else (layers - 1) * both + 2 * self.last_message_bytes
+        last = both if self.last_message_bytes is None else 2 * self.last_message_bytes
+        return self.first_bytes + (layers - 1) * both + last
+
+    def messages_to_a_peer(self, layers: int) -> int:
+        """How many they are."""
+        return 2 * layers * bool(self.message_bytes) + bool(self.first_bytes)
 
     def bytes_of(self, direction: Direction, *, last: bool = False) -> int:
         """Of a message in a direction, of the last layer or another."""
@@ -94,13 +104,17 @@ def plan_for(
 
     Raises `UsageError` for an exchange whose messages it does not know, and a codec that cannot say what it sends.
     """
-    message, back, last, forward_flops = 0, 0, None, 0.0
-    if arm.exchange not in ("all-gather", "local"):
+    message, back, first, last, forward_flops = 0, 0, 0, None, 0.0
+    if arm.exchange not in PACED:
         raise UsageError(
-            f"a paced run knows the messages of all-gather and local, not of {arm.exchange}: add PACE=none for arm "
+            f"a paced run knows the messages of {', '.join(PACED)}, not of {arm.exchange}: add PACE=none for arm "
             f"'{arm.name}'"
         )
-    if arm.exchange != "local":
+    if arm.exchange == "ids":
+        first = ID_BYTES * target.tokens_per_node
+        made = made_flops(target, arm.ids, target.tokens_per_node) * (target.nodes - 1)
+        forward_flops = made / target.layers  # of the rank that makes most, the last, spread over its layers
+    if arm.exchange == "all-gather":
         chosen, shape = at_target(arm.codec, preset, target), Shape(batch=1, tokens=target.tokens_per_node)
         with torch.device("meta"):  # shapes only: no memory is taken at the target's size
             codec = make_codec(chosen, target.kv_width, layer=0, seed=0)
@@ -115,6 +129,7 @@ def plan_for(
     return Plan(
         message_bytes=message,
         back_message_bytes=back,
+        first_bytes=first,
         last_message_bytes=last,
         forward_seconds=target.forward_seconds + forward,
         backward_seconds=target.backward_seconds + 2 * forward,  # twice the forward's, as for any linear map
@@ -180,6 +195,21 @@ class Pace:
     def shift(self, seconds: float) -> None:
         """Time that belongs to no window (a synchronisation) has passed."""
         self._mark += seconds
+
+    def first_ballast(self, payload: int) -> int:
+        """Bytes to fill the message before the first layer up with; none on a modelled link."""
+        self._posted = time.perf_counter()
+        return 0 if self.plan.modelled_goodput_bps is not None else self.plan.first_bytes - payload
+
+    def after_first(self) -> None:
+        """Account for that message: its time belongs to no window."""
+        if self.plan.modelled_goodput_bps is not None:
+            seconds = self.plan.first_bytes * 8 / self.plan.modelled_goodput_bps + self.plan.round_trip_seconds
+            _sleep_until(self._posted + seconds)
+        spent = time.perf_counter() - self._posted
+        self.shift(spent)
+        self.exchange_seconds += spent
+        self.exchanges.append(("forward", spent))
 
     def before_exchange(self, direction: Direction, layer: int) -> None:
         """Hold until the window before this exchange has passed, then note when it is posted."""

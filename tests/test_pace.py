@@ -11,6 +11,8 @@ from testbed.config.arms import arm_named, standard_arms
 from testbed.pace import Pace, plan_for
 from testbed.targets import Target
 from tests.ranks import run_ranks
+from tests.runs.tiny import PRESET as SMALL
+from tests.trainer.small import on_ranks
 
 pytestmark = pytest.mark.alone
 
@@ -67,6 +69,22 @@ def test_a_codec_is_charged_for_its_arithmetic():
         assert plan(name).backward_seconds - PAPER.backward_seconds == pytest.approx(2 * forward)
 
 
+def test_token_ids_travel_once_and_what_is_made_of_them_is_charged():
+    """Two bytes a token, before the first layer; the last rank makes K and V of seven chunks."""
+    ids, whole = (plan_for(arm_named(name), QUICK, PAPER, timed_layers=8) for name in ("ids", "ids-chunk"))
+    assert ids.first_bytes == whole.first_bytes == 32768
+    assert ids.bytes_to_a_peer(8) == 32768
+    assert ids.messages_to_a_peer(8) == 1
+    assert plan("decentralised").messages_to_a_peer(8) == 16
+    assert plan("control").messages_to_a_peer(8) == 0
+    first = 7 * 16384 * 4 * 2048 * 2048  # K's and V's projections, a multiply and an add each
+    extra = 3 * first / PAPER.flops_per_second  # there, and twice as much back
+    assert ids.compute_seconds - PAPER.compute_seconds == pytest.approx(extra)
+    # seven layers more of 7 chunks, each attending within itself: 27.1 TFLOP forward (experiments/nulls.md)
+    more = whole.compute_seconds - ids.compute_seconds
+    assert more * PAPER.flops_per_second / 3 == pytest.approx(7 * 27.1e12, rel=0.01)
+
+
 TINY = replace(
     PAPER,
     nodes=2,
@@ -116,6 +134,27 @@ def test_a_step_takes_the_targets_time_and_bytes(timed_layers):
         assert overruns == []
         assert seconds >= timed_layers * 0.05 - 1e-3
         assert sent == 2 * timed_layers * closed.message_bytes
+
+
+@pytest.mark.parametrize("name", ["ids", "ids-chunk"])
+def test_a_paced_trainer_sends_ids_of_the_targets_size_once(name):
+    """Asserted at the sockets against the closed form; the time of that message is an exchange, and no window's."""
+    small = load_toml(Preset, "presets", SMALL)
+    closed = plan_for(arm_named(name), small, TINY, timed_layers=4)
+
+    def work(trainer):
+        pace = Pace(closed, trainer.transport, model_layers=small.model.layers)
+        trainer.set_pace(pace)
+        expected, before = trainer.payload_of_step(0), trainer.transport.sent.copy()
+        trainer.step()
+        sent = trainer.transport.sent - before
+        return expected, dict(sent), len(pace.exchanges), pace.overruns
+
+    for expected, sent, exchanges, overruns in on_ranks(2, arm_named(name), work, small):
+        assert {key: count for key, count in expected.items() if count} == sent
+        assert sent["kv_forward"] + sent["ballast"] == closed.first_bytes == 2 * TINY.tokens_per_node
+        assert exchanges == 1
+        assert overruns == []
 
 
 def test_the_last_layer_may_be_larger_than_the_others():

@@ -21,14 +21,15 @@ def caption(comparison: Comparison, note: str) -> str:
         f"preset {facts.get('preset')}",
         f"seed {facts.get('seed')} (n = 1)",
         f"{facts.get('congestion_control')}",
-        *_suspect(comparison),
+        *_disturbed(comparison),
     ]
     return f"{' · '.join(parts)}. {note}"
 
 
-def _suspect(comparison: Comparison) -> list[str]:
-    """Of all arms together; which ones, and why, says the report."""
-    found = []
+def _disturbed(comparison: Comparison) -> list[str]:
+    """Arms that are not valid, by name; what is suspect, of all together: which, and why, says the report."""
+    invalid = [arm["arm"] for arm in comparison.arms if not arm.get("valid")]
+    found = [f"not valid: {', '.join(invalid)}"] if invalid else []
     for key, what in (("suspect_steps", "step"), ("suspect_syncs", "synchronisation")):
         if count := sum(arm.get(key) or 0 for arm in comparison.arms):
             found.append(counted(count, what) + " suspect")

@@ -60,16 +60,18 @@ def data_loss_against_step(comparison: Comparison) -> pd.DataFrame:
 
 
 def figure_loss_against_hours(comparison: Comparison) -> Figure:
-    """Loss against time, warm start included: markers are validation loss, faint lines training loss."""
+    """Validation loss against time, warm start included; training loss, faint, where nothing was validated."""
     table = data_loss_against_hours(comparison)
     longest = float(table["hours"].max()) if table["hours"].notna().any() else 1.0
     factor, unit = (1.0, "hours") if longest > 0.15 else (60.0, "minutes")
     table = table.assign(x=table["hours"] * factor, low=table["hours_low"] * factor, high=table["hours_high"] * factor)
     with styled():
         figure, axes = canvas("Loss against time", caption(comparison, kinds_sentence(comparison)), height=5.6)
-        ends = _curves(axes[0], comparison, table, style=lambda kind: KINDS[kind], key="time_kind")
+        training = bool(table["val_loss"].isna().all())
+        ends = _curves(axes[0], comparison, table, lambda kind: KINDS[kind], key="time_kind", training=training)
         _time_axis(axes[0], comparison, table, factor, unit)
-        _finish(figure, axes[0], ends, [*kind_legend(sorted(set(table["time_kind"])), _WORDS), *_line_kinds()])
+        lines = _line_kinds()[training : 1 + training]
+        _finish(figure, axes[0], ends, [*kind_legend(sorted(set(table["time_kind"])), _WORDS), *lines])
     return figure
 
 
@@ -83,7 +85,7 @@ def figure_loss_against_step(comparison: Comparison) -> Figure:
             caption(comparison, "Measured: loss of the small model, the same on any link."),
             height=5.6,
         )
-        ends = _curves(axes[0], comparison, table, style=lambda kind: KINDS[kind], key="loss_kind")
+        ends = _curves(axes[0], comparison, table, lambda kind: KINDS[kind], key="loss_kind", training=True)
         axes[0].set_xlabel("steps after the warm start")
         if len(table):
             axes[0].set_xlim(0, float(table["step"].max()) * 1.26 + 1)
@@ -100,7 +102,7 @@ def _line_kinds() -> list[Line2D]:
 
 
 def _curves(
-    axes: Axes, comparison: Comparison, table: pd.DataFrame, *, style: Callable[[str], Any], key: str
+    axes: Axes, comparison: Comparison, table: pd.DataFrame, style: Callable[[str], Any], *, key: str, training: bool
 ) -> list[tuple[EndLabel, tuple[np.ndarray, np.ndarray]]]:
     """Draw each arm's lines; returns a label and the validated line of each arm that has one."""
     names, ends = arm_names(comparison), []
@@ -109,8 +111,9 @@ def _curves(
         if rows.empty:
             continue
         look: dict[str, Any] = {"color": colour(name, names), "linestyle": style(rows[key].iloc[0])}
-        smooth = rows["loss"].rolling(_SMOOTH_STEPS, min_periods=_SMOOTH_STEPS, center=True).mean()
-        axes.plot(rows["x"], smooth, **look, alpha=0.4, linewidth=1, zorder=1.5)
+        if training:
+            smooth = rows["loss"].rolling(_SMOOTH_STEPS, min_periods=_SMOOTH_STEPS, center=True).mean()
+            axes.plot(rows["x"], smooth, **look, alpha=0.4, linewidth=1, zorder=1.5)
         valid = rows[rows["val_loss"].notna()]
         if valid.empty:
             continue
@@ -146,7 +149,8 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         axes.xaxis.set_minor_formatter(lambda *_: "")
         unit += ", logarithmic"
     elif len(last):
-        axes.set_xlim(0, last.max() * 1.24)
+        left = max(0.0, warm - 0.15 * (last.max() - warm))
+        axes.set_xlim(left, last.max() + 0.36 * (last.max() - left))
         axes.xaxis.set_major_locator(MaxNLocator(6, prune="upper"))  # its number would reach beyond the figure
     axes.set_xlabel(f"time ({unit})")
     if warm:

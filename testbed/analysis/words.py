@@ -65,9 +65,9 @@ def _won(arm: Record, exact: Record) -> Iterator[str]:
         yield f"{percent(share)} of the K and V bytes"
     if mine and theirs:
         faster = theirs / mine
-        yield (
-            f"steps {significant(faster)} × as fast" if faster >= 1 else f"steps {significant(1 / faster)} × as long"
-        )
+        doubt = "" if arm.get("valid") and exact.get("valid") else " (not valid)"
+        words = f"{significant(faster)} × as fast" if faster >= 1 else f"{significant(1 / faster)} × as long"
+        yield f"steps {words}{doubt}"
 
 
 def _paid(arm: Record) -> Iterator[str]:
@@ -112,7 +112,8 @@ def _closed_forms(comparison: Comparison) -> Iterator[str]:
         mean, closed, elsewhere = (
             arm.get(key) for key in ("step_seconds_mean", "closed_form_step_seconds", "other_accounting_step_seconds")
         )
-        if usable(mean) and usable(closed) and closed > 0 and arm.get("link") != "modelled":
+        silent = not arm.get("wire_bytes_per_step") and arm.get("compute_kind") == "measured"  # nothing to compare
+        if usable(mean) and usable(closed) and closed > 0 and arm.get("link") != "modelled" and not silent:
             apart.append(abs(mean / closed - 1))
         if usable(elsewhere) and arm.get("link") != "modelled":
             other.append(f"{arm['arm']} {significant(elsewhere)} s")

@@ -7,9 +7,11 @@ from testbed.config.codec import CodecConfig
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
 
-__all__ = ["OWN_REPLICAS", "STANDARD_ARMS", "Arm", "ExchangeName", "IdsConfig", "LayoutName", "WeightSync"]
+__all__ = ["OWN_REPLICAS", "PACED", "STANDARD_ARMS", "Arm", "ExchangeName", "IdsConfig", "LayoutName", "WeightSync"]
 
 ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local", "ids"]
+PACED: tuple[ExchangeName, ...] = ("all-gather", "local", "ids")
+"""Exchanges whose messages at a target's size are known (`testbed.pace`)."""
 LayoutName = Literal["contiguous", "zigzag"]
 OWN_REPLICAS = (
     "only attention's weights are averaged, so no two ranks hold the same model: each rank's is validated by itself, "

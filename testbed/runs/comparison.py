@@ -12,7 +12,7 @@ from typing import Any
 
 from emulation.errors import EmulationError
 from emulation.nodes.base import Backend
-from testbed.analysis.formats import counted
+from testbed.analysis.formats import counted, duration
 from testbed.config import Arm
 from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
@@ -197,7 +197,7 @@ class Comparison:
         steps = settings.preset.warm_steps + count * settings.preset.steps
         learning = steps * settings.nodes * _SECONDS_PER_STEP_AND_NODE / 60
         if settings.mode == "unpaced":
-            return f"about {learning:.0f} min of this machine's compute, and what the links add"
+            return f"about {duration(60 * learning)} of this machine's compute, and what the links add"
         if settings.live_seconds:
             most = f"at most {settings.preset.steps} steps each"
             return (

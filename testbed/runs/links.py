@@ -74,7 +74,8 @@ class Links:
             for arm in settings.arms
             if arm.exchange != "local"
         ]
-        return min((min(plan.message_bytes, plan.back_message_bytes) for plan in plans), default=None)
+        sizes = [each for plan in plans for each in (plan.message_bytes, plan.back_message_bytes, plan.first_bytes)]
+        return min(filter(None, sizes), default=None)
 
     def preflight(self) -> str:
         """Prove the link before minutes are spent on learning; then take the shapers off. What was found, in words."""
@@ -203,8 +204,8 @@ class Links:
     def closed_form_seconds(self, arm: Arm, plan: Plan) -> float:
         """Compute plus bytes / measured goodput, of a whole step; and each exchange's way through a shaped link."""
         on_the_way = 0.0
-        if plan.message_bytes and not self.modelled(arm):
-            on_the_way = 2 * plan.layers * self.network.longest_round_trip_us / 2e6
+        if not self.modelled(arm):
+            on_the_way = plan.messages_to_a_peer(plan.layers) * self.network.longest_round_trip_us / 2e6
         return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm)) + on_the_way
 
     def least_seconds(self, arm: Arm, plan: Plan | None, wire_bytes: float | None) -> float:

@@ -11,6 +11,7 @@ from emulation.schedule import Schedule, load_schedule
 from emulation.units import format_rate, parse_duration, parse_rate
 from testbed.commandline import flag
 from testbed.config import STANDARD_ARMS, Arm, Preset, load_toml, names_in
+from testbed.config.arm import PACED
 from testbed.config.arms import arm_named, standard_arms
 from testbed.data.integrity import check_data
 from testbed.errors import UsageError
@@ -269,7 +270,7 @@ def _unpaced_only(arm: Arm, preset: Preset) -> str | None:
     """What of an arm the closed form of a paced step (`testbed.pace`) does not know, if anything."""
     unplugged = arm.codec.subspace
     unknown = {
-        arm.exchange: arm.exchange not in ("all-gather", "local"),
+        arm.exchange: arm.exchange not in PACED,
         f"layout = '{arm.layout}'": arm.layout != "contiguous",
         "interleave": arm.interleave,
         f"accumulate = {preset.accumulate}": preset.accumulate > 1,

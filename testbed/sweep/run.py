@@ -68,8 +68,8 @@ class SweepCommand:
     """Run although another run uses this machine."""
     dry_run: bool = False
     """Print every cell, whether it is there, and about how long the rest takes; do nothing."""
-    report: bool = True
-    """Draw figures and write report.html at the end; 'testbed report' does it later."""
+    no_report: bool = False
+    """Leave out figures and report.html; 'testbed report' makes both later."""
     json: bool = False
     """Print sweep.json at the end."""
 

@@ -323,9 +323,9 @@ class Trainer:
                     expected += sent.payload
                     messages += sent.messages
         others = self.world - 1
-        if self.pace and self.codecs:
+        if self.pace and self.arm.exchange != "local":
             plan = self.pace.plan
-            messages = 2 * plan.timed_layers * others
+            messages = plan.messages_to_a_peer(plan.timed_layers) * others
             if plan.modelled_goodput_bps is None:
                 expected["ballast"] = others * plan.bytes_to_a_peer(plan.timed_layers) - sum(expected.values())
         if self.arm.sync == "gradients" and others:

@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from testbed.analysis.captions import caption
 from testbed.analysis.formats import duration, percent, rate, significant, size
 from testbed.analysis.load import Comparison, results_table
 from testbed.analysis.summary import print_summary
@@ -46,6 +47,19 @@ def test_void_and_invalid_come_first() -> None:
     assert (
         text.index("shows nothing") < text.index("subspace is not valid: link out of") < text.index("latent, against")
     )
+
+
+def test_times_that_are_not_valid_are_said_to_be_so_wherever_they_stand() -> None:
+    """In the sentence that says what was won by them, and below every figure; and only there."""
+    comparison, summaries = made_up()
+    before = _printed(comparison, summaries)
+    comparison["arms"][2] |= {"valid": False, "why": ["disturbed"]}
+    sentences = {line.split(",")[0]: line for line in " ".join(_printed(comparison, summaries).split()).split("• ")}
+    assert re.search(r"steps [\d.]+ × as fast \(not valid\)", sentences["subspace"])
+    assert "(not valid)" not in sentences["latent"]
+    assert "(not valid)" not in before
+    shown = Comparison(comparison=comparison, table=results_table(comparison, summaries))
+    assert "· not valid: subspace." in caption(shown, "")
 
 
 def test_unknown_numbers_and_odd_names_do_no_harm() -> None:

@@ -153,6 +153,7 @@ def test_an_exchange_that_does_nothing_is_noticed(tmp_path):
     path = f"import os; os.environ['PYTHONPATH'] = {str(folder)!r} + ':' + os.environ['PYTHONPATH']"
     done = sabotaged(tmp_path, path, "--target", TARGET, "--arms", "decentralised")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert "status 1: decentralised not valid" in done.stdout
     (arm,) = json.loads((tmp_path / "runs" / "run" / "comparison.json").read_text())["arms"]
     assert not arm["valid"]
     assert any("ledger" in why or "bytes" in why for why in arm["why"]), arm["why"]

@@ -6,7 +6,7 @@ from testbed.codecs import Codec
 from testbed.config import Arm, Model
 from testbed.parallel.exchanges.all_gather import AllGather, MaskAware
 from testbed.parallel.exchanges.base import Alone, Exchange, Pacer, Traffic, Unpaced
-from testbed.parallel.exchanges.ids import Ids
+from testbed.parallel.exchanges.ids import ID_BYTES, Ids, made_flops
 from testbed.parallel.exchanges.in_process import InProcess
 from testbed.parallel.exchanges.local import Local
 from testbed.parallel.exchanges.ring import Ring
@@ -15,6 +15,7 @@ from testbed.parallel.layout import Layout
 from testbed.parallel.transport import Transport
 
 __all__ = [
+    "ID_BYTES",
     "AllGather",
     "Alone",
     "Exchange",
@@ -27,6 +28,7 @@ __all__ = [
     "Traffic",
     "Ulysses",
     "Unpaced",
+    "made_flops",
     "make_exchange",
 ]
 

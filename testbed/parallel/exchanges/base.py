@@ -40,6 +40,14 @@ class Pacer(Protocol):
         """Called when an exchange has ended."""
         ...
 
+    def first_ballast(self, payload: int) -> int:
+        """Bytes to add to a message of `payload` bytes that is sent before the first layer."""
+        ...
+
+    def after_first(self) -> None:
+        """Called when such messages have come."""
+        ...
+
 
 class Unpaced:
     """The machine's own speed and sizes."""
@@ -52,6 +60,13 @@ class Unpaced:
         return 0
 
     def after_exchange(self, direction: Direction, layer: int) -> None:
+        """Nothing to wait for."""
+
+    def first_ballast(self, payload: int) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
+    def after_first(self) -> None:
         """Nothing to wait for."""
 
 

@@ -6,11 +6,12 @@ follow from the few tokens before it: `ids(k, w)` makes those of layers 0 to k, 
 tokens before it within its chunk. What lies deeper is not exchanged. A task that this solves does not ask for what a
 codec of K and V compresses.
 
-Gradients flow through what is made into the maker's own weights. Nothing is paced: `made_flops` says what it computes.
+Gradients flow through what is made into the maker's own weights. `made_flops` says what that computes, and a paced step
+is charged for it.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from testbed.config import Model
 from testbed.config.arm import IdsConfig
 from testbed.parallel.attention import rotary_tables, rotate
 from testbed.parallel.exchanges.base import Alone, Exchange, Traffic, at_least_fp32, flat_heads
+from testbed.parallel.exchanges.local import pace_point
 from testbed.parallel.layout import Layout
 from testbed.parallel.transport import Transport
 
@@ -31,6 +33,19 @@ __all__ = ["ID_BYTES", "Ids", "made_flops"]
 
 ID_BYTES = 2
 """Of a token id (`testbed.config.data.MAX_VOCABULARY`)."""
+
+
+class Sizes(Protocol):
+    """Of a model, or of a target's."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def kv_width(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
 
 
 class Ids(Exchange):
@@ -76,11 +91,16 @@ class Ids(Exchange):
         sizes = [None if rank == self.rank else message.numel() for rank in range(world)]
         if world == 1:
             return [None]
-        ticket = self.transport.exchange(outgoing, {"kv_forward": message.numel() * (world - 1)}, incoming=sizes)
-        return [
+        ballast = self.pacer.first_ballast(message.numel())
+        ticket = self.transport.exchange(
+            outgoing, {"kv_forward": message.numel() * (world - 1)}, incoming=sizes, ballast=ballast
+        )
+        found = [
             None if came is None else (came.to(tokens_BT.device).view(torch.int16).long() & 0xFFFF).view_as(tokens_BT)
             for came in self.wait(ticket)
         ]
+        self.pacer.after_first()
+        return found
 
     def _make(self, decoder: "Decoder", tokens_BNt: Tensor, places_Nt: Tensor) -> None:
         """Every chunk as a row of its own, through the first layers."""
@@ -103,6 +123,7 @@ class Ids(Exchange):
                 x = layer.feed_forward(x, flat_heads(_attention(q, k, self.heads(v), visible)).to(x.dtype))
 
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
+        q_BTC = pace_point(q_BTC, self.pacer, layer)
         here = self.layout.positions(self.rank, self.context(q_BTC.shape[1]))
         q, k, v, there = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE), here
         if layer < len(self._made):
@@ -115,7 +136,7 @@ class Ids(Exchange):
         return lambda: flat_heads(_attention(q, k, v, visible.to(q.device)))
 
 
-def made_flops(model: Model, ids: IdsConfig, tokens: int) -> float:
+def made_flops(model: Sizes, ids: IdsConfig, tokens: int) -> float:
     """Forward floating point operations by which one rank makes K and V of another's chunk of `tokens` tokens.
 
     2 for each weight that is met (all of a layer's but for the deepest, of which K's and V's projections suffice), and

@@ -24,7 +24,7 @@ class Local(Exchange):
         return Traffic()
 
     def _begin(self, layer: int, q_BTC: Tensor, k_BTE: Tensor, v_BTE: Tensor) -> Callable[[], Tensor]:
-        q_BTC = _pace_point(q_BTC, self.pacer, layer)
+        q_BTC = pace_point(q_BTC, self.pacer, layer)
         sight = self.sight(self.context(q_BTC.shape[1]))
         q, k, v = self.rotated(q_BTC), self.rotated(k_BTE), self.heads(v_BTE)
         return lambda: flat_heads(_own(sight, q, k, v))
@@ -52,7 +52,7 @@ class _PacePoint(torch.autograd.Function):
         return grads[0], None, None
 
 
-_pace_point = operation(_PacePoint, _PacePoint.forward)
+pace_point = operation(_PacePoint, _PacePoint.forward)
 
 
 class _OwnContext(Context):
