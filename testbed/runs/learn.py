@@ -209,6 +209,19 @@ def _times(file: str | None) -> dict[str, Any] | None:
         raise UsageError(f"{file} is no comparison.json of an emulated run") from None
 
 
+def _provenance(cells: list[Cell], there: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows in results.csv were made of: settings by preset and arm, code, data, versions, commits."""
+    settings: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        settings.setdefault(cell.preset_name, {})[cell.arm.name] = cell.settings_sha256
+    contents = {json.dumps(each["content"], sort_keys=True) for each in there}
+    return {
+        "settings_sha256": settings,
+        "content": [json.loads(each) for each in sorted(contents)],
+        "commits": sorted({each["environment"]["commit"] for each in there}),
+    }
+
+
 def _conclude(
     experiment: Experiment,
     cells: list[Cell],
@@ -229,6 +242,7 @@ def _conclude(
     table = results_table(there)
     record = judge(table, **experiment.judgement, asked=len(cells), code=code_of(there), times=times)
     write_quality(record, table, folder)
+    write_json(folder / "provenance.json", _provenance(cells, there))
     if len(record["code"]) > 1:
         report(f"warning: {mixture(record)}")
     return record

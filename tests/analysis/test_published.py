@@ -1,5 +1,7 @@
 """Published tables are what the rows that are committed beside them give."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,5 +32,24 @@ def test_a_page_has_the_table_that_its_rows_give(name, monkeypatch):
         assert line in page
 
 
+@pytest.mark.parametrize("name", [name for name in WITH_ROWS if name not in ("nulls", "snapshot")])
+def test_rows_say_what_they_were_made_of(name, monkeypatch):
+    """Of presets and arms as they are today, by hash; of code, versions and commits as they were. (Two pages are older
+    than this.)"""
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    made = json.loads((EXPERIMENTS / f"{name}.json").read_text(encoding="utf-8"))
+    cells = cells_of(load_experiment(str(EXPERIMENTS / f"{name}.toml")))
+    for cell in cells:
+        assert made["settings_sha256"][cell.preset_name][cell.arm.name] == cell.settings_sha256, cell.arm.name
+    changed = replace(cells[0], preset=replace(cells[0].preset, steps=cells[0].preset.steps + 1))
+    assert changed.settings_sha256 != cells[0].settings_sha256
+    assert replace(cells[0], seed=99).settings_sha256 == cells[0].settings_sha256
+    (content,) = made["content"]
+    assert len(content["code"]) == 64
+    assert {"python", "torch", "numpy"} <= content.keys()
+    page = (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8")
+    assert all(commit[:7] in page for commit in made["commits"])
+
+
 def test_there_are_such_pages():
-    assert "nulls" in WITH_ROWS
+    assert {"nulls", "snapshot", "frontier"} <= set(WITH_ROWS)
