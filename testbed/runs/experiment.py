@@ -97,12 +97,6 @@ class Cell:
         return json.loads(json.dumps(config))
 
     @property
-    def settings_sha256(self) -> str:
-        """Of what is set but for the seed: published rows say by it which preset and arm they are of."""
-        settings = {key: value for key, value in self.asked.items() if key != "seed"}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-    @property
     def content(self) -> dict[str, Any]:
         """Everything that decides it besides: code, data, versions."""
         return learning_content(self.preset.data, self.arm.codec.kind)

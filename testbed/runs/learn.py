@@ -211,12 +211,13 @@ def _times(file: str | None) -> dict[str, Any] | None:
 
 def _provenance(cells: list[Cell], there: list[dict[str, Any]]) -> dict[str, Any]:
     """What the rows in results.csv were made of: settings by preset and arm, code, data, versions, commits."""
-    settings: dict[str, dict[str, str]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        settings.setdefault(cell.preset_name, {})[cell.arm.name] = cell.settings_sha256
+        asked = {key: value for key, value in cell.asked.items() if key != "seed"}
+        settings.setdefault(cell.preset_name, {})[cell.arm.name] = asked
     contents = {json.dumps(each["content"], sort_keys=True) for each in there}
     return {
-        "settings_sha256": settings,
+        "settings": settings,
         "content": [json.loads(each) for each in sorted(contents)],
         "commits": sorted({each["environment"]["commit"] for each in there}),
     }

@@ -1,15 +1,17 @@
 """Published tables are what the rows that are committed beside them give."""
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pandas as pd
 import pytest
 
 from testbed.analysis.quality import COLUMNS, judge
 from testbed.analysis.quality_pages import markdown
-from testbed.runs.experiment import cells_of, load_experiment
+from testbed.config import Arm, Preset
+from testbed.runs.experiment import Cell, cells_of, load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 WITH_ROWS = sorted(path.stem for path in EXPERIMENTS.glob("*.csv"))
@@ -32,23 +34,57 @@ def test_a_page_has_the_table_that_its_rows_give(name, monkeypatch):
         assert line in page
 
 
+def differences(was: Any, now: Any, kind: Any = None) -> list[str]:
+    """Where settings of today are others than those that were written down; a field that is new must be at its
+    default."""
+    if not isinstance(was, dict):
+        return [] if was == now else [f"{was!r} was {now!r}"]
+    types = get_type_hints(kind) if is_dataclass(kind) else {}
+    found = [f"{key} has gone" for key in was.keys() - now.keys()]
+    for key in was.keys() & now.keys():
+        found += [f"{key}: {each}" for each in differences(was[key], now[key], types.get(key))]
+    defaults = {each.name: each.default for each in fields(kind)} if types else {}
+    return found + [f"{key} is new" for key in now.keys() - was.keys() if defaults.get(key, MISSING) != now[key]]
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    return {key: value for key, value in cell.asked.items() if key != "seed"}
+
+
+def compared(was: dict[str, Any], cell: Cell) -> list[str]:
+    now = settings_of(cell)
+    kinds = {"preset": Preset, "arm": Arm}
+    return [each for key in now for each in differences(was[key], now[key], kinds.get(key))]
+
+
 @pytest.mark.parametrize("name", [name for name in WITH_ROWS if name not in ("nulls", "snapshot")])
 def test_rows_say_what_they_were_made_of(name, monkeypatch):
-    """Of presets and arms as they are today, by hash; of code, versions and commits as they were. (Two pages are older
-    than this.)"""
+    """Presets and arms are today's; code, versions and commits as they were. (Two pages are older than this.)"""
     monkeypatch.chdir(EXPERIMENTS.parent)
     made = json.loads((EXPERIMENTS / f"{name}.json").read_text(encoding="utf-8"))
     cells = cells_of(load_experiment(str(EXPERIMENTS / f"{name}.toml")))
     for cell in cells:
-        assert made["settings_sha256"][cell.preset_name][cell.arm.name] == cell.settings_sha256, cell.arm.name
-    changed = replace(cells[0], preset=replace(cells[0].preset, steps=cells[0].preset.steps + 1))
-    assert changed.settings_sha256 != cells[0].settings_sha256
-    assert replace(cells[0], seed=99).settings_sha256 == cells[0].settings_sha256
+        assert compared(made["settings"][cell.preset_name][cell.arm.name], cell) == [], cell.arm.name
     (content,) = made["content"]
     assert len(content["code"]) == 64
     assert {"python", "torch", "numpy"} <= content.keys()
     page = (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8")
     assert all(commit[:7] in page for commit in made["commits"])
+
+
+def test_other_settings_are_noticed(monkeypatch):
+    """Negative control: another number of steps, a codec's rank, a field that has gone or is new and says something."""
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    cell = cells_of(load_experiment(str(EXPERIMENTS / "frontier.toml")))[4]
+    was = settings_of(cell)
+    assert compared(was, replace(cell, seed=99)) == []
+    assert compared(was, replace(cell, preset=replace(cell.preset, steps=151))) == ["steps: 150 was 151"]
+    other = replace(cell.arm, codec=replace(cell.arm.codec, ranks=(15,)))
+    assert len(compared(was, replace(cell, arm=other))) == 1
+    fewer = was | {"arm": {key: value for key, value in was["arm"].items() if key != "overlap"}}
+    assert compared(fewer, cell) == []
+    assert compared(fewer, replace(cell, arm=replace(cell.arm, overlap=False))) == ["overlap is new"]
+    assert compared(was | {"arm": was["arm"] | {"gone": 1}}, cell) == ["gone has gone"]
 
 
 def test_there_are_such_pages():
