@@ -110,6 +110,8 @@ def plan_for(
             f"a paced run knows the messages of {', '.join(PACED)}, not of {arm.exchange}: add PACE=none for arm "
             f"'{arm.name}'"
         )
+    if arm.first_layer == "ids":
+        raise UsageError(f"a paced run does not know first_layer = 'ids': add PACE=none for arm '{arm.name}'")
     if arm.exchange == "ids":
         first = ID_BYTES * target.tokens_per_node
         made = made_flops(target, arm.ids, target.tokens_per_node) * (target.nodes - 1)

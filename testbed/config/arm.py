@@ -86,6 +86,8 @@ class Arm:
     codec: CodecConfig = field(default_factory=CodecConfig)
     ids: IdsConfig = field(default_factory=IdsConfig)
     """Of the exchange `ids` only."""
+    first_layer: Literal["exchanged", "ids"] = "exchanged"
+    """Whether the first layer's K and V travel as the others' do, or every rank makes them from token ids."""
     sync: Literal["gradients", "average"]
     """All-reduce the gradients every step, or average the weights every `sync_every` steps."""
     weights: WeightSync = field(default_factory=WeightSync)
@@ -104,11 +106,33 @@ class Arm:
             )
         if self.exchange == "ids" and self.codec != CodecConfig():
             raise UsageError(f"arm '{self.name}': the exchange 'ids' sends no K and V to encode: leave out the codec")
+        if self.first_layer == "ids":
+            self._check_first_layer()
         if self.sync == "gradients" and self.weights != WeightSync(wire=self.weights.wire):
             raise UsageError(
                 f"arm '{self.name}': scope, outer_momentum and outer_learning_rate are of averaged weights; leave them "
                 "out where sync = 'gradients'"
             )
+
+    def _check_first_layer(self) -> None:
+        """It is exact where K and V travel as they are, and all ranks hold the same weights."""
+        given = f"arm '{self.name}': first_layer = 'ids'"
+        if self.exchange not in ("all-gather", "mask-aware", "ring"):
+            raise UsageError(f"{given} is of all-gather, mask-aware and ring, and the exchange is '{self.exchange}'")
+        if self.codec.kind != "exact":
+            raise UsageError(f"{given} is of exact K and V: leave out the codec '{self.codec.name}'")
+        if self.sync != "gradients":
+            raise UsageError(
+                f"{given} is exact only while all ranks hold the same weights, and averaged ones differ in between: "
+                "type sync = 'gradients'"
+            )
+
+    @property
+    def made_of_ids(self) -> IdsConfig | None:
+        """What a rank makes of the others' token ids, if anything."""
+        if self.first_layer == "ids":
+            return IdsConfig(layers=1)
+        return self.ids if self.exchange == "ids" else None
 
     @property
     def caution(self) -> str | None:

@@ -273,6 +273,7 @@ def _unpaced_only(arm: Arm, preset: Preset) -> str | None:
         arm.exchange: arm.exchange not in PACED,
         f"layout = '{arm.layout}'": arm.layout != "contiguous",
         "interleave": arm.interleave,
+        f"first_layer = '{arm.first_layer}'": arm.first_layer == "ids",
         f"accumulate = {preset.accumulate}": preset.accumulate > 1,
         "unplug = 'literal'": unplugged.unplug_at is not None and unplugged.unplug == "literal",
     }

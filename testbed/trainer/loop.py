@@ -366,7 +366,7 @@ class Trainer:
             self.preset.model,
             None if whole else list(self.codecs) or None,
             nodes=self.world,
-            ids=self.arm.ids if self.arm.exchange == "ids" and not whole else None,
+            ids=self.arm.made_of_ids if not whole else None,
             layout=Layout("contiguous", 1) if whole else self.layout,
         )
         total = Validation()

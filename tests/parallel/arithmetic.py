@@ -1,6 +1,7 @@
 """The same training step on one device and on N ranks, and how far apart the two are."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ class Case:
     codec: CodecConfig | None = None
     ids: IdsConfig | None = None
     """Of the exchange `ids`."""
+    first_layer: Literal["exchanged", "ids"] = "exchanged"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +86,8 @@ class Case:
             codec = CodecConfig()
             object.__setattr__(codec, "wire", self.wire)  # fp64 is for tests alone
         arm = Arm(name="case", exchange="all-gather", codec=codec, sync="gradients", link="fast", overlap=self.overlap)
-        return replace(arm, exchange=self.exchange, layout=self.layout, interleave=self.interleave)
+        arm = replace(arm, exchange=self.exchange, layout=self.layout, interleave=self.interleave)
+        return replace(arm, first_layer=self.first_layer)
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from testbed.codecs import Codec
 from testbed.config import Arm, Model
 from testbed.parallel.exchanges.all_gather import AllGather, MaskAware
 from testbed.parallel.exchanges.base import Alone, Exchange, Pacer, Traffic, Unpaced
+from testbed.parallel.exchanges.first_layer import FirstLayerByIds
 from testbed.parallel.exchanges.ids import ID_BYTES, Ids, made_flops
 from testbed.parallel.exchanges.in_process import InProcess
 from testbed.parallel.exchanges.local import Local
@@ -19,6 +20,7 @@ __all__ = [
     "AllGather",
     "Alone",
     "Exchange",
+    "FirstLayerByIds",
     "Ids",
     "InProcess",
     "Local",
@@ -49,4 +51,5 @@ def make_exchange(arm: Arm, model: Model, codecs: Sequence[Codec], transport: Tr
     layout = Layout(arm.layout, transport.world if transport else 1)
     if arm.exchange == "ids":
         return Ids(model, arm.ids, transport, layout=layout)
-    return _KINDS[arm.exchange](model, codecs, transport, layout=layout, overlap=arm.overlap)
+    exchange = _KINDS[arm.exchange](model, codecs, transport, layout=layout, overlap=arm.overlap)
+    return FirstLayerByIds(exchange) if arm.first_layer == "ids" else exchange

@@ -91,10 +91,10 @@ class InProcess:
         everything = torch.arange(context).split(tokens)
         own = list(zip(k_BTE.split(tokens, 1), v_BTE.split(tokens, 1), everything, strict=True))
         far: list[Any] = [None] * count
-        if self.codecs is not None:
-            own, far = _coded(self.codecs[layer], own)
-        elif layer < len(self._made):
+        if layer < len(self._made):
             far = self._made[layer]
+        elif self.codecs is not None:
+            own, far = _coded(self.codecs[layer], own)
         q = rotate(split_heads(q_BTC, width), tables)
         out = []
         for chunk in range(count):
