@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.tiny import MARK, environment, marked, run_testbed
+from tests.runs.tiny import environment, marked, run_testbed
 from tests.worlds import needs_world
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / ".venv/.installed").exists(), reason="`make setup` was not typed here")
 
 
+MAKES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+UNMADE = {key: value for key, value in os.environ.items() if key not in MAKES}
+"""As typed in a shell, also where `make test` started us."""
+
+
 def quick() -> list[str]:
     """The arguments of `testbed` that `make quick` types."""
-    done = subprocess.run(["make", "-n", "quick"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "-n", "quick"], cwd=ROOT, env=UNMADE, capture_output=True, text=True, check=True)
     program, *arguments = shlex.split(done.stdout.replace("\\\n", " "))
     assert program.endswith("testbed")
     return arguments
@@ -62,9 +67,10 @@ def test_an_interrupt_ends_every_part_of_the_suite(tmp_path):
     marker, mark = tmp_path / "sleeps", f"make-test-{os.getpid()}"
     (tmp_path / "test_sleeps.py").write_text(SLEEPS.format(marker))
     (tmp_path / "test_links.py").write_text("import pytest\npytestmark = pytest.mark.waits\n" + SLEEPS.format(marker))
+    variables = {key: value for key, value in environment(mark).items() if key not in MAKES}
     process = subprocess.Popen(
-        ["make", "test", f"ARGS=--rootdir={tmp_path} {tmp_path}"],
-        cwd=ROOT, env={**environment(mark), MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["env", "--default-signal=INT", "make", "test", f"ARGS=--rootdir={tmp_path} {tmp_path}"],
+        cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from testbed.analysis.formats import counted
 from testbed.errors import UsageError
 from testbed.runs.identity import LEARNING, code_sha256
 
@@ -64,7 +63,7 @@ def run_folder(name: str) -> Path:
                 return folder
     known = sorted(path.name for path in RUNS.iterdir() if path.is_dir()) if RUNS.is_dir() else []
     close = difflib.get_close_matches(name, known, n=1)
-    there = counted(len(known), "run")
+    there = f"{len(known)} run" + "s" * (len(known) != 1)
     hint = f"; did you mean '{close[0]}'?" if close else f"; testbed runs lists what there is: {there}"
     raise UsageError(f"'{name}' is neither a run in {RUNS}/ nor a folder{hint}")
 

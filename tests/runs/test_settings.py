@@ -27,7 +27,7 @@ def resolved(folder: Path, arm: str, *, preset: str = "", **asked: Any) -> Setti
     ("arm", "preset", "named"),
     [
         (ARM.replace("all-gather", "ring"), "", "for ring"),
-        (ARM.replace("all-gather", "ids"), "", "for ids"),
+        (ARM.replace("average", "gradients") + 'first_layer = "ids"\n', "", "for first_layer = 'ids'"),
         (ARM + 'layout = "zigzag"\n', "", "for layout = 'zigzag'"),
         (ARM + "interleave = true\n", "", "for interleave"),
         (ARM, "accumulate = 2\n", "for accumulate = 2"),
