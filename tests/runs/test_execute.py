@@ -41,6 +41,7 @@ dist.init_process_group("gloo")
 total = torch.full((250_000,), float(dist.get_rank() + 1))
 dist.all_reduce(total)
 print("sum", int(total[0]))
+dist.destroy_process_group()
 """
 
 SEND = """
