@@ -76,6 +76,8 @@ def test_what_control_may_know_depends_on_what_guessing_gives(guessed: float, re
     arms = _arms()
     arms["control"] |= {"recall_accuracy_remote": recall}
     assert (void_reason(list(arms.values()), guessed) is not None) == void
+    related = {arm["arm"]: arm for arm in relate(list(arms.values()), guessed)}
+    assert (related["latent"]["recovered_fraction"] is None) == void
 
 
 def test_of_a_void_comparison_nothing_is_recovered() -> None:
