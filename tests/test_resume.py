@@ -61,7 +61,7 @@ def test_only_what_passed_is_left_out(workers, tmp_path):
             cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
             check=False,
-            timeout=120,
+            timeout=280,
         )
         ran.append(set((tmp_path / "ran").read_text().split()) if (tmp_path / "ran").exists() else set())
         (tmp_path / "ran").unlink(missing_ok=True)

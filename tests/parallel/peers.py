@@ -43,7 +43,7 @@ def ask_peers(inputs: dict[str, tuple[Tensor, ...]], world: int) -> dict[str, di
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         torch.save(inputs, place / "inputs")
-        subprocess.run([sys.executable, "-m", "tests.parallel.peers", folder, str(world)], check=True, timeout=120)
+        subprocess.run([sys.executable, "-m", "tests.parallel.peers", folder, str(world)], check=True, timeout=280)
         by_rank = [torch.load(place / f"answers {rank}") for rank in range(world)]
     answers: dict[str, dict[str, Answer] | str] = {}
     for peer, first in by_rank[0].items():

@@ -212,7 +212,7 @@ def test_without_tc_it_says_what_to_install(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -37,7 +37,7 @@ def environment(mark: str = "") -> dict[str, str]:
     return {**os.environ, "TESTBED_LOCK_FOLDER": lock_folder(), **own}
 
 
-def run_testbed(cwd: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_testbed(cwd: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
         command(*arguments),
