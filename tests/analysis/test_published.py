@@ -34,7 +34,7 @@ def test_a_page_has_the_table_that_its_rows_give(name, monkeypatch):
     record = judge(table, **experiment.judgement, asked=len(there))
     page = page_of(name)
     lines = [line for line in markdown(record).splitlines() if line.startswith("|") or "count" in line]
-    assert len(lines) > 10
+    assert len(lines) > table["arm"].nunique() >= 4
     for line in lines:
         assert line in page
 
