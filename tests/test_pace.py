@@ -157,6 +157,26 @@ def test_a_paced_trainer_sends_ids_of_the_targets_size_once(name):
         assert overruns == []
 
 
+def test_the_way_of_the_ids_takes_nothing_of_the_first_window():
+    """It is waited for, and then the first layer's time begins anew; no window is overrun by it."""
+    closed = plan_for(arm_named("ids"), QUICK, TINY, timed_layers=4)
+
+    def work(transport):
+        pace = Pace(closed, transport, model_layers=2)
+        pace.begin()
+        pace.first_ballast(8)
+        time.sleep(2 * closed.forward_seconds)  # they are on their way
+        pace.after_first()
+        began = time.perf_counter()
+        pace.before_exchange("forward", 0)
+        return time.perf_counter() - began, pace.exchange_seconds, pace.overruns
+
+    for window, exchange, overruns in run_ranks(2, work):
+        assert window >= closed.forward_seconds - 2e-3
+        assert exchange >= 2 * closed.forward_seconds
+        assert overruns == []
+
+
 def test_the_last_layer_may_be_larger_than_the_others():
     """Forward at the end, backward at the beginning: the step's bytes are the closed form's."""
     codec = CodecConfig(name="subspace", ranks=(2, 4), final_layer="exact")
