@@ -46,14 +46,12 @@ from testbed.commands import (
 )
 from testbed.errors import TestbedError, UsageError, in_words
 from testbed.runs.asked import Asked, network_for
+from testbed.runs.console import NARROW, WIDE, console_of
 from testbed.runs.nodes import make_nodes, require_image
 from testbed.runs.rank import SELDOM
 from testbed.runs.settings import resolve
 
 __all__ = ["main"]
-
-_PIPE_COLUMNS, _SWEEP_COLUMNS = 110, 140
-
 
 _LAYOUT = "\n\t"
 """What a log in a sentence may have."""
@@ -149,9 +147,7 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         from testbed.runs.rehearsal import rehearse_codecs
 
         rehearse_codecs(settings, settings.arms)
-        console = _Console(stderr=command.json)
-        if not console.is_terminal:
-            console.width = _PIPE_COLUMNS
+        console = console_of(NARROW, stderr=command.json)
         with Progress(console, settings.folder) as progress:
             record = emulate(settings, progress.report)
         return _conclude(settings.folder, record, console, command)
@@ -161,21 +157,6 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         if settings.backend == "host":
             return run()
         return _in_world(run, settings.backend)
-
-
-class _Console(Console):
-    """A run goes on when nobody reads its output any more."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
-def _tables() -> Console:
-    """Where tables are printed: whole, to whoever reads them from a pipe."""
-    console = _Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _SWEEP_COLUMNS
-    return console
 
 
 def _conclude(folder: Path, record: dict[str, Any], console: Console, command: Emulate) -> int:
@@ -284,7 +265,7 @@ def _learn(command: Learn, _: list[str]) -> int:
     if command.dry_run:
         print(dry_run(command))
         return 0
-    console = _Console(stderr=command.json)
+    console = console_of(WIDE, stderr=command.json)
     with Progress(console) as progress:
         record = learn(command, progress.report, live=console.is_terminal)
     print(json.dumps(record) if command.json else f"\n{markdown(record)}\neverything is in {folder_of(command)}")
@@ -300,9 +281,7 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
         print(dry_run(command))
         return 0
     require_tools()
-    console = _Console(stderr=command.json)
-    if not console.is_terminal:
-        console.width = _SWEEP_COLUMNS
+    console = console_of(WIDE, stderr=command.json)
     with machine_lock(share=command.share), Progress(console, folder_of(command)) as progress:
         folder, record = sweep(command, progress.report, live=console.is_terminal)
     from testbed.analysis.sweep_summary import print_sweep
@@ -338,7 +317,7 @@ def _doctor(command: Doctor, _: list[str]) -> int:
     if command.json:
         print(json.dumps({"schema_version": 1, "capabilities": [asdict(each) for each in capabilities]}, indent=2))
     else:
-        _tables().print(capability_table(capabilities))
+        console_of(WIDE).print(capability_table(capabilities))
     return 0 if all(each.ok for each in capabilities if each.needed) else 1
 
 
@@ -349,7 +328,7 @@ def _presets(command: Presets, _: list[str]) -> int:
     if command.json:
         print(json.dumps(presets, indent=2))
     else:
-        _tables().print(presets_table(presets))
+        console_of(WIDE).print(presets_table(presets))
     return 0
 
 
@@ -371,7 +350,7 @@ def _runs(command: Runs, _: list[str]) -> int:
     if command.json:
         print(json.dumps({"schema_version": 1, "runs": runs}, indent=2))
     else:
-        _tables().print(runs_table(runs))
+        console_of(WIDE).print(runs_table(runs))
     return 0
 
 

@@ -120,3 +120,17 @@ def test_a_caption_says_how_many_steps_are_suspect():
     first, second, third = facts["arms"][:3]
     first["suspect_steps"], second["suspect_steps"], third["suspect_syncs"] = 1, 2, 1
     assert "3 steps suspect · 1 synchronisation suspect. Note." in caption(shown, "Note.")
+
+
+def test_training_loss_is_drawn_against_time_only_where_nothing_was_validated():
+    """Against steps it always is."""
+    facts, summaries = made_up()
+    table = results_table(facts, summaries)
+    shown = Comparison(comparison=facts, table=table)
+    without = Comparison(comparison=facts, table=table.assign(val_loss=float("nan")))
+
+    def faint(figure) -> int:
+        return sum(line.get_alpha() == 0.4 for line in figure.axes[0].get_lines())
+
+    assert faint(figure_loss_against_hours(shown)) == 0
+    assert faint(figure_loss_against_hours(without)) == faint(figure_loss_against_step(shown)) == len(facts["arms"])

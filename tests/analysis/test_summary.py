@@ -101,3 +101,12 @@ def test_units() -> None:
         "−1.09 %",
         "+0.11 %",
     )
+
+
+def test_an_arm_that_sends_nothing_at_its_own_speed_says_nothing_of_the_closed_form() -> None:
+    """Its step is its compute, as measured: that they are equal is no evidence. A paced one's is."""
+    comparison, summaries = made_up()
+    comparison["arms"] = [arm for arm in comparison["arms"] if arm["arm"] == "control"]
+    assert "of compute + bytes / measured goodput" in " ".join(_printed(comparison, summaries).split())
+    comparison["arms"][0] |= {"wire_bytes_per_step": 0.0, "compute_kind": "measured"}
+    assert "of compute + bytes / measured goodput" not in " ".join(_printed(comparison, summaries).split())

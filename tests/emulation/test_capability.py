@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from emulation import capability
+from emulation import capability, machine
 from emulation.errors import CapabilityError
 from emulation.refusal import EVERYTHING, remedy_for
 from tests.emulation.conftest import PRELUDE, ROOT, environment, python
@@ -126,3 +126,14 @@ def test_the_package_pulls_in_nothing_heavy():
     code += "print(sorted({'torch', 'numpy', 'testbed', 'pyroute2'} & set(sys.modules)))"
     done = python(code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(("share", "ok"), [("12.40", True), ("91.60", False)])
+def test_a_machine_that_is_busy_already_is_said_to_be(monkeypatch, share, ok):
+    """With what to do: steps that are timed beside other programs do not count."""
+    text = f"some avg10={share} avg60=40.00 avg300=20.00 total=1\n"
+    monkeypatch.setattr(machine, "_text", lambda _: text)
+    found = machine.pressure()
+    assert (found.ok, found.needed) == (ok, False)
+    assert share in found.detail
+    assert ("end what else is running" in found.remedy) is not ok

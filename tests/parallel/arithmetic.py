@@ -212,6 +212,16 @@ def apart(found: Step, wanted: Step) -> tuple[float, float]:
     return float(outputs), worst
 
 
+def hold_to_one_device(case: Case) -> None:
+    """Outputs, summed gradients, and payload to the byte of its closed form."""
+    found = many_ranks(case)
+    outputs, gradients = apart(found, one_device(case))
+    most_outputs, most_gradients = tolerance(case)
+    assert outputs <= most_outputs
+    assert gradients <= most_gradients
+    assert found.sent == found.expected
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(of outputs, of gradients) that exact exchanges are held to; a bf16 wire to a device's own bf16."""
     if case.wire == "fp64":
