@@ -360,10 +360,12 @@ def proof(network: Network, measured: dict[str, Any]) -> str:
 
 
 def capacity(backend: Backend) -> dict[str, Any]:
-    """What this machine carries all to all, over links that are now unshaped; about half a second."""
+    """What this machine carries all to all, over links that are now unshaped, and how long a round trip takes there;
+    about a second."""
     nodes = backend.network.nodes
     with Probers(backend) as probers:
         flows = probers.flows([(a, b) for a in nodes for b in nodes if a != b], 0.05, 0.1, 0.3, DRAIN_SECONDS)
+        round_trips, _ = datagrams(probers, backend.network.unshaped())
     rates = [each[-1]["payload_bytes"] * 8 / each[-1]["seconds"] for each in flows.values()]
     pairs = max(1, len(rates))
     return {
@@ -373,4 +375,5 @@ def capacity(backend: Backend) -> dict[str, Any]:
         "slowest_pair_bps": round(min(rates, default=0)),
         "per_node_bps": round(sum(rates) / len(nodes)),
         "nodes": len(nodes),
+        "round_trip_us": statistics.fmean([each["median_us"] or 0.0 for each in round_trips] or [0.0]),
     }

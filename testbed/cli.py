@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: a world can only be entered by 
 numpy and torch start theirs when they are imported.
 """
 
+import atexit
 import errno
 import gc
 import json
@@ -61,6 +62,7 @@ _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 def main(argv: list[str] | None = None) -> int:
     """The exit status of `testbed ARGV…`."""
     gc.set_threshold(SELDOM)
+    atexit.register(gc.freeze)  # nothing to collect among what stays to the end: a third of a second
     warnings.showwarning = _say_warning  # pyrefly: ignore
     arguments = sys.argv[1:] if argv is None else argv
     arguments, program = _split(arguments)

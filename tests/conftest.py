@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
+from testbed.runs.rank import SELDOM
 from tests.resume import Resume
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done
+
+gc.set_threshold(SELDOM)  # as `testbed` does: among what a suite imports there is nothing to collect
 
 
 @pytest.fixture(autouse=True, scope="session")

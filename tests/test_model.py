@@ -11,7 +11,6 @@ from testbed.config import Model
 from testbed.model import Decoder
 from testbed.parallel.exchanges import Local
 
-transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 MODEL = Model(vocabulary=97, width=64, layers=3, heads=8, kv_heads=8, ffn=112)
 NAMES = {
     "embedding": "model.embed_tokens",
@@ -26,6 +25,7 @@ NAMES = {
 
 def llama(decoder: Decoder) -> torch.nn.Module:
     """Theirs, with our weights."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
     model = decoder.config
     config = transformers.LlamaConfig(
         vocab_size=model.vocabulary,

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.analysis.checks import check_rows, trained_curves
-from testbed.analysis.compose import mean_interval
+from testbed.analysis.intervals import mean_interval
 from testbed.analysis.load import COLUMNS, arm_table
 from testbed.analysis.relations import CONTROL_ABOVE
 from testbed.errors import UsageError

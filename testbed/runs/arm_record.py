@@ -3,7 +3,7 @@
 from statistics import fmean, median
 from typing import Any
 
-from testbed.analysis.compose import mean_interval
+from testbed.analysis.intervals import mean_interval
 from testbed.runs.comparison import MOST_INVALID, ArmResult, Comparison
 from testbed.runs.records import Step
 

@@ -2,7 +2,7 @@
 
 from emulation.network import goodput_bps
 from emulation.units import parse_rate
-from testbed.analysis.compose import known_within
+from testbed.analysis.intervals import known_within
 from testbed.config import Arm
 from testbed.pace import Plan, plan_for
 from testbed.runs.settings import Settings

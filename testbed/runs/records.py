@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from testbed.analysis.compose import sum_interval
+from testbed.analysis.intervals import sum_interval
 
 __all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 

@@ -35,6 +35,7 @@ from testbed.parallel.layout import Layout
 from testbed.parallel.sync import all_reduce, flatten, unflatten
 from testbed.parallel.transport import HEAD_BYTES, Transport
 from testbed.trainer.numbers import agree, digest, learning_rate
+from testbed.trainer.optimizer import AdamW
 from testbed.trainer.validation import Validation, add_validation, judged
 from testbed.trainer.warm import WarmStart
 from testbed.trainer.weights import Weights
@@ -111,12 +112,8 @@ class Trainer:
             **{f"codecs.{name}": value for name, value in self.codecs.named_parameters()},
         }
         self.parameters: list[Tensor] = list(self.named.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=preset.learning_rate,
-            betas=preset.betas,
-            weight_decay=preset.weight_decay,
-            fused=True,
+        self.optimizer = AdamW(
+            self.parameters, lr=preset.learning_rate, betas=preset.betas, weight_decay=preset.weight_decay
         )
         if warm is not None:
             self._begin_at(warm)

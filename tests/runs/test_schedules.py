@@ -39,8 +39,7 @@ def test_what_cannot_be_played_is_refused(tmp_path, text, asked, says):
 def test_a_modelled_link_plays_none(tmp_path, monkeypatch):
     """A rate beyond the machine is modelled, which the record must not call a link that changed."""
     settings = resolved(tmp_path, CHANGE)
-    monkeypatch.setattr(verify, "capacity", lambda _: {"aggregate_bps": 10**6})
-    monkeypatch.setattr(verify, "measure", lambda *_: {"round_trips": [{"median_us": 50.0}]})
+    monkeypatch.setattr(verify, "capacity", lambda _: {"aggregate_bps": 10**6, "round_trip_us": 50.0})
     links = Links(settings, type("Backend", (), {"network": settings.network.unshaped()})())
     with pytest.raises(LinkError, match="a modelled link plays no schedule"):
         links.preflight()
