@@ -1,17 +1,20 @@
 """How strong the suite is: plants small faults, one at a time, and sees whether the tests that should notice do.
 
-    .venv/bin/python benchmarks/guards.py               # all; goes on where it was
+    .venv/bin/python benchmarks/guards.py               # what was not tried since its function or its tests changed
     .venv/bin/python benchmarks/guards.py merge Tbf     # those whose function is called so
     .venv/bin/python benchmarks/guards.py --survivors   # the whole suite over what the expected tests let pass
     .venv/bin/python benchmarks/guards.py --check       # only whether every fault still finds its place
 
 Each fault edits a named function, wherever its file is, in a copy of the last commit; its tests stop at the first
-failure. Without a fault the same tests must pass, or nothing is said. Results go to runs/guards.jsonl, by fault and
-commit. `noticed`: a test failed, or a test's time was up; `survived`: all passed; `broken`: no test ran.
+failure. Without a fault the same tests must pass, or nothing is said. Results are in benchmarks/guards.jsonl, by fault
+and by the text of its function and its tests: what is unchanged is not tried again. `noticed`: a test failed, or a
+test's time was up; `survived`: all passed; `broken`: no test ran.
 """
 
 import argparse
 import ast
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -24,11 +27,13 @@ from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "runs" / "guards.jsonl"
+RESULTS = ROOT / "benchmarks" / "guards.jsonl"
 PACKAGES = ("emulation", "testbed")
 _SECONDS = 600
-_BASELINE = "no fault"
 _WHOLE = ["tests"]
+_MOMENTS = itertools.count(10**9)
+"""Times of change of the files with a fault, in seconds, each once: by these, and not by the clock, compiled modules
+are known to be old."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ _BYTES = "tests/parallel/test_bytes.py"
 _WIRE = "tests/codecs/test_wire.py"
 _CODECS = "tests/codecs"
 _DATA = "tests/data"
+_OPTIMIZER = "tests/trainer/test_optimizer.py"
 _CHECKPOINT = "tests/trainer/test_checkpoint.py"
 _GRID = "tests/sweep/test_grid.py"
 _COMPOSE = "tests/analysis/test_compose.py"
@@ -234,14 +240,22 @@ FAULTS = tuple(
         ("plan_for", "target.tokens_per_node) * (target.nodes - 1)", "target.tokens_per_node)", "tests/test_pace.py"),
         ("Pace.first_ballast", "self.plan.first_bytes - payload", "0", "tests/test_pace.py"),
         ("Pace.after_first", "self.shift(spent)", "pass", "tests/test_pace.py"),
+        # starting ranks, and what their machine carries
+        ("AdamW.step", "inspect.unwrap(torch.optim.AdamW.step)(self, closure)", "None", _OPTIMIZER),
+        ("AdamW.__init__", "weight_decay=weight_decay, fused", "fused", _OPTIMIZER),
+        ("capacity", "datagrams(probers, backend.network.unshaped())", "([], [])", "tests/emulation/test_verify.py"),
+        # two runs side by side
+        ("differences", "left.get(what) != right.get(what)", "False", "tests/runs/test_differences.py"),
+        ("_apart", "> (left", "> 10 * (left", "tests/runs/test_differences.py"),
         # names and the machine
         ("check_name", "_NAME.fullmatch(name)", "name", "tests/runs/test_cli.py tests/runs/test_settings.py"),
     )
 )  # fmt: skip
 
 
-def place(top: Path, fault: Fault) -> tuple[Path, str]:
-    """The one file in whose function the fault can be planted, and its text with the fault; ValueError if not one."""
+def place(top: Path, fault: Fault) -> tuple[Path, str, str]:
+    """The one file in whose function the fault can be planted, its text with the fault, and the function's without;
+    ValueError if not one."""
     found = []
     for file in sorted(path for package in PACKAGES for path in (top / package).rglob("*.py")):
         text = file.read_text(encoding="utf-8")
@@ -252,11 +266,20 @@ def place(top: Path, fault: Fault) -> tuple[Path, str]:
             body = "".join(lines[node.lineno - 1 : node.end_lineno])
             if name == fault.function and body.count(fault.old) == 1:
                 start, end = "".join(lines[: node.lineno - 1]), "".join(lines[node.end_lineno :])
-                found.append((file, start + body.replace(fault.old, fault.new) + end))
+                found.append((file, start + body.replace(fault.old, fault.new) + end, body))
     if len(found) != 1:
         raise ValueError(f"{len(found)} places for a fault, where one should be: {fault.key}")
     compile(found[0][1], str(found[0][0]), "exec")
     return found[0]
+
+
+def fingerprint(top: Path, fault: Fault) -> str:
+    """Of its function and of the tests that should notice, by which a result is known to be of both."""
+    parts = [place(top, fault)[2]]
+    for name in fault.tests.split():
+        files = sorted((top / name).rglob("*.py")) if (top / name).is_dir() else [top / name]
+        parts += [file.read_text(encoding="utf-8") for file in files]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> list[tuple[str, ast.FunctionDef]]:
@@ -288,7 +311,7 @@ def tried(top: Path, tests: list[str], *, many: bool = False) -> tuple[str, str]
     words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     words += ["-o", "addopts=", "--timeout", "120", "-m", "not acceptance"]
     words += ["-n", "3", "--dist", "loadscope"] if many else []
-    environment = {**os.environ, "PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(top), "PYTHONDONTWRITEBYTECODE": ""}
     process = subprocess.Popen(
         words + tests, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -320,44 +343,65 @@ def main() -> int:
             place(ROOT, fault)
         print(f"{len(chosen)} faults, each with its one place")
         return 0
-    RESULTS.parent.mkdir(exist_ok=True)
     done = _done()
     with tempfile.TemporaryDirectory() as folder:
         top = copy_of(Path(folder))
-        whole = sorted({test for each in chosen for test in each.tests.split()})
-        if _BASELINE not in done or set(whole) - set(done[_BASELINE]["tests"]):
+        current = {fault.key: fingerprint(top, fault) for fault in chosen}
+        found = {key: line for key, line in done.items() if line["of"] == current.get(key)}
+        again = [
+            fault
+            for fault in chosen
+            if fault.key not in found or (asked.survivors and found[fault.key]["result"] == "survived")
+        ]
+        print(f"{len(again)} of {len(chosen)} faults to try", flush=True)
+        whole = sorted({test for each in again for test in each.tests.split()})
+        if whole:
             result, by = tried(top, whole, many=True)
             if result != "survived":
                 print(f"without any fault: {result}, {by}", file=sys.stderr)
                 return 1
-            _write(_BASELINE, whole, "passed", "", 0.0)
-        for fault in chosen:
-            earlier = done.get(fault.key, {}).get("result")
-            if earlier is None or (asked.survivors and earlier == "survived"):
-                file, text = place(top, fault)
-                before, begun = file.read_text(encoding="utf-8"), time.monotonic()
-                file.write_text(text, encoding="utf-8")
-                tests = _WHOLE if asked.survivors else fault.tests.split()
-                result, by = tried(top, tests, many=asked.survivors)
-                file.write_text(before, encoding="utf-8")
-                _write(fault.key, tests, result, by, time.monotonic() - begun)
-                print(f"{result:9} {fault.key!r} {by}", flush=True)
-    results = [found[fault.key]["result"] for found in [_done()] for fault in chosen]
+        for fault in again:
+            file, text, _ = place(top, fault)
+            before, begun = file.read_text(encoding="utf-8"), time.monotonic()
+            tests = _WHOLE if asked.survivors else fault.tests.split()
+            _put(file, text)
+            result, by = tried(top, tests, many=asked.survivors)
+            _put(file, before)
+            found[fault.key] = line = {
+                "fault": fault.key,
+                "of": current[fault.key],
+                "commit": commit()[:12],
+                "tests": " ".join(tests),
+                "result": result,
+                "by": by,
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+            print(f"{result:9} {fault.key!r} {by}", flush=True)
+            _keep({**_done(), fault.key: line})
+    results = [found[fault.key]["result"] for fault in chosen]
     noticed = results.count("noticed")
     print(f"{noticed} of {len(results)} noticed ({noticed / len(results):.0%}), {results.count('broken')} broken")
     return 0
 
 
+def _put(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    moment = next(_MOMENTS)
+    os.utime(file, (moment, moment))
+
+
 def _done() -> dict[str, dict]:
-    """Results of this commit, the latest of each fault."""
+    """The latest result of each fault."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
-    return {found["fault"]: found for found in map(json.loads, lines) if found["commit"] == commit()}
+    return {found["fault"]: found for found in map(json.loads, lines)}
 
 
-def _write(key: str, tests: list[str], result: str, by: str, seconds: float) -> None:
-    found = {"commit": commit(), "fault": key, "tests": tests, "result": result, "by": by, "seconds": round(seconds, 1)}
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+def _keep(results: dict[str, dict]) -> None:
+    """Those of faults that are in the list, in its order."""
+    lines = [json.dumps(results[fault.key]) + "\n" for fault in FAULTS if fault.key in results]
+    part = RESULTS.with_suffix(".part")
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(RESULTS)
 
 
 if __name__ == "__main__":

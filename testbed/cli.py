@@ -33,6 +33,7 @@ from testbed.commands import (
     Command,
     DataCommand,
     DataShow,
+    Diff,
     Doctor,
     Emulate,
     Exec,
@@ -64,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     gc.set_threshold(SELDOM)
     atexit.register(gc.freeze)  # nothing to collect among what stays to the end: a third of a second
     warnings.showwarning = _say_warning  # pyrefly: ignore
-    arguments = sys.argv[1:] if argv is None else argv
-    arguments, program = _split(arguments)
+    arguments, program = _split(sys.argv[1:] if argv is None else argv)
     try:
         command = parse(Command, arguments)
     except UsageError as error:
@@ -356,6 +356,13 @@ def _runs(command: Runs, _: list[str]) -> int:
     return 0
 
 
+def _diff(command: Diff, _: list[str]) -> int:
+    from testbed.runs.differences import show
+
+    show(command.one, command.other, console_of(WIDE), as_json=command.json)
+    return 0
+
+
 def _report(command: Report, _: list[str]) -> int:
     from testbed.analysis.report import write_report, write_run_figures
     from testbed.runs.directory import run_folder
@@ -387,6 +394,7 @@ _HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
     Doctor: _doctor,
     Presets: _presets,
     Runs: _runs,
+    Diff: _diff,
     Report: _report,
     Clean: _clean,
 }

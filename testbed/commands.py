@@ -18,6 +18,7 @@ __all__ = [
     "DataCommand",
     "DataPrepare",
     "DataShow",
+    "Diff",
     "Doctor",
     "Emulate",
     "Exec",
@@ -203,6 +204,21 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diff:
+    """Two comparisons side by side: settings, code, data and machine where they differ, links and results of each arm.
+
+    For example: testbed diff yesterday today.
+    """
+
+    one: Annotated[tyro.conf.Positional[str], flag("RUN|DIR")]
+    """A run's name, or its folder."""
+    other: Annotated[tyro.conf.Positional[str], flag("RUN|DIR")]
+    """The one to set beside it; differences are of this one against the first."""
+    json: bool = False
+    """Print them as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clean:
     """End what is left of crashed runs of ours, if anything is; runs/ stays."""
 
@@ -223,5 +239,6 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Presets, tyro.conf.subcommand("presets")],
     Annotated[Runs, tyro.conf.subcommand("runs")],
     Annotated[Report, tyro.conf.subcommand("report")],
+    Annotated[Diff, tyro.conf.subcommand("diff")],
     Annotated[Clean, tyro.conf.subcommand("clean")],
 ]

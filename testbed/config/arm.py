@@ -96,7 +96,7 @@ class Arm:
     """`fast` is the cluster's link (100gbit), `bw` the link under test."""
 
     def __post_init__(self) -> None:
-        if self.split == "batch" and self.exchange != "local":
+        if self.split == "batch" and self.exchanges:
             raise UsageError(
                 f"arm '{self.name}': whole sequences need no exchange; with split = 'batch' type exchange = 'local'"
             )
@@ -126,6 +126,16 @@ class Arm:
                 f"{given} is exact only while all ranks hold the same weights, and averaged ones differ in between: "
                 "type sync = 'gradients'"
             )
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether ranks tell each other anything of their tokens."""
+        return self.exchange != "local"
+
+    @property
+    def sends_kv(self) -> bool:
+        """Whether K and V travel, as they are or encoded, and not token ids alone."""
+        return self.exchange not in ("local", "ids")
 
     @property
     def made_of_ids(self) -> IdsConfig | None:

@@ -37,7 +37,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     return {
         "arm": arm.name,
         "exchange": arm.exchange,
-        "codec": arm.codec.name if arm.exchange != "local" else None,
+        "codec": arm.codec.name if arm.exchanges else None,
         "sync": arm.sync,
         "link": result.link,
         "rate_bps": comparison.settings.rate_bps if shaped else None,

@@ -70,9 +70,7 @@ class Links:
         if settings.target is None:
             return _UNPACED_MESSAGE_BYTES
         plans = [
-            plan_for(arm, settings.preset, settings.target, timed_layers=1)
-            for arm in settings.arms
-            if arm.exchange != "local"
+            plan_for(arm, settings.preset, settings.target, timed_layers=1) for arm in settings.arms if arm.exchanges
         ]
         sizes = [each for plan in plans for each in (plan.message_bytes, plan.back_message_bytes, plan.first_bytes)]
         return min(filter(None, sizes), default=None)

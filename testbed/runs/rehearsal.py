@@ -74,7 +74,7 @@ def rehearse_codecs(settings: Settings, arms: Iterable[Arm]) -> None:
     """Raise `UsageError` if an arm's codec cannot make a step, or a paced run cannot know what it sends at a target."""
     preset = settings.preset
     for arm in arms:
-        if arm.exchange in ("local", "ids"):  # no codec
+        if not arm.sends_kv:
             if settings.target is not None:
                 plan_for(arm, preset, settings.target, timed_layers=settings.target.layers)
             continue

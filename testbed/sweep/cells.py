@@ -132,7 +132,7 @@ def checks_of(sweep: Sweep, cells: list[Timed], *, full: bool) -> list[Timed]:
         return [_trained(*_named(each, cells), each.get("steps")) for each in sweep.check]
 
     def asks(cell: Timed) -> tuple[bool, ...]:
-        between = cell.arm.link == "bw" and cell.arm.exchange != "local"
+        between = cell.arm.link == "bw" and cell.arm.exchanges
         network, named = cell.whole.network, cell.arm.name in (sweep.exact, sweep.control)
         return not between, named, network.total_bps > _EASY_BPS, network.impaired
 

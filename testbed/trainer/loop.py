@@ -95,7 +95,7 @@ class Trainer:
         self.layout = Layout(arm.layout, self.world)
         self.model = Decoder(preset.model, seed=seed).to(self.device)
         self.model.recompute = preset.recompute
-        layers = preset.model.layers if arm.exchange not in ("local", "ids") else 0
+        layers = preset.model.layers if arm.sends_kv else 0
         self.codecs = Codecs(
             make_codec(
                 at_scale(arm.codec, preset),
@@ -320,7 +320,7 @@ class Trainer:
                     expected += sent.payload
                     messages += sent.messages
         others = self.world - 1
-        if self.pace and self.arm.exchange != "local":
+        if self.pace and self.arm.exchanges:
             plan = self.pace.plan
             messages = plan.messages_to_a_peer(plan.timed_layers) * others
             if plan.modelled_goodput_bps is None:

@@ -17,6 +17,7 @@ from emulation.nodes.engine import OWNER, RUN, SEEN_BY, engine_address
 from tests.docker.conftest import IMAGE, build, fill
 from tests.docker.own_engine import BASE, make_base
 from tests.runs.nobody import NOBODY, as_nobody, nobodys
+from tests.runs.test_execute import ALL_REDUCE
 from tests.runs.tiny import PRESET, TARGET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -190,6 +191,19 @@ def test_programs_links_that_change_and_nodes_that_fail(user, image, shaper_imag
     said = done.stdout.splitlines()
     assert len([line for line in said if line.startswith("n1:")]) == 60
     assert 0 < len([line for line in said if line.startswith("n0:")]) < 60
+
+
+@pytest.mark.acceptance
+def test_torchruns_own_rendezvous_meets_by_name(image, tmp_path):
+    """c10d in containers: one node keeps the store, and finds that by its host's name."""
+    run_it = "python -W ignore -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id 7"
+    program = (
+        f"cat > /tmp/program.py <<'END'\n{ALL_REDUCE}END\n{run_it} --rdzv-endpoint $MASTER_ADDR:29511 /tmp/program.py"
+    )
+    words = ("exec", "--bw", "100mbit", "--nodes", "2", *on("docker", image), "--", "sh", "-c", program)
+    done = run("root", tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("sum 3") == 2
 
 
 @pytest.mark.parametrize("user", BESIDE_FIRST)
@@ -419,3 +433,16 @@ bw = ["40mbit"]
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "runs" / "grid" / "sweep.json").read_text())["states"] == {"done": 2}
     assert ours() == []
+    # another image by the same name: what was timed in the one is not taken for the other's
+    assert "2 cells are there" not in run_testbed(tmp_path, "sweep", "grid.toml", "--dry-run").stdout
+    docker("tag", image, f"{IMAGE}-before")
+    changed = docker("run", "-d", "--network", "none", "--user", "0:0", image, "sh", "-c", "echo more > /etc/more")
+    try:
+        docker("wait", changed)
+        docker("commit", changed, image)
+        said = run_testbed(tmp_path, "sweep", "grid.toml", "--dry-run").stdout
+        assert "2 cells are there of another state (image) and left aside: --keep-older" in " ".join(said.split())
+    finally:
+        docker("rm", "-f", changed)
+        docker("tag", f"{IMAGE}-before", image)
+        docker("rmi", f"{IMAGE}-before")

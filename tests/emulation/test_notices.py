@@ -30,6 +30,9 @@ sh("ip -n n1 route add 192.0.2.0/24 dev eth0; ip -n n1 route del 192.0.2.0/24 de
 sh("ip -n switch rule add pref 50 from 192.0.2.1 blackhole; ip -n switch rule del pref 50")""", "switch: a rout"),
     "an address": ("""
 sh("ip -n n0 addr add 192.0.2.9/32 dev eth0; ip -n n0 addr del 192.0.2.9/32 dev eth0")""", "n0: an address was"),
+    "more than there is room for": ("""
+lines = "addr add 192.0.2.9/32 dev eth0\\naddr del 192.0.2.9/32 dev eth0\\n" * 2000
+subprocess.run(["ip", "-n", "n0", "-batch", "-"], input=lines, text=True, check=True)""", "n0: more changed than"),
     "nothing": ("pass", None),
 }  # fmt: skip
 

@@ -71,6 +71,7 @@ with NetnsBackend(net(4)) as backend:
     return verify.capacity(backend) | {"seconds": time.monotonic() - began}
 """)
     assert found["aggregate_bps"] > 5e8
+    assert 1 < found["round_trip_us"] < 20_000
     assert found["seconds"] < 5
 
 

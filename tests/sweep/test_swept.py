@@ -1,15 +1,19 @@
 """What `testbed sweep` leaves, and that it goes on from there."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.runs.tiny import command, environment, marked, run_testbed
+from tests.runs.test_kill import family, first_process
+from tests.runs.tiny import command, environment, run_testbed
 from tests.sweep.tiny import ARMS, POINTS, grid, summaries, sweep_till_done, valid
 from tests.worlds import needs_world
 
@@ -90,27 +94,63 @@ def test_cells_that_have_read_another_text_are_left_aside_or_kept_and_marked(swe
     assert table["val_loss"].equals(pd.read_parquet(swept / "runs" / "grid" / "results.parquet")["val_loss"])
 
 
+KILLS = [
+    ("to learn after", "driver"),
+    ("to learn after", "testbed.runs.learners"),
+    ("to time, about", "driver"),
+    ("to time, about", "testbed.sweep.timing"),
+    ("to time, about", "testbed.runs.rank"),
+    ("to time, about", "first process"),
+    ("s a step", "driver"),
+]
+"""The line after which it dies: learning, proving and timing, between two cells; and who: a process by its program."""
+
+
+def pid_of(victim: str, process: subprocess.Popen[str], mark: str) -> int:
+    """As soon as it is there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if victim == "driver":
+            return process.pid
+        with suppress(AssertionError, OSError):
+            if victim == "first process":
+                return first_process(mark)
+            for pid in family(mark):
+                if victim in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                    return pid
+        time.sleep(0.02)
+    raise AssertionError(f"there was no {victim} within a minute")
+
+
 @pytest.mark.acceptance
-def test_killed_it_goes_on_and_loses_nothing_that_was_done(swept, tmp_path):
-    """kill -9 between two cells: finished ones are not redone, and what is learned is the same to the last digit."""
+@pytest.mark.parametrize(("line", "victim"), KILLS)
+def test_killed_it_goes_on_and_loses_nothing_that_was_done(swept, tmp_path, line, victim):
+    """kill -9 in each phase: nothing is left, what was finished is not redone, and what is learned is the same to the
+    last digit."""
     arms = ("decentralised", "control")
     grid(tmp_path, seeds=(0,), arms=arms)
+    mark = f"sweep-kill-{KILLS.index((line, victim))}-{os.getpid()}"
     process = subprocess.Popen(
-        command("sweep", "grid.toml"), cwd=tmp_path, env=environment("sweep-kill"), stdout=subprocess.DEVNULL
-    )
+        command("sweep", "grid.toml", "--no-report"),
+        cwd=tmp_path, env=environment(mark), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     folder = tmp_path / "runs" / "grid"
-    deadline = time.monotonic() + 120
-    while len(summaries(folder)) < len(arms) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    there = summaries(folder)
-    kept = valid(folder)
-    assert len(arms) <= len(there) < len(POINTS) * len(arms)
+    assert process.stdout is not None
+    with process.stdout:
+        assert any(line in said for said in process.stdout), f"it ended before it said: {line}"
+        os.kill(pid_of(victim, process, mark), signal.SIGKILL)
+        there, kept = summaries(folder), valid(folder)
+        said = process.stdout.read()
+        process.wait(300)
+    assert "Traceback" not in said
+    if victim == "driver":
+        assert len(there) < len(POINTS) * len(arms)
+    else:
+        assert "FAILED" in said
     gone = time.monotonic() + 10
-    while marked("sweep-kill") and time.monotonic() < gone:
+    while family(mark) and time.monotonic() < gone:
         time.sleep(0.1)
-    assert marked("sweep-kill") == []
+    assert family(mark) == []
     again = sweep_till_done(tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {cell: there[cell] for cell in kept}.items() <= summaries(folder).items()
