@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / ".venv/.installed").exists(), reason="`make setup` was not typed here")
 
 
-MAKES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+MAKES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS")
 UNMADE = {key: value for key, value in os.environ.items() if key not in MAKES}
 """As typed in a shell, also where `make test` started us."""
 

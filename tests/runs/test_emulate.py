@@ -232,16 +232,20 @@ def test_unpaced_times_are_measured(unpaced):
 
 
 def test_live_trains_for_the_given_time(tmp_path):
-    """LIVE composes nothing: steps on the clock, paced, until the time is up."""
+    """LIVE composes nothing: steps on the clock, paced, until the time is up. On a busy machine one of so few may overrun
+    its time, and nothing takes it again: then the arm is said to be invalid, and why."""
     done = run_testbed(
         tmp_path, "emulate", "--bw", "50mbit", "--live", "2s", "--arms", "latent,control", "--nodes", "2",
         "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--json", "--no-report",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "runs" / "run"
     comparison = read(folder / "comparison.json")
     assert json.loads(done.stdout) == comparison
     assert comparison["mode"] == "live"
+    invalid = [why for arm in comparison["arms"] if not arm["valid"] for why in arm["why"]]
+    assert bool(invalid) == bool(done.returncode)
+    assert all("overrun" in why for why in invalid), invalid
     for arm in comparison["arms"]:
         steps = read(folder / arm["arm"] / "summary.json")["timed"]["steps"]
         assert steps[-2]["time_seconds"] < 2 <= steps[-1]["time_seconds"]

@@ -98,7 +98,7 @@ def test_code_decides(package, file, old, new):
             "testbed.runs.learners",
             identity.LEARNING,
             {
-                "analysis.compose",
+                "analysis.intervals",
                 "collector.trace",
                 "emulation.errors",
                 "errors",
@@ -108,13 +108,13 @@ def test_code_decides(package, file, old, new):
                 "targets",
             },
         ),
-        ("testbed.runs.serve", identity.TIMING, {"analysis.compose", "errors", "runs.directory", "runs.identity"}),
+        ("testbed.runs.serve", identity.TIMING, {"analysis.intervals", "errors", "runs.directory", "runs.identity"}),
         (
             "testbed.runs.comparison",
             identity.TIMING,
             {
-                "analysis.compose",
                 "analysis.formats",
+                "analysis.intervals",
                 "commandline",
                 "errors",
                 "networks",
