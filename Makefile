@@ -5,6 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# uv where it is there, with the same pins. PyTorch's own index has builds for processors alone, a tenth of the size.
+UV     := $(shell command -v uv)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --index-strategy unsafe-best-match,$(BIN)/pip install --quiet --disable-pip-version-check)
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+
 # What a user may set; each becomes a flag of the command when it is given.
 flag = $(if $($(1)),--$(2)="$($(1))")
 FLAGS_link    = $(call flag,BW,bw) $(call flag,DOWN,down) $(call flag,DELAY,delay) $(call flag,JITTER,jitter) \
@@ -32,10 +37,14 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "'$$tool' is not on this machine: type 'sudo apt-get install iproute2 util-linux', then this again." >&2; exit 2; }; done
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; 'make … PYTHON=python3.11' chooses one." >&2; exit 2; }
+	@test ! -L $(VENV) || \
+		{ echo "$(VENV) is a link: what is installed would go where it points to. Remove it, then type this again." >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; PyTorch is most of it) …"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ echo "The venv module is missing: type 'sudo apt-get install python3-venv', then this again." >&2; exit 2; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(PIP_ARGS)
+	@index=; if ! command -v nvidia-smi >/dev/null && $(PYTHON) -c \
+		'import urllib.request; urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=5)' 2>/dev/null; \
+	then index="--extra-index-url $(CPU_TORCH)"; fi; $(INSTALL) $$index -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $@
 
 quick: $(STAMP) ## first light, about a minute: no exchange, exact, and 3.5 % of its bytes, for two nodes at BW=25mbit

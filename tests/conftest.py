@@ -22,6 +22,11 @@ from tests.sweep.tiny import grid, sweep_till_done
 gc.set_threshold(SELDOM)  # as `testbed` does: among what a suite imports there is nothing to collect
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """As in a run: one thread per rank."""

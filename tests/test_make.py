@@ -52,6 +52,46 @@ def test_quick_shows_what_an_exchange_is_worth(tmp_path):
     assert len(list((tmp_path / "runs" / "run" / "figures").glob("*.png"))) >= 4
 
 
+def setup(folder: Path, tools: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`make setup` in a folder, where a program of `tools` comes before all others."""
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["make", "setup"], cwd=folder, env=UNMADE | path | variables, capture_output=True, text=True, check=False
+    )
+
+
+def test_nothing_is_installed_through_a_link(tmp_path):
+    """A .venv that is one belongs to another checkout."""
+    other, folder = tmp_path / "other", tmp_path / "checkout"
+    (other / "bin").mkdir(parents=True)
+    folder.mkdir()
+    (folder / ".venv").symlink_to(other)
+    done = setup(folder, other)
+    assert done.returncode == 2
+    assert "is a link" in done.stderr
+    assert [path.name for path in other.rglob("*")] == ["bin"]
+
+
+def test_uv_installs_the_same_pins_where_it_is_there(tmp_path):
+    """By what it is asked for: a program of that name, which writes its words down."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "uv").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tools / "uv").chmod(0o755)
+    folder = tmp_path / "checkout"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "pip").write_text("#!/bin/sh\nexit 1\n")
+    (folder / ".venv" / "bin" / "pip").chmod(0o755)
+    done = setup(folder, tools)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:2] == ["pip", "install"]
+    assert asked[asked.index("-c") :] == ["-c", "constraints.txt", "-e", ".[dev]"]
+    assert ".venv/bin/python" in asked
+
+
 SLEEPS = """
 import os, time
 

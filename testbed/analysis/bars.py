@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from testbed.analysis.captions import caption, kinds_sentence, modelled_links
 from testbed.analysis.formats import MISSING, significant, size, usable
 from testbed.analysis.load import Comparison
-from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, hover, shown, styled
+from testbed.analysis.style import GREY, INK, KINDS, bottom, canvas, hover, shown_arms, styled
 
 __all__ = ["data_bytes", "data_step_time", "figure_bytes", "figure_step_time"]
 
@@ -66,7 +66,7 @@ def figure_step_time(comparison: Comparison) -> Figure:
             axes[1].set_xlim(0, near)
             axes[1].set_xlabel("seconds per step, enlarged")
             _totals(axes[1], totals)
-        _arm_axis(figure, axes, list(totals.index))
+        _arm_axis(figure, axes, [shown_arms(comparison)[name] for name in totals.index])
         bottom(figure, _part_legend(table))
     return figure
 
@@ -124,8 +124,8 @@ def _arm_axis(figure: Figure, axes: list[Axes], names: list[str]) -> None:
         one.grid(axis="y", visible=False)
         one.set_yticks(range(len(names)), [""] * len(names))
         one.tick_params(axis="y", length=0)
-    axes[0].set_yticks(range(len(names)), [shown(name) for name in names])
-    longest = max((len(shown(name)) for name in names), default=0)
+    axes[0].set_yticks(range(len(names)), names)
+    longest = max(map(len, names), default=0)
     figure.subplots_adjust(left=0.035 + 0.0092 * longest)
 
 
@@ -209,7 +209,7 @@ def figure_bytes(comparison: Comparison) -> Figure:
         axes[0].xaxis.set_major_formatter(lambda value, _: size(value))
         axes[0].xaxis.set_minor_formatter(lambda *_: "")
         axes[0].set_xlabel("bytes that a node sends per step (logarithmic), mean over nodes")
-        _arm_axis(figure, axes, names)
+        _arm_axis(figure, axes, [shown_arms(comparison)[name] for name in names])
         bottom(figure, _byte_legend(table))
     return figure
 

@@ -25,7 +25,7 @@ from testbed.analysis.style import (
     hover,
     kind_legend,
     marker,
-    shown,
+    shown_arms,
     styled,
 )
 
@@ -105,7 +105,7 @@ def _curves(
     axes: Axes, comparison: Comparison, table: pd.DataFrame, style: Callable[[str], Any], *, key: str, training: bool
 ) -> list[tuple[EndLabel, tuple[np.ndarray, np.ndarray]]]:
     """Draw each arm's lines; returns a label and the validated line of each arm that has one."""
-    names, ends = arm_names(comparison), []
+    names, called, ends = arm_names(comparison), shown_arms(comparison), []
     for name in names:
         rows = table[(table["arm"] == name) & table["x"].notna()].sort_values("step")
         if rows.empty:
@@ -121,7 +121,7 @@ def _curves(
         hover(line, [_told(name, row) for row in valid.to_dict("records")])
         axes.fill_betweenx(valid["val_loss"], valid["low"], valid["high"], color=look["color"], alpha=0.18, linewidth=0)
         x, y = valid["x"].to_numpy(float), valid["val_loss"].to_numpy(float)
-        text = f"{shown(name)} {significant(y[-1], 4)}"
+        text = f"{called[name]} {significant(y[-1], 4)}"
         ends.append((EndLabel(text=text, x=x[-1], y=y[-1], colour=look["color"]), (x, y)))
     return ends
 

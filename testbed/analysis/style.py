@@ -30,6 +30,7 @@ __all__ = [
     "kind_legend",
     "marker",
     "shown",
+    "shown_arms",
     "styled",
 ]
 
@@ -143,6 +144,11 @@ def shown(name: str, width: int = 22) -> str:
         if len(name) <= width
         else name[: width - 1] + "…"
     )
+
+
+def shown_arms(comparison: Comparison) -> dict[str, str]:
+    """What figures call each arm, by name: its name, and where its times are not valid, that."""
+    return {arm["arm"]: shown(arm["arm"]) + ("" if arm.get("valid") else " (not valid)") for arm in comparison.arms}
 
 
 def kind_legend(kinds: list[str], words: dict[str, str]) -> list[Line2D]:

@@ -5,6 +5,7 @@ order of the files nor on where they lie.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from testbed.data.batch import Split, Stream, digest_of
 __all__ = ["Corpus", "standard_library", "standard_library_files"]
 
 _HELD_OUT_ONE_IN = 10
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Folders that are not looked into: they may hold ten times as many files."""
 
 
 def _one_document() -> np.ndarray:
@@ -47,9 +50,13 @@ class Corpus:
 
 
 def standard_library_files(root: Path | None = None) -> Iterator[Path]:
-    """The `*.py` files below `root` (default: `standard_library_folder`), without site-packages and links."""
-    for path in sorted((root or standard_library_folder()).rglob("*.py")):
-        if "site-packages" not in path.parts and "dist-packages" not in path.parts and not path.is_symlink():
+    """The `*.py` files below `root` (default: `standard_library_folder`), without links and what pip installs there."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root or standard_library_folder()):
+        folders[:] = [name for name in folders if name not in _INSTALLED]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    for path in sorted(found):
+        if not path.is_symlink():
             yield path
 
 

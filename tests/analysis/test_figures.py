@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
+from testbed.analysis.bars import figure_bytes, figure_step_time
 from testbed.analysis.captions import caption
 from testbed.analysis.figures import (
     FIGURES,
@@ -134,3 +135,14 @@ def test_training_loss_is_drawn_against_time_only_where_nothing_was_validated():
 
     assert faint(figure_loss_against_hours(shown)) == 0
     assert faint(figure_loss_against_hours(without)) == faint(figure_loss_against_step(shown)) == len(facts["arms"])
+
+
+@pytest.mark.parametrize("draw", [figure_loss_against_hours, figure_loss_against_step, figure_step_time, figure_bytes])
+def test_an_arm_that_is_not_valid_says_so_where_its_name_stands(draw):
+    """Negative control: one that is valid does not."""
+    comparison = _comparison()
+    arms = {arm["arm"]: arm for arm in comparison.comparison["arms"]}
+    arms["subspace"] |= {"valid": False, "why": ["its link was changed"]}
+    texts = [text.get_text() for text in draw(comparison).findobj(Text)]
+    assert any(text.startswith("subspace") and "(not valid)" in text for text in texts)
+    assert not any(text.startswith("latent") and "(not valid)" in text for text in texts)

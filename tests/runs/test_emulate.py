@@ -232,8 +232,8 @@ def test_unpaced_times_are_measured(unpaced):
 
 
 def test_live_trains_for_the_given_time(tmp_path):
-    """LIVE composes nothing: steps on the clock, paced, until the time is up. On a busy machine one of so few may overrun
-    its time, and nothing takes it again: then the arm is said to be invalid, and why."""
+    """LIVE composes nothing: steps on the clock, paced, until the time is up. On a busy machine one of so few may
+    overrun its time, and nothing takes it again: then the arm is said to be invalid, and why."""
     done = run_testbed(
         tmp_path, "emulate", "--bw", "50mbit", "--live", "2s", "--arms", "latent,control", "--nodes", "2",
         "--preset", PRESET, "--target", TARGET, "--name", "run", "--share", "--json", "--no-report",

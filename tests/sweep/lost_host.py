@@ -2,9 +2,11 @@
 
 The first worker dies when it has begun; another comes, and does it all. `python -m tests.sweep.lost_host FOLDER` prints
 what was said of the orders, and how many had begun at each moment. `… FOLDER none`: there is no worker for us.
+`… FOLDER stranger`: the worker has other sources; `… FOLDER twin`: the same ones, elsewhere.
 """
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -71,8 +73,32 @@ def refuse() -> dict[str, Any]:
         return {"refused": str(error)}
 
 
+def meet(place: Path, *, stranger: bool) -> dict[str, Any]:
+    """A worker whose checkout is a copy, which a stranger has changed by a comment, is told to learn."""
+    from testbed.config import Preset, load_toml
+    from testbed.config.arms import arm_named
+    from testbed.runs.experiment import Cell
+    from testbed.runs.learning import order_of
+    from testbed.sweep.hosts import RESOURCE, Hosts
+
+    root = Path(__file__).resolve().parents[2]
+    for name in ("emulation", "testbed", "experiments"):
+        shutil.copytree(root / name, place / "checkout" / name)
+    if stranger:
+        with (place / "checkout" / "testbed" / "model.py").open("a") as file:
+            file.write("# another\n")
+    preset = load_toml(Preset, "presets", str(root / "tests" / "runs" / "tiny_preset.toml"))
+    cell = Cell(preset_name="tiny", preset=preset, arm=arm_named("control"), seed=0, nodes=2)
+    cluster = _head()
+    cluster.add_node(**_HERE, resources={RESOURCE: 1}, env_vars={"PYTHONPATH": str(place / "checkout")})
+    with Hosts(cluster.address) as hosts:
+        served = list(hosts.serve("testbed.runs.learners", [order_of([cell], Path("learned"))], place / "out"))
+    return {"said": served[0][1], "files": [path.name for path in (place / "out").rglob("*.json")], "cell": cell.hash}
+
+
 def main() -> int:
-    found = refuse() if sys.argv[2:] else lose(Path(sys.argv[1]))
+    place, mode = Path(sys.argv[1]), (*sys.argv[2:], "")[0]
+    found = lose(place) if not mode else refuse() if mode == "none" else meet(place, stranger=mode == "stranger")
     print(json.dumps(found), flush=True)
     return 0
 

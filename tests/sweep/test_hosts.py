@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -37,10 +38,11 @@ def test_an_address_without_a_ray_is_refused(tmp_path):
     assert (done.returncode, "--launcher ray" in done.stderr) == (2, True)
 
 
-def on_a_cluster(*words: str) -> dict:
-    """What `tests.sweep.lost_host` found."""
+def on_a_cluster(place: Path, *words: str) -> dict:
+    """What `tests.sweep.lost_host` found, typed in that folder: of another, Python would import what lies there."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sweep.lost_host", *words],
+        [sys.executable, "-m", "tests.sweep.lost_host", str(place), *words],
+        cwd=place,
         env=environment(),
         capture_output=True,
         text=True,
@@ -53,7 +55,7 @@ def on_a_cluster(*words: str) -> dict:
 
 def test_what_a_lost_host_was_given_goes_to_another(tmp_path):
     """A head and a worker, which is given one order at a time and dies in its first; another worker does both."""
-    found = on_a_cluster(str(tmp_path))
+    found = on_a_cluster(tmp_path)
     assert found["said"] == [[1, [{"done": 1}]], [2, [{"done": 2}]]]
     assert (found["at_once"], found["again"], found["in_all"]) == (1, 2, 3)
     for number in (1, 2):
@@ -63,4 +65,20 @@ def test_what_a_lost_host_was_given_goes_to_another(tmp_path):
 
 def test_a_ray_whose_workers_are_not_for_us_is_refused(tmp_path):
     """A head alone: nobody would ever run a cell."""
-    assert "testbed_host" in on_a_cluster(str(tmp_path), "none")["refused"]
+    assert "testbed_host" in on_a_cluster(tmp_path, "none")["refused"]
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("mode", ["stranger", "twin"])
+def test_a_host_of_other_sources_carries_nothing_out(tmp_path, mode):
+    """On a real Ray, whose worker imports another checkout; one that is the same to the last byte does."""
+    found = on_a_cluster(tmp_path, mode)
+    failed = [message["why"] for message in found["said"] if "failed" in message]
+    if mode == "twin":
+        assert failed == []
+        assert f"{found['cell']}.json" in found["files"]
+    else:
+        assert len(failed) == 1
+        assert "this host has other program" in failed[0]
+        assert "install the same commit" in failed[0]
+        assert found["files"] == []

@@ -1,5 +1,6 @@
 """A trainer of seconds on ranks that are threads, for the tests of this folder."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from testbed.config import Arm, Preset, load_toml
 from testbed.config.arms import arm_named
 from testbed.data.source import Source, open_source
+from testbed.runs.learners import Shared
 from testbed.trainer import Trainer, WarmStart, warm_start
 from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET
@@ -14,8 +16,10 @@ from tests.runs.tiny import PRESET
 TINY = load_toml(Preset, "presets", PRESET)
 
 
+@functools.cache
 def source(preset: Preset) -> Source:
-    return open_source(preset.data, seed=0, chunks=preset.task_chunks, context=preset.context)
+    """The same for all ranks and tests: its text is read once."""
+    return Shared(open_source(preset.data, seed=0, chunks=preset.task_chunks, context=preset.context))
 
 
 def arm(name: str, preset: Preset = TINY, **changes: Any) -> Arm:

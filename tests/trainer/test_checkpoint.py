@@ -1,5 +1,6 @@
 """Resuming is going on as if nothing had happened; what cannot be gone on with is refused."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -157,7 +158,7 @@ def test_another_text_under_the_same_name_is_refused(tmp_path, monkeypatch):
     real, known = source, source(TINY).sha256
 
     def another(preset):
-        mix = real(preset)
+        mix = copy.copy(real(preset))  # the one of all tests
         mix.sha256 = known[::-1]
         return mix
 
