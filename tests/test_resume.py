@@ -54,12 +54,12 @@ def test_only_what_passed_is_left_out(workers, tmp_path):
     """Neither what failed, nor what was skipped, nor what failed at its end; with workers too."""
     (tmp_path / "test_it.py").write_text(SUITE)
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    ran = []
+    ran, plugins = [], ("-p", "xdist", "-p", "no:cacheprovider")
     for _ in range(3):
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "--resume=done.jsonl"],
+            [sys.executable, "-m", "pytest", "-q", *plugins, *workers, "--resume=done.jsonl"],
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             check=False,
             timeout=280,
         )

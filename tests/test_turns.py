@@ -130,14 +130,20 @@ def test_never():
 
 def suite(place: Path, flaky: int) -> "subprocess.CompletedProcess[str]":
     """A suite of links with the hooks of this one, on two workers."""
-    (place / "conftest.py").write_text("from tests.conftest import *\n")
+    (place / "conftest.py").write_text("from tests.conftest import *\ndel one_thread  # needs PyTorch\n")
     (place / "pytest.ini").write_text("[pytest]\nmarkers =\n    world\n    alone\n")
     (place / "test_it.py").write_text(FLAKY.replace("COUNT", str(flaky)))
-    order = ("pytest", "-q", "-raR", "-p", "no:cacheprovider", "-n", "2", "--dist", "load", "test_it.py")
+    plugins = ("-p", "xdist", "-p", "rerunfailures", "-p", "no:cacheprovider")
+    order = ("pytest", "-q", "-raR", *plugins, "-n", "2", "--dist", "load", "test_it.py")
     return subprocess.run(
         [sys.executable, "-m", *order],
         cwd=place,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": str(place)},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "TMPDIR": str(place),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -72,7 +72,7 @@ def test_what_differs_is_said_with_both_values(pair):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("first",), "other"),
+        (("first",), "The one to set beside it"),
         (("first", "secund"), "second"),
         (("first", "unfinished"), "holds no finished comparison"),
         (("first", "broken"), "holds no record of ours"),
