@@ -244,6 +244,8 @@ FAULTS = tuple(
         ("AdamW.step", "inspect.unwrap(torch.optim.AdamW.step)(self, closure)", "None", _OPTIMIZER),
         ("AdamW.__init__", "weight_decay=weight_decay, fused", "fused", _OPTIMIZER),
         ("capacity", "datagrams(probers, backend.network.unshaped())", "([], [])", "tests/emulation/test_verify.py"),
+        ("standard_library_files", "if name not in _INSTALLED", "if True", "tests/data/test_batch.py"),
+        ("standard_library_files", "if not path.is_symlink()", "if True", "tests/data/test_batch.py"),
         # two runs side by side
         ("differences", "left.get(what) != right.get(what)", "False", "tests/runs/test_differences.py"),
         ("_apart", "> (left", "> 10 * (left", "tests/runs/test_differences.py"),

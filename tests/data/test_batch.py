@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.data.batch import Stream
-from testbed.data.corpus import Corpus, standard_library
+from testbed.data.corpus import Corpus, standard_library, standard_library_files
 from testbed.data.recall import RecallMix
 
 
@@ -53,6 +53,31 @@ def test_files_are_documents(tmp_path):
         for begin in packed.starts.tolist():
             assert text[begin:].startswith(b"value = ")
             assert begin == 0 or text[begin - 2 : begin] == b"\n\n"
+
+
+def test_only_the_librarys_own_files_are_read_in_the_order_of_their_paths(tmp_path):
+    """Neither what pip has installed, at any depth, nor links; a folder before files whose names begin with its."""
+    for name in (
+        "b/a.py",
+        "b.py",
+        "b-c.py",
+        "a/z.py",
+        "a/b/c.py",
+        "site-packages/p.py",
+        "a/dist-packages/q.py",
+        "a/t.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "b.py")
+    (tmp_path / "folder").symlink_to(tmp_path / "b")
+    found = [str(path.relative_to(tmp_path)) for path in standard_library_files(tmp_path)]
+    assert found == ["a/b/c.py", "a/z.py", "b/a.py", "b-c.py", "b.py"]
+    assert found == [
+        str(path.relative_to(tmp_path))
+        for path in sorted(tmp_path.rglob("*.py"))
+        if not {"site-packages", "dist-packages"} & set(path.parts) and not path.is_symlink()
+    ]
 
 
 def test_a_cut_does_not_copy_where_documents_begin():
