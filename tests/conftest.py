@@ -19,6 +19,11 @@ from tests.resume import Resume
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done
 
+if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" not in os.environ:  # as it is in suites within the suite, which have no such test
+    import hypothesis
+
+    hypothesis.settings.register_profile("suite", deadline=None)  # how long something takes is no test here
+    hypothesis.settings.load_profile("suite")
 gc.set_threshold(SELDOM)  # as `testbed` does: among what a suite imports there is nothing to collect
 
 

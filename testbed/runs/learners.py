@@ -26,6 +26,7 @@ from testbed.data.batch import Batch, Split
 from testbed.data.source import Source, open_source
 from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
+from testbed.runs.child import ending_with_parent
 from testbed.runs.directory import write_json
 from testbed.runs.identity import check_host, host_content
 from testbed.runs.records import combine_validations
@@ -184,7 +185,11 @@ def main() -> None:
         replies.write(json.dumps(message) + "\n")
 
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    with ending_with_parent():
+        _serve(order, reply)
+
+
+def _serve(order: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
     preset = parse(Preset, order["preset"], "preset")
     mix = Shared(open_source(preset.data, seed=order["seed"], chunks=preset.task_chunks, context=preset.context))
     cell = ""
@@ -211,11 +216,6 @@ def main() -> None:
         traceback.print_exc()
         reply({"failed": cell, "why": f"{type(error).__name__}: {error}"})
         sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ group goes on in another process.
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,28 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from testbed.analysis.formats import counted
+from testbed.runs.child import start_child
 from testbed.runs.directory import environment
 from testbed.runs.experiment import Cell
 from testbed.runs.identity import host_content
 
-__all__ = ["Learning", "groups_of", "order_of", "start_child"]
+__all__ = ["Learning", "groups_of", "order_of"]
 
 _OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu", "cpu_features", "host")
-
-
-def start_child(module: str, log: Path) -> subprocess.Popen[str]:
-    """A process that takes an order as a JSON line and answers with JSON lines. It ends with our end of the pipe."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for us
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
 
 
 class Learning:

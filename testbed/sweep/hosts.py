@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import UsageError
-from testbed.runs.learning import start_child
+from testbed.runs.child import start_child
 
 __all__ = ["RESOURCE", "Hosts"]
 

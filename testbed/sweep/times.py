@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from testbed.analysis.formats import counted
+from testbed.runs.child import start_child
 from testbed.runs.directory import read_json, write_failed
-from testbed.runs.learning import start_child
 from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import Timed
 from testbed.sweep.hosts import Hosts

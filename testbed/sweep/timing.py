@@ -9,7 +9,6 @@ process, too, and whoever ordered the rest goes on in another.
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from emulation.network import Network
 from emulation.world import run_in_world
 from testbed.config import Arm, Preset, parse
 from testbed.errors import LossChanged, TestbedError
+from testbed.runs.child import ending_with_parent
 from testbed.runs.directory import environment
 from testbed.runs.identity import check_host, host_content
 from testbed.runs.settings import Settings
@@ -221,11 +221,6 @@ def check_learned(result: "ArmResult", known: dict[str, Any]) -> None:
             )
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
 def main() -> int:
     """Serve one order."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -236,8 +231,8 @@ def main() -> int:
         replies.write(json.dumps(message) + "\n")
 
     def serve() -> int:
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-        return _Session(order, reply).run()
+        with ending_with_parent():
+            return _Session(order, reply).run()
 
     backend = order["groups"][0]["settings"]["backend"]
     if backend == "host":

@@ -103,6 +103,7 @@ def test_code_decides(package, file, old, new):
                 "emulation.errors",
                 "errors",
                 "pace",
+                "runs.child",
                 "runs.directory",
                 "runs.identity",
                 "targets",
