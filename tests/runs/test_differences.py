@@ -85,3 +85,16 @@ def test_bad_input_is_one_sentence(pair, words, said):
     done = run_testbed(pair, "diff", *words)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("times", "said"), [(0.9, "by no more than their 95 % intervals"), (1.1, "by more than their 95 % intervals in: ")]
+)
+def test_times_differ_where_their_intervals_do_not_touch(pair, times, said):
+    """By nine tenths, and by eleven tenths, of both intervals together."""
+    file = pair / "runs" / "second" / "comparison.json"
+    record = json.loads(file.read_text())
+    arm = next(arm for arm in record["arms"] if arm["step_seconds_ci95"])
+    arm["step_seconds_mean"] += times * 2 * arm["step_seconds_ci95"]
+    file.write_text(json.dumps(record))
+    assert said in " ".join(run_testbed(pair, "diff", "first", "second").stdout.split())
