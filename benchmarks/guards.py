@@ -350,11 +350,8 @@ def main() -> int:
         top = copy_of(Path(folder))
         current = {fault.key: fingerprint(top, fault) for fault in chosen}
         found = {key: line for key, line in done.items() if line["of"] == current.get(key)}
-        again = [
-            fault
-            for fault in chosen
-            if fault.key not in found or (asked.survivors and found[fault.key]["result"] == "survived")
-        ]
+        known = {key for key, line in found.items() if not (asked.survivors and line["result"] == "survived")}
+        again = [fault for fault in chosen if fault.key not in known]
         print(f"{len(again)} of {len(chosen)} faults to try", flush=True)
         whole = sorted({test for each in again for test in each.tests.split()})
         if whole:
@@ -369,17 +366,15 @@ def main() -> int:
             _put(file, text)
             result, by = tried(top, tests, many=asked.survivors)
             _put(file, before)
-            found[fault.key] = line = {
-                "fault": fault.key,
-                "of": current[fault.key],
-                "commit": commit()[:12],
+            found[fault.key] = {"fault": fault.key, "of": current[fault.key], "commit": commit()[:12]}
+            found[fault.key] |= {
                 "tests": " ".join(tests),
                 "result": result,
                 "by": by,
-                "seconds": round(time.monotonic() - begun, 1),
+                "seconds": round(time.monotonic() - begun),
             }
             print(f"{result:9} {fault.key!r} {by}", flush=True)
-            _keep({**_done(), fault.key: line})
+            _keep(_done() | {fault.key: found[fault.key]})
     results = [found[fault.key]["result"] for fault in chosen]
     noticed = results.count("noticed")
     print(f"{noticed} of {len(results)} noticed ({noticed / len(results):.0%}), {results.count('broken')} broken")

@@ -50,7 +50,7 @@ def test_a_result_is_of_its_function_and_its_tests(guards, tmp_path):
     source.write_text("def add(a, b):\n    return a + b  # and more\n")
     second = guards.fingerprint(tmp_path, fault)
     source.write_text("def add(a, b):\n    return a + b\n")
-    test.write_text("def test_one(): assert True\n")
+    test.write_text("def test_one(): add(1, 2)\n")
     assert len({first, second, guards.fingerprint(tmp_path, fault)}) == 3
 
 
