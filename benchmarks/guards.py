@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -361,18 +360,13 @@ def main() -> int:
                 return 1
         for fault in again:
             file, text, _ = place(top, fault)
-            before, begun = file.read_text(encoding="utf-8"), time.monotonic()
+            before = file.read_text(encoding="utf-8")
             tests = _WHOLE if asked.survivors else fault.tests.split()
             _put(file, text)
             result, by = tried(top, tests, many=asked.survivors)
             _put(file, before)
             found[fault.key] = {"fault": fault.key, "of": current[fault.key], "commit": commit()[:12]}
-            found[fault.key] |= {
-                "tests": " ".join(tests),
-                "result": result,
-                "by": by,
-                "seconds": round(time.monotonic() - begun),
-            }
+            found[fault.key] |= {"tests": " ".join(tests), "result": result, "by": by}
             print(f"{result:9} {fault.key!r} {by}", flush=True)
             _keep(_done() | {fault.key: found[fault.key]})
     results = [found[fault.key]["result"] for fault in chosen]
