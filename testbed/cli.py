@@ -47,6 +47,7 @@ from testbed.commands import (
     Verify,
 )
 from testbed.errors import TestbedError, UsageError, in_words
+from testbed.records import ComparisonRecord, plain
 from testbed.runs.asked import Asked, network_for
 from testbed.runs.console import NARROW, WIDE, console_of
 from testbed.runs.nodes import make_nodes, require_image
@@ -57,7 +58,6 @@ __all__ = ["main"]
 
 _LAYOUT = "\n\t"
 """What a log in a sentence may have."""
-_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +127,7 @@ def _guarded(main: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         print(f"testbed: {legible(in_words(error))}", file=sys.stderr)
-        return 2 if error.errno in _NO_NAMES else 1
+        return 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
     except KeyboardInterrupt:
         print("testbed: interrupted; everything is taken down", file=sys.stderr)
         return 130
@@ -161,15 +161,15 @@ def _emulate(command: Emulate, _: list[str]) -> int:
         return _in_world(run, settings.backend)
 
 
-def _conclude(folder: Path, record: dict[str, Any], console: Console, command: Emulate) -> int:
+def _conclude(folder: Path, record: ComparisonRecord, console: Console, command: Emulate) -> int:
     from testbed.analysis.load import load_comparison
     from testbed.analysis.summary import print_summary
 
     print_summary(load_comparison(folder), console)
     _say_where(folder, console, report=not command.no_report)
     if command.json:
-        print(json.dumps(record))
-    invalid = [arm["arm"] for arm in record["arms"] if not arm["valid"]]
+        print(json.dumps(plain(record)))
+    invalid = [arm.arm for arm in record.arms if not arm.valid]
     if invalid:
         console.print(f"status 1: {', '.join(invalid)} not valid, and why stands above", style="red")
     return 1 if invalid else 0
@@ -291,13 +291,13 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
 
     done = load_sweep(folder)
     print_sweep(done, console)
-    if record["failed"]:
+    if record.failed:
         logs = folder / ("cells/*/output.log" if done.of_commands else "logs")
         console.print(f"logs of what failed: {escape(str(logs))}", soft_wrap=True)
     _say_where(folder, console, report=not command.no_report)
     if command.json:
-        print(json.dumps(record))
-    states = {*done.table["state"], *(check["state"] for check in record["checks"])}
+        print(json.dumps(plain(record)))
+    states = {*done.table["state"], *(check.state for check in record.checks)}
     return 1 if states & {"failed", "invalid"} else 0
 
 
@@ -382,7 +382,7 @@ def _clean(command: Clean, _: list[str]) -> int:
     return 0
 
 
-_HANDLERS: dict[type, Callable[[Any, list[str]], int]] = {
+_HANDLERS: dict[type, Callable[..., int]] = {
     Emulate: _emulate,
     Verify: _verify,
     Exec: _exec,

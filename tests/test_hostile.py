@@ -24,7 +24,8 @@ from testbed.config.tree import load_toml, read_toml
 from testbed.data.hub import HubSet
 from testbed.errors import UsageError
 from testbed.networks import NetworkSpec
-from testbed.runs.directory import check_name, read_json, run_folder
+from testbed.records import read_json
+from testbed.runs.directory import check_name, run_folder
 from testbed.sweep.grid import Sweep
 from testbed.targets import Target
 from tests.analysis.test_report import NASTY, comparison_folder

@@ -106,7 +106,7 @@ def test_an_interrupt_ends_every_part_of_the_suite(tmp_path):
     """Ctrl-C while tests run in the foreground and beside: the status says so, and no process is left."""
     marker, mark = tmp_path / "sleeps", f"make-test-{os.getpid()}"
     (tmp_path / "test_sleeps.py").write_text(SLEEPS.format(marker))
-    (tmp_path / "test_links.py").write_text("import pytest\npytestmark = pytest.mark.waits\n" + SLEEPS.format(marker))
+    (tmp_path / "test_links.py").write_text("import pytest\npytestmark = pytest.mark.world\n" + SLEEPS.format(marker))
     variables = {key: value for key, value in environment(mark).items() if key not in MAKES}
     process = subprocess.Popen(
         ["env", "--default-signal=INT", "make", "test", f"ARGS=--rootdir={tmp_path} {tmp_path}"],

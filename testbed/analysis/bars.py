@@ -27,17 +27,17 @@ def data_step_time(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for arm in comparison.arms:
         parts = {
-            "compute": arm.get("compute_seconds_median"),
-            "exchange": arm.get("exchange_seconds_median"),
-            "sync": arm.get("sync_seconds_per_step"),
+            "compute": arm.compute_seconds_median,
+            "exchange": arm.exchange_seconds_median,
+            "sync": arm.sync_seconds_per_step,
         }
-        mean = arm.get("step_seconds_mean")
+        mean = arm.step_seconds_mean
         if usable(mean):
-            parts["other"] = max(0.0, mean - sum(parts[name] or 0.0 for name in ("compute", "exchange")))
-        link = "modelled" if arm.get("link") == "modelled" else "measured"
-        kinds = {"compute": "modelled" if comparison.paced else "measured"}
+            parts["other"] = max(0.0, mean - arm.compute_seconds_median - arm.exchange_seconds_median)
+        link = "modelled" if arm.link == "modelled" else "measured"
+        kinds = {"compute": "modelled" if comparison.record.paced else "measured"}
         for part, seconds in parts.items():
-            rows.append({"arm": arm["arm"], "part": part, "seconds": seconds, "kind": kinds.get(part, link)})
+            rows.append({"arm": arm.arm, "part": part, "seconds": seconds, "kind": kinds.get(part, link)})
     table = pd.DataFrame(rows, columns=["arm", "part", "seconds", "kind"])
     return table.assign(seconds=table["seconds"].astype(float))
 
@@ -155,7 +155,7 @@ def _part_legend(table: pd.DataFrame) -> list[Patch]:
 
 
 def _bytes_note(comparison: Comparison) -> str:
-    filled = ", ballast up to the target's sizes included" if comparison.paced else ""
+    filled = ", ballast up to the target's sizes included" if comparison.record.paced else ""
     links = modelled_links(comparison)
     modelled = f" Modelled: {links}." if links else ""
     return (
@@ -170,18 +170,16 @@ def data_bytes(comparison: Comparison) -> pd.DataFrame:
     Averaging the weights counts as other payload, spread over the steps between two averagings.
     """
     rows = []
-    every = comparison.comparison.get("sync_every") or 1
+    every = comparison.record.sync_every
     for arm in comparison.arms:
-        kv, payload = arm.get("kv_payload_bytes_per_step"), arm.get("payload_bytes_per_step")
-        other = (
-            payload - kv + (arm.get("sync_payload_bytes_each") or 0) / every if usable(kv) and usable(payload) else None
-        )
-        wire = arm.get("wire_bytes_per_step")
+        kv, payload = arm.kv_payload_bytes_per_step, arm.payload_bytes_per_step
+        other = payload - kv + (arm.sync_payload_bytes_each or 0) / every if usable(kv) and usable(payload) else None
+        wire = arm.wire_bytes_per_step
         if usable(wire):
-            wire += (arm.get("sync_wire_bytes_each") or 0) / every
-        kind = "modelled" if arm.get("link") == "modelled" else "measured"
+            wire += (arm.sync_wire_bytes_each or 0) / every
+        kind = "modelled" if arm.link == "modelled" else "measured"
         for what, count in (("kv", kv), ("other", other), ("wire", wire)):
-            rows.append({"arm": arm["arm"], "what": what, "bytes": count, "kind": kind})
+            rows.append({"arm": arm.arm, "what": what, "bytes": count, "kind": kind})
     table = pd.DataFrame(rows, columns=["arm", "what", "bytes", "kind"])
     return table.assign(bytes=table["bytes"].astype(float))
 

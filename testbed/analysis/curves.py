@@ -47,10 +47,13 @@ _WORDS = {
 
 def data_loss_against_hours(comparison: Comparison) -> pd.DataFrame:
     """What `figure_loss_against_hours` shows: the table, with the warm start's time in `hours`."""
-    table = comparison.table.assign(warm_start_seconds=comparison.warm_seconds)
+    warm = comparison.record.warm_start_seconds
+    table = comparison.table.assign(warm_start_seconds=warm)
     for name in ("time", "low", "high"):
         column = "time_seconds" if name == "time" else f"time_{name}"
-        table["hours" if name == "time" else f"hours_{name}"] = (table[column] + comparison.warm_seconds) / 3600
+        table["hours" if name == "time" else f"hours_{name}"] = (
+            table[column] + comparison.record.warm_start_seconds
+        ) / 3600
     return table
 
 
@@ -134,7 +137,7 @@ def _told(name: str, row: dict[Hashable, Any]) -> str:
 
 def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: float, unit: str) -> None:
     """Limits and scale of the time axis, and the warm start's span on it."""
-    warm = comparison.warm_seconds / 3600 * factor
+    warm = comparison.record.warm_start_seconds / 3600 * factor
     last = table.groupby("arm")["x"].max().dropna()
     last = last[last > 0]
     if len(last) and last.max() > _LOG_FROM * last.min():
@@ -154,10 +157,10 @@ def _time_axis(axes: Axes, comparison: Comparison, table: pd.DataFrame, factor: 
         axes.xaxis.set_major_locator(MaxNLocator(6, prune="upper"))  # its number would reach beyond the figure
     axes.set_xlabel(f"time ({unit})")
     if warm:
-        kind = comparison.comparison.get("warm_start_kind") or "modelled"
+        kind = comparison.record.warm_start_kind
         axes.axvspan(axes.get_xlim()[0], warm, color="#EDEDED", zorder=0.5, linewidth=0)
         axes.axvline(warm, color=GREY, linestyle=KINDS.get(kind, "-"), linewidth=1, zorder=0.6)
-        text = f"warm start, {kind}, {duration(comparison.warm_seconds)}"
+        text = f"warm start, {kind}, {duration(comparison.record.warm_start_seconds)}"
         axes.annotate(
             text,
             (warm, 0.985),

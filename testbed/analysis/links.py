@@ -23,15 +23,15 @@ def data_links(comparison: Comparison) -> pd.DataFrame:
     """What `figure_links` shows: a row per link, phase and load, and how far its goodput is off."""
     rows = [
         {
-            "link": link["name"],
-            "direction": link.get("direction"),
-            "phase": link.get("phase"),
+            "link": link.name,
+            "direction": link.direction,
+            "phase": link.phase,
             "load": load,
-            "expected_bps": link.get("expected_bps"),
-            "measured_bps": link.get(f"{load}_bps"),
+            "expected_bps": link.expected_bps,
+            "measured_bps": measured,
         }
-        for link in comparison.comparison.get("links") or []
-        for load in _LOADS
+        for link in comparison.record.links
+        for load, measured in (("alone", link.alone_bps), ("together", link.together_bps))
     ]
     table = pd.DataFrame(rows, columns=["link", "direction", "phase", "load", "expected_bps", "measured_bps"])
     table = table.assign(**{name: table[name].astype(float) for name in ("expected_bps", "measured_bps")})

@@ -1,10 +1,9 @@
 """A comparison on disk: its tidy table is written at the end of a run, and read by all that follows."""
 
-import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pandas as pd
 from testbed.analysis.compose import compose
 from testbed.analysis.relations import with_nats
 from testbed.errors import UsageError
+from testbed.records import ArmRecord, ArmSummary, ComparisonRecord, Conditions, read_record
 
 __all__ = [
     "COLUMNS",
@@ -51,25 +51,14 @@ _TIMES = ("time_seconds", "time_low", "time_high")
 class Comparison:
     """What was compared, and its table of losses and times."""
 
-    comparison: dict[str, Any]
-    """As in `comparison.json`."""
+    record: ComparisonRecord
     table: pd.DataFrame
     """A row per arm and step, with `COLUMNS`."""
 
     @property
-    def arms(self) -> list[dict[str, Any]]:
+    def arms(self) -> tuple[ArmRecord, ...]:
         """The arms' figures, in their order."""
-        return with_nats(self.comparison["arms"])
-
-    @property
-    def warm_seconds(self) -> float:
-        """The warm start's share of every arm's time."""
-        return self.comparison.get("warm_start_seconds") or 0.0
-
-    @property
-    def paced(self) -> bool:
-        """Whether compute time is modelled: held to a target's, rather than this machine's own."""
-        return self.comparison.get("pace") not in (None, "none")
+        return self.record.arms
 
 
 def run_of_notebook(variable: str, name: str) -> Path:
@@ -93,85 +82,73 @@ def load_comparison(path: Path | str) -> Comparison:
     for file in (source, results):
         if not file.is_file():
             raise UsageError(f"{folder} holds no {file.name}: it is no finished comparison")
-    try:
-        comparison = json.loads(source.read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{source} is not valid JSON ({error}): the run did not end as it should") from None
-    _check_version(comparison.get("schema_version"), source)
+    record = read_record(ComparisonRecord, source)
     table = pd.read_parquet(results)
-    _check_version(table.attrs.get("schema_version"), results)
-    return Comparison(comparison=comparison, table=table)
+    if (found := table.attrs.get("schema_version")) != SCHEMA_VERSION:
+        raise UsageError(f"{results} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only")
+    return Comparison(record=replace(record, arms=tuple(with_nats(record.arms))), table=table)
 
 
-def _check_version(found: Any, file: Path) -> None:
-    if found != SCHEMA_VERSION:
-        raise UsageError(f"{file} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only")
-
-
-def write_results(folder: Path | str, comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> Comparison:
-    """Write `results.parquet` and `results.csv` into `folder`, from each arm's `summary.json` by its name."""
-    table = results_table(comparison, summaries)
+def write_results(folder: Path | str, record: ComparisonRecord, summaries: Mapping[str, ArmSummary]) -> Comparison:
+    """Write `results.parquet` and `results.csv` into `folder`, from each arm's summary by its name."""
+    table = results_table(record, summaries)
     table.to_parquet(Path(folder) / "results.parquet", index=False)
     table.to_csv(Path(folder) / "results.csv", index=False)
-    return Comparison(comparison=comparison, table=table)
+    return Comparison(record=record, table=table)
 
 
-def results_table(comparison: dict[str, Any], summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def results_table(record: ComparisonRecord, summaries: Mapping[str, ArmSummary]) -> pd.DataFrame:
     """The tidy table: an arm without summary (it failed) has no rows, one without timed steps no times."""
-    parts = [arm_table(comparison, arm, summaries[arm["arm"]]) for arm in comparison["arms"] if arm["arm"] in summaries]
+    parts = [arm_table(record, summaries[arm.arm]) for arm in record.arms if arm.arm in summaries]
     parts = [part for part in parts if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
     table.attrs["schema_version"] = SCHEMA_VERSION
     return table
 
 
-def arm_table(comparison: dict[str, Any], arm: dict[str, Any], summary: dict[str, Any]) -> pd.DataFrame:
+def arm_table(conditions: Conditions, summary: ArmSummary) -> pd.DataFrame:
     """The rows of one arm, with `COLUMNS`: its losses by step on the clock of its timed steps."""
-    learned, timed = summary.get("learned") or {}, summary.get("timed") or {}
-    validations = pd.DataFrame(learned.get("validations") or [], columns=["step", *_VALIDATED])
-    losses = list(learned.get("loss") or [])
-    if comparison["mode"] == "composed":
-        clock = _composed_clock(comparison, arm, timed, steps=len(losses))
+    validations = pd.DataFrame(map(asdict, summary.learned.validations), columns=["step", *_VALIDATED])
+    if conditions.mode == "composed":
+        losses = summary.learned.loss
+        clock = _composed_clock(conditions, summary, steps=len(losses))
     else:
-        clock, losses = _measured_clock(timed, losses)
+        clock, losses = _measured_clock(summary)
     curve = pd.DataFrame({"step": np.arange(1, len(losses) + 1), "loss": pd.Series(losses, dtype=float)})
     start = pd.DataFrame({"step": [0], "time_seconds": [0.0], "time_low": [0.0], "time_high": [0.0]})
     clock = pd.concat([start, clock], ignore_index=True)
     table = curve.merge(validations, on="step", how="outer").merge(clock, on="step", how="left")
     table = table.astype(dict.fromkeys(("loss", *_VALIDATED, *_TIMES), float))
-    table = table.assign(arm=arm["arm"], time_kind=_time_kind(comparison, arm), loss_kind="measured")
+    table = table.assign(arm=summary.arm, time_kind=_time_kind(conditions, summary), loss_kind="measured")
     return table[list(COLUMNS)]
 
 
-def _time_kind(comparison: dict[str, Any], arm: dict[str, Any]) -> str:
-    if arm.get("link") == "modelled":
+def _time_kind(conditions: Conditions, arm: ArmRecord) -> str:
+    if arm.link == "modelled":
         return "modelled"
-    return "composed" if comparison["mode"] == "composed" else "measured"
+    return "composed" if conditions.mode == "composed" else "measured"
 
 
-def _composed_clock(
-    comparison: dict[str, Any], arm: dict[str, Any], timed: dict[str, Any], *, steps: int
-) -> pd.DataFrame:
-    measured = [step["step_seconds"] for step in timed.get("steps") or [] if step.get("valid", True)]
+def _composed_clock(conditions: Conditions, summary: ArmSummary, *, steps: int) -> pd.DataFrame:
+    timed = summary.timed
+    measured = [step.step_seconds for step in timed.steps if step.valid]
     if not measured or not steps:
         return pd.DataFrame(columns=["step", *_TIMES], dtype=float)
     return compose(
         measured,
-        timed.get("sync_seconds") or [],
+        timed.sync_seconds,
         steps=steps,
-        sync_every=None if arm.get("sync") == "gradients" else comparison["sync_every"],
+        sync_every=None if summary.sync == "gradients" else conditions.sync_every,
         warm_seconds=0.0,
-        seed=comparison.get("seed") or 0,
-        unsure_seconds=(timed.get("steps") or [{}])[0].get("unsure_seconds"),
+        seed=conditions.seed,
+        unsure_seconds=timed.steps[0].unsure_seconds,
     )
 
 
-def _measured_clock(timed: dict[str, Any], learned: list[float]) -> tuple[pd.DataFrame, list[float]]:
+def _measured_clock(summary: ArmSummary) -> tuple[pd.DataFrame, tuple[float, ...]]:
     """Time after each step as it was read, and the losses of those very steps (else the learned ones)."""
-    steps = timed.get("steps") or []
-    losses = [step.get("loss") for step in steps]
-    if not steps or any(loss is None for loss in losses):
-        losses = learned
-    times = [step.get("time_seconds") for step in steps]
-    clock = pd.DataFrame({"step": [step["step"] + 1 for step in steps], "time_seconds": pd.Series(times, dtype=float)})
+    steps = summary.timed.steps
+    losses = tuple(step.loss for step in steps) or summary.learned.loss
+    times = pd.Series([step.time_seconds for step in steps], dtype=float)
+    clock = pd.DataFrame({"step": [step.step + 1 for step in steps], "time_seconds": times})
     return clock.assign(time_low=clock["time_seconds"], time_high=clock["time_seconds"]), losses

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.errors import UsageError
+from testbed.records import ComparisonRecord
 
 __all__ = ["APART", "COLUMNS", "PARITY", "SCHEMA_VERSION", "WORTH", "code_of", "interval", "judge", "results_table"]
 
@@ -105,7 +106,7 @@ def judge(
     margin: float = math.inf,
     asked: int,
     code: Sequence[Record] = (),
-    times: Record | None = None,
+    times: ComparisonRecord | None = None,
 ) -> Record:
     """The whole answer: by preset, every arm against the exact exchange, against none, and against the `nulls`.
     `margin`: nats above exact up to which an arm may be at parity. `asked`: cells there are to
@@ -126,9 +127,7 @@ def judge(
         "cells_asked": asked,
         "code": list(code),
         "interval": "95 % interval by Student's t over seeds",
-        "times": None
-        if times is None
-        else {"of": times.get("name"), "mode": times.get("mode"), "pace": times.get("pace")},
+        "times": None if times is None else {"of": times.name, "mode": times.mode, "pace": times.pace},
         "presets": presets,
     }
 
@@ -156,7 +155,7 @@ def _judge_preset(
     control: str,
     nulls: Sequence[str],
     margin: float,
-    times: Record | None,
+    times: ComparisonRecord | None,
 ) -> Record:
     final = rows.groupby(["arm", "seed"], sort=False).tail(1).set_index(["arm", "seed"])
     clock = _clock(rows, times)
@@ -330,12 +329,11 @@ def _at(rows: pd.DataFrame, arm: str, step: float) -> pd.Series:
     )
 
 
-def _clock(rows: pd.DataFrame, times: Record | None) -> _Clock:
+def _clock(rows: pd.DataFrame, times: ComparisonRecord | None) -> _Clock:
     """Seconds of a step with its share of synchronisation, as an emulated run has them."""
     seconds, kinds = {}, {}
-    for arm in (times or {}).get("arms", []):
-        mean, sync = arm.get("step_seconds_mean"), arm.get("sync_seconds_per_step") or 0.0
-        if mean is not None and arm["arm"] in set(rows["arm"]):
-            seconds[arm["arm"]] = float(mean) + float(sync)
-            kinds[arm["arm"]] = "modelled" if arm.get("link") == "modelled" else "measured"
+    for arm in times.arms if times else ():
+        if arm.arm in set(rows["arm"]):
+            seconds[arm.arm] = arm.step_seconds_mean + (arm.sync_seconds_per_step or 0.0)
+            kinds[arm.arm] = "modelled" if arm.link == "modelled" else "measured"
     return _Clock(seconds, kinds, rows.groupby("arm")["steps"].first().to_dict())

@@ -6,11 +6,11 @@ and the command to repeat it. Nothing in it is fetched or executed: no script, n
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import pandas as pd
@@ -28,8 +28,11 @@ from testbed.analysis.sweep_tables import marks
 from testbed.analysis.sweeps import Sweep, load_sweep
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
+from testbed.records import ArmRecord, CheckRow, Conditions
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report", "write_run_figures"]
+
+T = TypeVar("T")
 
 _MOST_ROWS = 200
 _LONG = 40
@@ -122,34 +125,34 @@ def page_of(folder: Path) -> Page:
 
 # -- a comparison
 
-_STEP_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "arm": lambda arm: arm["arm"],
-    "exchange": lambda arm: arm["exchange"],
-    "codec": lambda arm: arm.get("codec") or MISSING,
-    "link": lambda arm: arm["link"],
-    "rate asked": lambda arm: rate(arm.get("rate_bps"), digits=4),
-    "rate measured": lambda arm: rate(arm.get("rate_measured_bps"), digits=4),
-    "seconds a step": lambda arm: _with(arm.get("step_seconds_mean"), arm.get("step_seconds_ci95")),
-    "steps timed": lambda arm: trimmed(arm["steps_timed"]) if arm.get("steps_timed") else MISSING,
-    "K,V MB a step": lambda arm: megabytes(arm.get("kv_payload_bytes_per_step")),
-    "wire MB a step": lambda arm: megabytes(arm.get("wire_bytes_per_step")),
+_STEP_COLUMNS: dict[str, Callable[[ArmRecord], str]] = {
+    "arm": lambda arm: arm.arm,
+    "exchange": lambda arm: arm.exchange,
+    "codec": lambda arm: arm.codec or MISSING,
+    "link": lambda arm: arm.link,
+    "rate asked": lambda arm: rate(arm.rate_bps, digits=4),
+    "rate measured": lambda arm: rate(arm.rate_measured_bps, digits=4),
+    "seconds a step": lambda arm: _with(arm.step_seconds_mean, arm.step_seconds_ci95),
+    "steps timed": lambda arm: trimmed(arm.steps_timed) if arm.steps_timed else MISSING,
+    "K,V MB a step": lambda arm: megabytes(arm.kv_payload_bytes_per_step),
+    "wire MB a step": lambda arm: megabytes(arm.wire_bytes_per_step),
 }
-_QUALITY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "arm": lambda arm: arm["arm"],
-    "validation loss": lambda arm: significant(arm.get("final_val_loss"), 4),
-    "remote recall": lambda arm: significant(arm.get("recall_accuracy_remote")),
-    "recovered": lambda arm: significant(arm.get("recovered_fraction")),
+_QUALITY_COLUMNS: dict[str, Callable[[ArmRecord], str]] = {
+    "arm": lambda arm: arm.arm,
+    "validation loss": lambda arm: significant(arm.final_val_loss, 4),
+    "remote recall": lambda arm: significant(arm.recall_accuracy_remote),
+    "recovered": lambda arm: significant(arm.recovered_fraction),
 }
 
 
 def _of_comparison(comparison: Comparison, folder: Path) -> Page:
-    facts = comparison.comparison
+    facts = comparison.record
     figures = {name: (partial(draw, comparison), partial(data, comparison)) for name, (draw, data) in FIGURES.items()}
     evidence = {"links": figures.pop("links")}
-    first = folder / comparison.arms[0]["arm"]
+    first = folder / comparison.arms[0].arm
     return Page(
-        title=facts["name"],
-        about=f"{link_words(facts)} · {facts['nodes']} nodes · preset {facts['preset']} · {_kind(facts)}",
+        title=facts.name,
+        about=f"{link_words(facts)} · {facts.nodes} nodes · preset {facts.preset} · {_kind(facts)}",
         question="What does each exchange cost on this link, and what does it keep of what an exchange is worth?",
         verdict=[(text, style.endswith("red")) for text, style in sentences(comparison)],
         sections=[
@@ -167,21 +170,18 @@ def _of_comparison(comparison: Comparison, folder: Path) -> Page:
     )
 
 
-_VALIDITY: dict[str, Callable[[dict[str, Any]], str]] = {
-    "arm": lambda arm: arm["arm"],
-    "valid": lambda arm: "yes" if arm.get("valid") else "NO",
-    "invalid steps": lambda arm: str(arm.get("invalid_steps", MISSING)),
-    "suspect steps": lambda arm: str(arm.get("suspect_steps", MISSING)),
-    "suspect synchronisations": lambda arm: str(arm.get("suspect_syncs", MISSING)),
-    "why": lambda arm: (
-        "; ".join([*(arm.get("why") or []), arm.get("suspect_why") or "", arm.get("caution") or ""]).strip("; ")
-        or MISSING
-    ),
+_VALIDITY: dict[str, Callable[[ArmRecord], str]] = {
+    "arm": lambda arm: arm.arm,
+    "valid": lambda arm: "yes" if arm.valid else "NO",
+    "invalid steps": lambda arm: str(arm.invalid_steps),
+    "suspect steps": lambda arm: str(arm.suspect_steps),
+    "suspect synchronisations": lambda arm: str(arm.suspect_syncs),
+    "why": lambda arm: "; ".join([*arm.why, arm.suspect_why or "", arm.caution or ""]).strip("; ") or MISSING,
 }
 
 
-def _kind(facts: dict[str, Any]) -> str:
-    return f"paced as {facts['target']}, {facts['mode']}" if facts.get("target") else "this machine's own speed"
+def _kind(facts: Conditions) -> str:
+    return f"paced as {facts.target}, {facts.mode}" if facts.target else "this machine's own speed"
 
 
 # -- a sweep
@@ -211,19 +211,18 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
     record, table = sweep.record, sweep.table
     rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # pyrefly: ignore
     varied: dict[str, Callable[[dict[str, Any]], str]] = {
-        key: lambda row, key=key: str(row[key]) for key in record["varied"]
+        key: lambda row, key=key: str(row[key]) for key in record.varied
     }
-    states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
-    failed = [row for row in [*rows, *record["checks"]] if row["state"] in ("failed", "invalid")]
+    states = ", ".join(f"{count} {state}" for state, count in record.states.items())
+    failed = [row for row in [*rows, *map(vars, record.checks)] if row["state"] in ("failed", "invalid")]
     problems = [_table(_FAILED_COLUMNS, _once(failed))]
-    left_out = [{**each["point"], "reason": each["reason"]} for each in record["excluded"]]
+    left_out = [{**each.point, "reason": each.reason} for each in record.excluded]
     return Page(
-        title=record["title"],
-        about=f"{record['cells']} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
-        question=record["question"],
+        title=record.title,
+        about=f"{record.cells} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
+        question=record.question,
         verdict=[(sentence, any(word in sentence for word in _BAD)) for sentence in verdict(sweep)]
-        + [(f"{counted(len(record['failed']), 'cell')} failed; the reasons stand below.", True)]
-        * bool(record["failed"]),
+        + [(f"{counted(len(record.failed), 'cell')} failed; the reasons stand below.", True)] * bool(record.failed),
         sections=[
             Section(
                 title="Were the links what was asked?",
@@ -239,10 +238,10 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
                         title="Composed, held against trained",
                         text="Cells that were also trained step by step on their links, by as many nodes as learn. "
                         "Every step's loss must be that which was learned off the link, or the check fails.",
-                        tables=[_table(_CHECK_COLUMNS, record["checks"])],
+                        tables=[_table(_CHECK_COLUMNS, record.checks)],
                     )
                 ]
-                if record["checks"]
+                if record.checks
                 else []
             ),
             Section(
@@ -264,20 +263,20 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
 def _of_commands(sweep: Sweep, folder: Path) -> Page:
     """What became of a user's own command at every point."""
     record, table = sweep.record, sweep.table
-    states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+    states = ", ".join(f"{count} {state}" for state, count in record.states.items())
     ended = table[table["state"] == "done"]
     fastest, slowest = ended["wall_seconds"].min(), ended["wall_seconds"].max()
     verdict = [(f"It took {significant(fastest)} to {significant(slowest)} s.", False)] if len(ended) else []
     if bad := int((ended["exit_status"] != 0).sum()):
         verdict.append((f"{bad} of {len(ended)} cells ended with a status that is not 0.", True))
     return Page(
-        title=record["title"],
-        about=f"{record['cells']} cells ({states}) of a command",
-        question=record["question"],
+        title=record.title,
+        about=f"{record.cells} cells ({states}) of a command",
+        question=record.question,
         verdict=[
             *verdict,
-            *[(note, True) for note in record["notes"]],
-            *[(f"{counted(len(record['failed']), 'cell')} failed (column why).", True)] * bool(record["failed"]),
+            *[(note, True) for note in record.notes],
+            *[(f"{counted(len(record.failed), 'cell')} failed (column why).", True)] * bool(record.failed),
         ],
         sections=[
             Section(title="Cells", text="Measured: wall time and bytes. said_…: by the command.", tables=[_data(table)])
@@ -300,18 +299,18 @@ _LINK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-_CHECK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "cell": lambda row: row["point"],
-    "arm": lambda row: row["arm"],
-    "seed": lambda row: str(row["seed"]),
-    "nodes": lambda row: str(row.get("nodes", MISSING)),
-    "link": lambda row: row.get("link", MISSING),
-    "steps": lambda row: str(row["steps"]),
-    "seconds, trained": lambda row: significant(row.get("trained_seconds"), 5),
-    "seconds, composed": lambda row: significant(row.get("composed_seconds"), 5),
-    "difference": lambda row: percent(row["difference"], signed=True) if "difference" in row else MISSING,
-    "state": lambda row: row["state"],
-    "why": lambda row: row["why"] or MISSING,
+_CHECK_COLUMNS: dict[str, Callable[[CheckRow], str]] = {
+    "cell": lambda row: row.point,
+    "arm": lambda row: row.arm,
+    "seed": lambda row: str(row.seed),
+    "nodes": lambda row: MISSING if row.nodes is None else str(row.nodes),
+    "link": lambda row: row.link or MISSING,
+    "steps": lambda row: str(row.steps),
+    "seconds, trained": lambda row: significant(row.trained_seconds, 5),
+    "seconds, composed": lambda row: significant(row.composed_seconds, 5),
+    "difference": lambda row: percent(row.difference, signed=True),
+    "state": lambda row: row.state,
+    "why": lambda row: row.why or MISSING,
 }
 
 
@@ -371,7 +370,7 @@ def _plain(value: Any) -> str:
     return MISSING if value is None else str(value)
 
 
-def _table(columns: dict[str, Callable[[dict[str, Any]], str]], rows: Sequence[dict[str, Any]]) -> TableShown:
+def _table(columns: Mapping[str, Callable[[T], str]], rows: Sequence[T]) -> TableShown:
     return TableShown(columns=list(columns), rows=[[_Text(text(row)) for text in columns.values()] for row in rows])
 
 

@@ -148,7 +148,7 @@ def shown(name: str, width: int = 22) -> str:
 
 def shown_arms(comparison: Comparison) -> dict[str, str]:
     """What figures call each arm, by name: its name, and where its times are not valid, that."""
-    return {arm["arm"]: shown(arm["arm"]) + ("" if arm.get("valid") else " (not valid)") for arm in comparison.arms}
+    return {arm.arm: shown(arm.arm) + ("" if arm.valid else " (not valid)") for arm in comparison.arms}
 
 
 def kind_legend(kinds: list[str], words: dict[str, str]) -> list[Line2D]:
@@ -162,4 +162,4 @@ def kind_legend(kinds: list[str], words: dict[str, str]) -> list[Line2D]:
 
 def arm_names(comparison: Comparison) -> list[str]:
     """Names of the arms, in their order."""
-    return [arm["arm"] for arm in comparison.arms]
+    return [arm.arm for arm in comparison.arms]

@@ -1,7 +1,5 @@
 """The summary at the end of a comparison: two tables of the arms, then what it means in words."""
 
-from typing import Any
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +10,7 @@ from testbed.analysis.formats import MISSING, megabytes, nats_above, percent, ra
 from testbed.analysis.load import Comparison
 from testbed.analysis.style import shown
 from testbed.analysis.words import sentences
+from testbed.records import ArmRecord, Conditions, Ledger
 
 __all__ = ["print_summary", "summary_tables"]
 
@@ -25,32 +24,34 @@ def summary_tables(comparison: Comparison) -> list[Table]:
     costs = _table("link, time and bytes of a step", _COSTS)
     quality = _table(f"quality after {_steps(comparison)} steps", _QUALITY)
     for arm in comparison.arms:
-        name = Text(shown(arm["arm"], 13), style="" if arm.get("valid") else "red")
+        name = Text(shown(arm.arm, 13), style="" if arm.valid else "red")
         costs.add_row(name, *(Text(cell) for cell in _costs(arm)))
         quality.add_row(name, *(Text(cell) for cell in _quality(arm)))
     ledger = _table("ledger: MB of all nodes and timed steps, from what was handed over to what left", _LEDGER)
     for arm in comparison.arms:
-        if arm.get("ledger") and arm.get("link") == "shaped":
-            ledger.add_row(Text(shown(arm["arm"], 13)), *(Text(cell) for cell in _ledger(arm)))
+        if arm.ledger and arm.link == "shaped":
+            ledger.add_row(Text(shown(arm.arm, 13)), *(Text(cell) for cell in _ledger(arm, arm.ledger)))
     return [costs, quality, *([ledger] if ledger.row_count else [])]
 
 
-def _ledger(arm: dict[str, Any]) -> list[str]:
+def _ledger(arm: ArmRecord, ledger: Ledger) -> list[str]:
     """A row of the ledger, in megabytes."""
-    ledger = arm["ledger"]
-    keys = ("payload_bytes", "socket_resent_bytes", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes")
-    suspect = (arm.get("suspect_steps") or 0) + (arm.get("suspect_syncs") or 0)
+    suspect = arm.suspect_steps + arm.suspect_syncs
     return [
-        *(megabytes(ledger[key]) for key in keys),
-        f"{ledger['largest_difference']:.3%}",
-        f"{ledger['queue_drops']}",
+        megabytes(ledger.payload_bytes),
+        megabytes(ledger.socket_resent_bytes),
+        megabytes(ledger.predicted_wire_bytes),
+        megabytes(ledger.wire_tx_bytes),
+        megabytes(ledger.interface_tx_bytes),
+        f"{ledger.largest_difference:.3%}",
+        f"{ledger.queue_drops}",
         f"{suspect}" if suspect else "-",
     ]
 
 
-def _legend(facts: dict[str, Any]) -> str:
-    of = facts.get("nodes_of_target") or facts["nodes"]
-    peers = f"{facts['nodes'] - 1}" + (f" of its {of - 1}" if of != facts["nodes"] else "")
+def _legend(facts: Conditions) -> str:
+    of = facts.nodes_of_target or facts.nodes
+    peers = f"{facts.nodes - 1}" + (f" of its {of - 1}" if of != facts.nodes else "")
     return (
         f"found: from measured goodput; step: seconds; timed: steps × of the target's layers; exact: decentralised; "
         f"MB: from a node to {peers} peers per step, synchronisation apart"
@@ -68,45 +69,44 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 
 def _steps(comparison: Comparison) -> str:
-    counts = sorted({arm["steps"] for arm in comparison.arms if arm.get("steps") is not None})
+    counts = sorted({arm.steps for arm in comparison.arms})
     return MISSING if not counts else "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
 
 
-def _costs(arm: dict[str, Any]) -> list[str]:
-    modelled = arm.get("link") == "modelled"
+def _costs(arm: ArmRecord) -> list[str]:
+    modelled = arm.link == "modelled"
     return [
-        _bits(arm.get("rate_bps")) if arm.get("rate_bps") is not None else "none",
-        "model" if modelled else _bits(arm.get("rate_measured_bps")),
+        _bits(arm.rate_bps) if arm.rate_bps is not None else "none",
+        "model" if modelled else _bits(arm.rate_measured_bps),
         _step(arm),
         _timed(arm),
-        significant(arm.get("step_time_vs_centralised")),
-        megabytes(arm.get("kv_payload_bytes_per_step")),
-        percent(arm.get("kv_bytes_vs_decentralised")),
-        megabytes(arm.get("wire_bytes_per_step")),
+        significant(arm.step_time_vs_centralised),
+        megabytes(arm.kv_payload_bytes_per_step),
+        percent(arm.kv_bytes_vs_decentralised),
+        megabytes(arm.wire_bytes_per_step),
     ]
 
 
-def _quality(arm: dict[str, Any]) -> list[str]:
+def _quality(arm: ArmRecord) -> list[str]:
     return [
-        significant(arm.get("final_val_loss"), 4),
-        nats_above(arm.get("val_loss_above_decentralised")),
-        _short(arm.get("recall_accuracy_remote")),
-        _short(arm.get("recovered_fraction")),
-        "yes" if arm.get("valid") else "NO",
+        significant(arm.final_val_loss, 4),
+        nats_above(arm.val_loss_above_decentralised),
+        _short(arm.recall_accuracy_remote),
+        _short(arm.recovered_fraction),
+        "yes" if arm.valid else "NO",
     ]
 
 
-def _step(arm: dict[str, Any]) -> str:
-    mean, half = arm.get("step_seconds_mean"), arm.get("step_seconds_ci95")
+def _step(arm: ArmRecord) -> str:
+    mean, half = arm.step_seconds_mean, arm.step_seconds_ci95
     if not usable(mean):
         return MISSING
     return f"{significant(mean)}±{significant(half, 1) if usable(half) else '?'}"
 
 
-def _timed(arm: dict[str, Any]) -> str:
-    steps, layers, of = (arm.get(key) for key in ("steps_timed", "layers_timed", "layers_of_target"))
-    text = MISSING if steps is None else f"{steps}"
-    return text if layers is None or of is None else f"{text}×{layers}/{of}"
+def _timed(arm: ArmRecord) -> str:
+    layers, of = arm.layers_timed, arm.layers_of_target
+    return f"{arm.steps_timed}" if layers is None or of is None else f"{arm.steps_timed}×{layers}/{of}"
 
 
 def _bits(bps: float | None) -> str:
@@ -119,8 +119,8 @@ def _short(value: float | None) -> str:
 
 def print_summary(comparison: Comparison, console: Console) -> None:
     """The table, its legend, then sentences: what was won and paid, and what is measured."""
-    facts = comparison.comparison
-    console.print(Text(f"{facts['name']}: {link_words(facts)}"), style="bold")
+    facts = comparison.record
+    console.print(Text(f"{facts.name}: {link_words(facts)}"), style="bold")
     for table in summary_tables(comparison):
         console.print()
         console.print(table)
@@ -128,5 +128,5 @@ def print_summary(comparison: Comparison, console: Console) -> None:
     for sentence, style in sentences(comparison):
         console.print(Text(f"• {sentence}"), style=style)
     for arm in comparison.arms:
-        if arm.get("caution"):
-            console.print(Text(f"• {arm['arm']}: {arm['caution']}"), style="yellow")
+        if arm.caution:
+            console.print(Text(f"• {arm.arm}: {arm.caution}"), style="yellow")

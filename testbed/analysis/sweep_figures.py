@@ -165,7 +165,7 @@ def figure_throughput(sweep: Sweep) -> Figure:
                 speed = f"{significant(row['tokens_per_second'])} tokens/s"
                 hover(dot, [f"{arm} at {rate(row['bandwidth_bps'])}: {speed}, {computes} ({row['link']} link)"])
             ends.append((EndLabel(text=shown(arm), x=x[-1], y=y[-1], colour=tone), (x, y)))
-        for x, y, words in crossovers(table, sweep.record["exact"]):
+        for x, y, words in crossovers(table, sweep.record.exact):
             axes.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
             axes.annotate(words, (x, y), xytext=(6, -16), textcoords="offset points", fontsize=8.5, color=INK)
         low, high = axes.get_ylim()
@@ -250,7 +250,7 @@ def figure_speedup(sweep: Sweep, arm: str) -> Figure:
     """Heat map over bandwidth and delay: the exact exchange's step time over this arm's."""
     table = data_speedup(sweep, arm)
     _, held = at_first(sweep, *HELD)
-    exact = sweep.record["exact"]
+    exact = sweep.record.exact
     note = (
         f"Seconds per step of {exact} over those of {arm}, synchronisation included; ± 95 % interval, in which the "
         "measured rates' own errors count. ≈: unresolved, it holds 1. (m): the link is modelled. Above 1, exchanging "
@@ -324,7 +324,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, tuple[Callable[[], Figure], Callabl
     if done["bandwidth_bps"].nunique() > 1:
         found["bandwidth_needed"] = (lambda: figure_bandwidth_needed(sweep), lambda: data_bandwidth_needed(sweep))
     for arm in sweep.arms:
-        if arm != sweep.record["exact"] and (done["arm"] == arm).any():
+        if arm != sweep.record.exact and (done["arm"] == arm).any():
             found[f"speedup_{arm}"] = (
                 lambda arm=arm: figure_speedup(sweep, arm),
                 lambda arm=arm: data_speedup(sweep, arm),

@@ -26,12 +26,12 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     """A row per point and arm; losses are means over seeds."""
     if sweep.of_commands:
         console.print(_commands(sweep))
-        for note in sweep.record["notes"]:
+        for note in sweep.record.notes:
             console.print(Text(f"• {note}"))
         _print_failed(sweep, console)
         return
-    table = Table(title=Text(shown(sweep.record["title"], 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for key in sweep.record["varied"]:
+    table = Table(title=Text(shown(sweep.record.title, 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for key in sweep.record.varied:
         table.add_column(Text(key), no_wrap=True)
     table.add_column("arm", no_wrap=True)
     for name in _COLUMNS:
@@ -42,7 +42,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         if before not in (None, first["point"]):
             table.add_section()
         before = first["point"]
-        texts = [Text(str(first[key])) for key in sweep.record["varied"]]
+        texts = [Text(str(first[key])) for key in sweep.record.varied]
         table.add_row(*texts, Text(shown(first["arm"], 16)), *_cells(first, rows))
     console.print(table)
     for sentence in verdict(sweep):
@@ -51,20 +51,18 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
 
 
 def _print_failed(sweep: Sweep, console: Console) -> None:
-    checks = {check["cell"]: check for check in sweep.record["checks"]}
-    for cell, why in sweep.record["failed"].items():
-        row = checks.get(cell)
-        if row is None:
-            row = sweep.table[sweep.table["cell"] == cell].iloc[0]
+    checks = {check.cell: check for check in sweep.record.checks}
+    for cell, why in sweep.record.failed.items():
+        row = sweep.table[sweep.table["cell"] == cell].iloc[0] if cell not in checks else vars(checks[cell])
         whose = f"seed {row['seed']}" if sweep.of_commands else row["arm"]
         console.print(Text(f"FAILED: {whose} at {row['point']}: {why.splitlines()[0]}"), style="red")
 
 
 def _commands(sweep: Sweep) -> Table:
     """A row per cell: wall time, bytes, and what the command said."""
-    table = Table(title=Text(shown(sweep.record["title"], 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(title=Text(shown(sweep.record.title, 80)), box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     said = [name for name in sweep.table.columns if name.startswith("said_")]
-    names = [*sweep.record["varied"], "seed", "wall_seconds", "sent_bytes_mean", "exit_status", *said, "state"]
+    names = [*sweep.record.varied, "seed", "wall_seconds", "sent_bytes_mean", "exit_status", *said, "state"]
     for name in names:
         table.add_column(Text(name.removeprefix("said_")), overflow="fold")
     for row in sweep.table.to_dict("records"):
@@ -101,7 +99,7 @@ def _spread(values: pd.Series) -> str:
 def verdict(sweep: Sweep) -> list[str]:
     """What the table says, arm by arm: where it is faster than the exact exchange, and what it costs."""
     done = sweep.table[sweep.table["state"] == "done"]
-    exact, control = sweep.record["exact"], sweep.record["control"]
+    exact, control = sweep.record.exact, sweep.record.control
     found = []
     for arm in sweep.arms:
         rows = done[(done["arm"] == arm) & done["speedup"].notna()]
@@ -127,7 +125,7 @@ def verdict(sweep: Sweep) -> list[str]:
     if count := int((cells["state"] == "invalid").sum()):
         found.append(f"{count} of {len(cells)} cells are invalid: their times are not used (column why).")
     found += doubts(sweep)
-    checks = sorted(sweep.record["checks"], key=lambda check: check["state"] == "done")  # the worst first
+    checks = sorted(sweep.record.checks, key=lambda check: check.state == "done")  # the worst first
     found += [check_sentence(check) for check in checks[:_MOST_CHECKS]]
     return found + [f"{len(checks) - _MOST_CHECKS} more checks: sweep.json."] * (len(checks) > _MOST_CHECKS)
 

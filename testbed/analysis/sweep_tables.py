@@ -17,7 +17,7 @@ HELD = ("bandwidth_bps", "one_way_delay_seconds")
 def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
     """Rows that are done and lie, in all that is varied but `free`, at the first value; and which that is, in words."""
     table = sweep.table[sweep.table["state"] == "done"]
-    held = [key for key in sweep.record["varied"] if _column(key) not in free]
+    held = [key for key in sweep.record.varied if _column(key) not in free]
     words = []
     for key in held:
         values = list(dict.fromkeys(sweep.table[key].astype(str)))
@@ -45,8 +45,9 @@ def doubts(sweep: Sweep) -> list[str]:
     if count := int((cells["older"].fillna("") != "").sum()):
         kinds = "; ".join(sorted({why for why in cells["older"] if why}))
         found.append(f"{count} of {len(cells)} cells are of another state and were kept: {kinds} (marked older).")
-    if len(machines := sweep.record["machines"]) > 1:
-        differ = [key for key in machines[0] if key != "cells" and len({str(each[key]) for each in machines}) > 1]
+    if len(machines := sweep.record.machines) > 1:
+        keys = ("host", "kernel", "cpu", "cpu_features")
+        differ = [key for key in keys if len({getattr(each, key) for each in machines}) > 1]
         found.append(
             f"Cells come from {len(machines)} machines, or states of one, that differ in {', '.join(differ)}: "
             "times may differ for that alone."
@@ -71,7 +72,7 @@ def sweep_caption(sweep: Sweep, note: str, held: str = "", *, learned: bool = Fa
             f"accounting {first['accounting']}",
             f"preset {first['preset']}",
         ]
-    states = ", ".join(f"{count} {state}" for state, count in sweep.record["states"].items())
+    states = ", ".join(f"{count} {state}" for state, count in sweep.record.states.items())
     facts += [f"{seeds} seeds (n = {seeds})"] * learned + [f"cells: {states}"]
     note = " ".join([note, *doubts(sweep)])
     return f"{' · '.join(facts)}. {held + '. ' if held else ''}{note}"

@@ -7,10 +7,11 @@ sweep.json              what was asked, what is there, what failed
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,31 @@ import pandas as pd
 from testbed.analysis.checks import check_rows, trained_curves
 from testbed.analysis.intervals import mean_interval
 from testbed.analysis.load import COLUMNS, arm_table
-from testbed.analysis.relations import CONTROL_ABOVE
+from testbed.analysis.relations import CONTROL_ABOVE, recovered
 from testbed.errors import UsageError
+from testbed.records import (
+    CellEntry,
+    CellSummary,
+    CheckRow,
+    CommandEntry,
+    CommandSummary,
+    Environment,
+    LearnedCell,
+    LearnedSeries,
+    Machine,
+    SweepConfig,
+    SweepRecord,
+    Validation,
+    read_record,
+    write_json,
+)
 from testbed.sweep.grid import described
 
-__all__ = ["SCHEMA_VERSION", "Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
+__all__ = ["Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables"]
 
-SCHEMA_VERSION = 3
+T = TypeVar("T", LearnedCell, CellSummary)
+Row = dict[str, Any]
+"""Of the table, by column."""
 _OF_SUMMARY = (
     "exchange",
     "codec",
@@ -62,8 +81,7 @@ _OF_VALIDATION = ("val_loss", "val_loss_remote", "recall_accuracy_remote")
 class Sweep:
     """What was asked, and its tables."""
 
-    record: dict[str, Any]
-    """As in sweep.json."""
+    record: SweepRecord
     table: pd.DataFrame
     """A row per cell and seed; columns carry their units."""
     curves: pd.DataFrame
@@ -72,7 +90,7 @@ class Sweep:
     @property
     def of_commands(self) -> bool:
         """Whether a user's own command was run, and nothing was trained by us."""
-        return self.record["kind"] == "command"
+        return self.record.kind == "command"
 
     @property
     def arms(self) -> list[str]:
@@ -87,25 +105,17 @@ def load_sweep(path: Path | str) -> Sweep:
         if not (folder / name).is_file():
             raise UsageError(f"{folder} holds no {name}: it is no finished sweep; type testbed sweep again to go on")
     try:
-        record = json.loads((folder / "sweep.json").read_text())
+        record = read_record(SweepRecord, folder / "sweep.json")
         tables = [pd.read_parquet(folder / name) for name in ("results.parquet", "curves.parquet")]
     except (ValueError, OSError) as error:
         said = str(error).splitlines()[0]
         raise UsageError(f"{folder} cannot be read ({said}): type testbed sweep again, which writes it anew") from None
-    if (found := record.get("schema_version")) != SCHEMA_VERSION:
-        raise UsageError(
-            f"{folder / 'sweep.json'} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only"
-        )
-    return Sweep(
-        record=record,
-        table=tables[0],
-        curves=tables[1],
-    )
+    return Sweep(record=record, table=tables[0], curves=tables[1])
 
 
 def conclude(folder: Path, failed: dict[str, str]) -> Sweep:
     """Everything that is made of the cells that are there, written; `failed` holds reasons by cell."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_record(SweepConfig, folder / "config.json")
     table, curves = sweep_tables(folder, config, failed)
     checks = check_rows(folder, config, failed, table, curves)
     curves = trained_curves(folder, checks, table, curves)
@@ -114,82 +124,82 @@ def conclude(folder: Path, failed: dict[str, str]) -> Sweep:
 
 def conclude_commands(folder: Path, failed: dict[str, str]) -> Sweep:
     """The same of a user's own command: wall time, status, bytes, and what it said, in columns `said_…`."""
-    config = json.loads((folder / "config.json").read_text())
-    rows = [_command_row(entry, folder, failed) for entry in config["cells"]]
-    first = ["cell", "seed", "state", "point", *config["varied"], "exit_status", "wall_seconds", "why"]
+    config = read_record(SweepConfig, folder / "config.json")
+    rows = [_command_row(entry, folder, failed) for entry in config.commands]
+    first = ["cell", "seed", "state", "point", *config.varied, "exit_status", "wall_seconds", "why"]
     table = pd.DataFrame(rows)
     table = table.reindex(columns=list(dict.fromkeys([*first, *table.columns])))
     return _written(folder, config, failed, table, pd.DataFrame(columns=["cell", "seed", *COLUMNS]))
 
 
-def _command_row(entry: dict[str, Any], folder: Path, failed: dict[str, str]) -> dict[str, Any]:
-    file = folder / "cells" / entry["cell"] / "summary.json"
-    state = "failed" if entry["cell"] in failed else "done" if file.is_file() else "missing"
-    row: dict[str, Any] = {"cell": entry["cell"], "seed": entry["seed"], "state": state, **entry["point"]}
-    row |= {"point": described(entry["point"]), "why": failed.get(entry["cell"], "")}
+def _command_row(entry: CommandEntry, folder: Path, failed: dict[str, str]) -> Row:
+    file = folder / "cells" / entry.cell / "summary.json"
+    state = "failed" if entry.cell in failed else "done" if file.is_file() else "missing"
+    row: Row = {"cell": entry.cell, "seed": entry.seed, "state": state, **entry.point}
+    row |= {"point": described(entry.point), "why": failed.get(entry.cell, "")}
     if state != "done":
         return row
-    summary = json.loads(file.read_text())
-    for kind in ("sent_bytes", "received_bytes"):
-        counts = summary[kind]
+    summary = read_record(CommandSummary, file)
+    for kind, counts in (("sent_bytes", summary.sent_bytes), ("received_bytes", summary.received_bytes)):
         row[f"{kind}_mean"] = sum(counts.values()) / len(counts)
         row |= {f"{kind}_{node}": count for node, count in counts.items()}
-    row |= {f"bytes_{pair['from']}_to_{pair['to']}": pair["bytes"] for pair in summary["pairs"]}
-    row |= {f"said_{key}": value for key, value in summary["said"].items()}
-    return row | {key: summary[key] for key in ("exit_status", "wall_seconds")}
+    row |= {f"bytes_{pair['from']}_to_{pair['to']}": pair["bytes"] for pair in summary.pairs}
+    row |= {f"said_{key}": value for key, value in summary.said.items()}
+    return row | {"exit_status": summary.exit_status, "wall_seconds": summary.wall_seconds}
 
 
 def _written(
     folder: Path,
-    config: dict[str, Any],
+    config: SweepConfig,
     failed: dict[str, str],
     table: pd.DataFrame,
     curves: pd.DataFrame,
-    checks: Sequence[dict[str, Any]] = (),
+    checks: Sequence[CheckRow] = (),
 ) -> Sweep:
     states = table.drop_duplicates("cell")["state"].value_counts().to_dict()
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": config["kind"],
-        "name": folder.name,
-        **{key: config["sweep"][key] for key in ("title", "question", "exact", "control")},
-        "varied": list(config["varied"]),
-        "cells": int(table["cell"].nunique()),
-        "states": {state: int(count) for state, count in states.items()},
-        "excluded": config["excluded"],
-        "machines": _machines(folder, config),
-        "notes": _notes(table) if config["kind"] == "command" else [],
-        "failed": failed,
-        "checks": list(checks),
-    }
+    record = SweepRecord(
+        kind=config.kind,
+        name=folder.name,
+        title=config.title,
+        question=config.question,
+        exact=config.exact,
+        control=config.control,
+        varied=config.varied,
+        cells=int(table["cell"].nunique()),
+        states={str(state): int(count) for state, count in states.items()},
+        excluded=config.excluded,
+        machines=_machines(folder, config),
+        notes=_notes(table) if config.kind == "command" else (),
+        failed=failed,
+        checks=tuple(checks),
+    )
     table = _of_one_type(table)
     write = {
         "results.parquet": lambda path: table.to_parquet(path, index=False),
         "results.csv": lambda path: table.to_csv(path, index=False),
         "curves.parquet": lambda path: curves.to_parquet(path, index=False),
-        "sweep.json": lambda path: path.write_text(json.dumps(record, indent=2) + "\n"),
     }
     for name, into in write.items():  # by rename, so that whatever is killed each is whole
         partial = folder / f"{name}.partial"
         into(partial)
         partial.replace(folder / name)
+    write_json(folder / "sweep.json", record)
     return Sweep(record=record, table=table, curves=curves)
 
 
-def _machines(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+def _machines(folder: Path, config: SweepConfig) -> tuple[Machine, ...]:
     """On what cells were learned or timed, and how many: none of it decides a loss, and each may decide a time."""
-    found: dict[str, dict[str, Any]] = {}
-    used = {entry["cell"] for entry in config["cells"]}
-    learned = {name for entry in config["cells"] for name in entry.get("learned", {}).values()}
+    used = {entry.cell for entry in (*config.cells, *config.commands)}
+    learned = {name for entry in config.cells for name in entry.learned.values()}
     files = [folder / "cells" / name / "environment.json" for name in sorted(used)]
-    places = [json.loads(file.read_text()) for file in files if file.is_file()]
+    places = [read_record(Environment, file) for file in files if file.is_file()]
     trainers = [folder / "learned" / f"{name}.json" for name in sorted(learned)]
-    places += [json.loads(file.read_text())["environment"] for file in trainers if file.is_file()]
-    for place in places:
-        machine = {key: place.get(key) for key in ("host", "kernel", "cpu", "cpu_features")}
-        one = found.setdefault(json.dumps(machine), machine | {"cells": 0})
-        one["cells"] += 1
-    return sorted(found.values(), key=lambda each: -each["cells"])
+    places += [read_record(LearnedCell, file).environment for file in trainers if file.is_file()]
+    found = Counter((each.host, each.kernel, each.cpu, each.cpu_features) for each in places)
+    return tuple(
+        Machine(host=host, kernel=kernel, cpu=cpu, cpu_features=features, cells=count)
+        for (host, kernel, cpu, features), count in found.most_common()
+    )
 
 
 def _of_one_type(table: pd.DataFrame) -> pd.DataFrame:
@@ -209,15 +219,15 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def _notes(table: pd.DataFrame) -> list[str]:
+def _notes(table: pd.DataFrame) -> tuple[str, ...]:
     """What a reader of a command's table must know of its columns."""
     said = [name for name in table.columns if str(name).startswith("said_")]
     long = [name for name in said if any(_is_long(value) for value in table[name].dropna())]
     done = table[table["state"] == "done"]
     silent = int(done[said].isna().all(axis=1).sum()) if said else len(done)
-    return [f"{', '.join(long)}: integers beyond 64 bits, kept as texts."] * bool(long) + [
-        f"{silent} of {len(done)} cells printed no JSON object on a line of its own."
-    ] * bool(silent)
+    notes = [f"{', '.join(long)}: integers beyond 64 bits, kept as texts."] * bool(long)
+    notes += [f"{silent} of {len(done)} cells printed no JSON object on a line of its own."] * bool(silent)
+    return tuple(notes)
 
 
 def _kind(value: Any) -> str:
@@ -226,27 +236,36 @@ def _kind(value: Any) -> str:
     return "number" if isinstance(value, int | float | np.number) else type(value).__name__
 
 
-def sweep_tables(folder: Path, config: dict[str, Any], failed: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def sweep_tables(folder: Path, config: SweepConfig, failed: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of every cell and seed, and their curves."""
-    learned = {path.stem: json.loads(path.read_text()) for path in (folder / "learned").glob("*.json")}
-    summaries = {path.parent.name: json.loads(path.read_text()) for path in (folder / "cells").glob("*/summary.json")}
-    rows: list[dict[str, Any]] = []
+    learned = _those_there(LearnedCell, folder, {name for entry in config.cells for name in entry.learned.values()})
+    summaries = _those_there(CellSummary, folder, {entry.cell for entry in config.cells})
+    rows: list[Row] = []
     curves: dict[tuple[str, str], list[pd.DataFrame]] = {}  # the cluster's link is one cell at every point
-    for entry in config["cells"]:
-        summary = summaries.get(entry["cell"])
-        for seed, trainer in entry["learned"].items():
-            rows.append(_row(entry, int(seed), summary, learned.get(trainer), failed))
-        if summary is not None and (entry["cell"], entry["arm"]) not in curves:
-            curves[entry["cell"], entry["arm"]] = _curves(entry, summary, learned)
+    for entry in config.cells:
+        summary = summaries.get(entry.cell)
+        for seed, trainer in entry.learned.items():
+            rows.append(_row(entry, seed, summary, learned.get(trainer), failed))
+        if summary is not None and (entry.cell, entry.arm) not in curves:
+            curves[entry.cell, entry.arm] = _curves(entry, summary, learned)
     table = _related(pd.DataFrame(rows, columns=_columns(config)), config)
     parts = [part for each in curves.values() for part in each]
     empty = pd.DataFrame(columns=["cell", "seed", *COLUMNS])
     return table, pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def _columns(config: dict[str, Any]) -> list[str]:
+def _those_there(kind: type[T], folder: Path, names: set[str]) -> dict[str, T]:
+    """Records of cells, or of trainers, by name."""
+    places = {
+        name: folder / "learned" / f"{name}.json" if kind is LearnedCell else folder / "cells" / name / "summary.json"
+        for name in sorted(names)
+    }
+    return {name: read_record(kind, file) for name, file in places.items() if file.is_file()}
+
+
+def _columns(config: SweepConfig) -> list[str]:
     """In their order; whatever failed, all are there."""
-    first = ["cell", "arm", "seed", "state", "point", *config["varied"], "valid", "why", "older"]
+    first = ["cell", "arm", "seed", "state", "point", *config.varied, "valid", "why", "older"]
     last = [
         "nodes_learned",
         "seconds_per_step",
@@ -261,88 +280,82 @@ def _columns(config: dict[str, Any]) -> list[str]:
 
 
 def _row(
-    entry: dict[str, Any],
-    seed: int,
-    summary: dict[str, Any] | None,
-    trainer: dict[str, Any] | None,
-    failed: dict[str, str],
-) -> dict[str, Any]:
+    entry: CellEntry, seed: int, summary: CellSummary | None, trainer: LearnedCell | None, failed: dict[str, str]
+) -> Row:
     state = _state(entry, summary, trainer, failed)
-    row: dict[str, Any] = {"cell": entry["cell"], "arm": entry["arm"], "seed": seed, "state": state, **entry["point"]}
-    row |= {key: entry["network"][key] for key in _OF_POINT}
-    row |= {"point": described(entry["point"]), "nodes_learned": entry.get("nodes_learned")}
-    row |= {"why": failed.get(entry["cell"], ""), "older": entry.get("older", "")}
+    row: Row = {"cell": entry.cell, "arm": entry.arm, "seed": seed, "state": state, **entry.point}
+    row |= {key: getattr(entry.network, key) for key in _OF_POINT}
+    row |= {"point": described(entry.point), "nodes_learned": entry.nodes_learned}
+    row |= {"why": failed.get(entry.cell, ""), "older": entry.older}
     if summary is not None:
-        network = summary["network"]
-        row |= {key: network.get(key) for key in _OF_NETWORK} | entry["point"]  # as it was typed
-        row |= {key: summary.get(key) for key in _OF_SUMMARY}
-        row["payload_by_channel"] = json.dumps(summary.get("payload_by_channel"))
-        row |= {"valid": summary["valid"], "why": row["why"] or "; ".join(summary["why"])}
+        row |= {key: getattr(summary.network, key) for key in _OF_NETWORK} | entry.point  # as it was typed
+        row |= {key: getattr(summary, key) for key in _OF_SUMMARY}
+        row["payload_by_channel"] = json.dumps(summary.payload_by_channel)
+        row |= {"valid": summary.valid, "why": row["why"] or "; ".join(summary.why)}
         row |= _rates(summary)
     if trainer is not None:
-        last = trainer["validations"][-1]
-        row |= {key: last.get(key) for key in _OF_VALIDATION} | {"steps": len(trainer["losses"])}
+        last = trainer.validations[-1]
+        row |= {key: getattr(last, key) for key in _OF_VALIDATION} | {"steps": len(trainer.losses)}
         if summary is not None:
             row["hours"] = row["steps"] * row["seconds_per_step"] / 3600
     return row
 
 
-def _state(
-    entry: dict[str, Any], summary: dict[str, Any] | None, trainer: dict[str, Any] | None, failed: dict[str, str]
-) -> str:
+def _state(entry: CellEntry, summary: CellSummary | None, trainer: LearnedCell | None, failed: dict[str, str]) -> str:
     """done, invalid (timed, but its measurement broke), failed, missing."""
-    if entry["cell"] in failed:
+    if entry.cell in failed:
         return "failed"
     if summary is None or trainer is None:
         return "missing"
-    return "done" if summary["valid"] else "invalid"
+    return "done" if summary.valid else "invalid"
 
 
-def _rates(summary: dict[str, Any]) -> dict[str, float]:
+def _rates(summary: CellSummary) -> dict[str, float]:
     """Of a step with its share of synchronisation, and half of its 95 % interval; infinite where it is not known."""
-    each, share = summary["sync_seconds_each"], summary["sync_seconds_per_step"] or 0.0
-    seconds = summary["step_seconds_mean"] + share
-    step_half, sync_half = summary["step_seconds_ci95"], 0.0
+    each, share = summary.sync_seconds_each, summary.sync_seconds_per_step or 0.0
+    seconds = summary.step_seconds_mean + share
+    step_half, sync_half = summary.step_seconds_ci95, 0.0
     if each:
-        sync_half = mean_interval(summary["timed"]["sync_seconds"])[1] * share / each
+        sync_half = mean_interval(summary.timed.sync_seconds)[1] * share / each
     return {
         "seconds_per_step": seconds,
         "seconds_per_step_ci95": math.inf if step_half is None else math.hypot(step_half, sync_half),
-        "tokens_per_second": summary["tokens_per_second"],
-        "compute_utilisation": summary["compute_seconds_median"] / seconds,
+        "tokens_per_second": summary.tokens_per_second,
+        "compute_utilisation": summary.compute_seconds_median / seconds,
     }
 
 
-def _curves(entry: dict[str, Any], summary: dict[str, Any], learned: dict[str, Any]) -> list[pd.DataFrame]:
+def _curves(entry: CellEntry, summary: CellSummary, learned: Mapping[str, LearnedCell]) -> list[pd.DataFrame]:
     """By seed; the clock is the same for all, for time does not depend on the seed."""
     found, clock = [], None
-    for seed, name in entry["learned"].items() if summary["valid"] else ():
+    for seed, name in entry.learned.items() if summary.valid else ():
         if (trainer := learned.get(name)) is None:
             continue
-        shown = summary | {"arm": entry["arm"]}
-        known = summary | {"learned": {"loss": trainer["losses"], "validations": trainer["validations"]}}
-        part = arm_table(summary["network"], shown, known) if clock is None else _on(clock, trainer)
-        clock = part if clock is None else clock
-        found.append(part.assign(cell=entry["cell"], seed=int(seed)))
+        if clock is None:
+            series = LearnedSeries(loss=trainer.losses, validations=trainer.validations)
+            part = clock = arm_table(summary.network, replace(summary, arm=entry.arm, learned=series))
+        else:
+            part = _on(clock, trainer)
+        found.append(part.assign(cell=entry.cell, seed=seed))
     return found
 
 
-def _on(clock: pd.DataFrame, trainer: dict[str, Any]) -> pd.DataFrame:
+def _on(clock: pd.DataFrame, trainer: LearnedCell) -> pd.DataFrame:
     """Another seed's losses on a clock that is there."""
-    losses = pd.DataFrame({"step": range(1, len(trainer["losses"]) + 1), "loss": trainer["losses"]})
-    validations = pd.DataFrame(trainer["validations"])
-    kept = [name for name in clock.columns if name not in ("loss", *validations.columns) or name == "step"]
+    losses = pd.DataFrame({"step": range(1, len(trainer.losses) + 1), "loss": trainer.losses})
+    known = [each.name for each in fields(Validation) if each.name in COLUMNS]
+    validations = pd.DataFrame(list(map(asdict, trainer.validations)), columns=known)
+    validations = validations.astype(dict.fromkeys(known[1:], float))
+    kept = ["step", *(name for name in clock.columns if name not in ("loss", *known))]
     table = clock[kept].merge(losses, on="step", how="left")
-    return table.merge(
-        validations[["step", *(c for c in COLUMNS if c in validations and c != "step")]], on="step", how="left"
-    )[list(COLUMNS)]
+    return table.merge(validations, on="step", how="left")[list(COLUMNS)]
 
 
-def _related(table: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
+def _related(table: pd.DataFrame, config: SweepConfig) -> pd.DataFrame:
     """What a row is against the exact exchange and the control of its point and seed."""
-    rows: list[dict[str, Any]] = table.to_dict("records")  # pyrefly: ignore
+    rows: list[Row] = table.to_dict("records")  # pyrefly: ignore
     known = {(row["point"], row["arm"], row["seed"]): row for row in rows}
-    exact, control = config["sweep"]["exact"], config["sweep"]["control"]
+    exact, control = config.exact, config.control
     related = [
         _faster(row, known[row["point"], exact, row["seed"]])
         | _recovered(row, known[row["point"], exact, row["seed"]], known[row["point"], control, row["seed"]])
@@ -351,7 +364,7 @@ def _related(table: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
     return table.join(pd.DataFrame(related, index=table.index))
 
 
-def _faster(row: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
+def _faster(row: Row, exact: Row) -> Row:
     """Speed-up in a step's time, with its 95 % interval.
 
     Unresolved: the interval, and with it what the link's own rate is off by, holds 1.
@@ -364,20 +377,19 @@ def _faster(row: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
     return {"speedup": speedup, "speedup_half": half, "resolved": resolved}
 
 
-def _recovered(row: dict[str, Any], exact: dict[str, Any], control: dict[str, Any]) -> dict[str, float]:
+def _recovered(row: Row, exact: Row, control: Row) -> dict[str, float]:
     """The share of what exchange is worth, of what was learned alone, whatever became of the links; none where it is
     worth less than a comparison needs to say anything."""
-    worst, best, mine = (each["val_loss_remote"] for each in (control, exact, row))
-    known = all(loss is not None and not math.isnan(loss) for loss in (worst, best, mine)) and worst != best
-    known = known and control["val_loss"] >= (1 + CONTROL_ABOVE) * exact["val_loss"]
-    return {"recovered_fraction": (worst - mine) / (worst - best) if known else math.nan}
+    found = recovered(*(each["val_loss_remote"] for each in (row, exact, control)))
+    tells = found is not None and control["val_loss"] >= (1 + CONTROL_ABOVE) * exact["val_loss"]
+    return {"recovered_fraction": found if found is not None and tells else math.nan}
 
 
-def _relative(row: dict[str, Any]) -> float:
+def _relative(row: Row) -> float:
     return row["seconds_per_step_ci95"] / row["seconds_per_step"]
 
 
-def _link_off(row: dict[str, Any]) -> float:
+def _link_off(row: Row) -> float:
     """How far the measured rate is from the asked one, as a fraction."""
     asked, measured = row["rate_bps"], row["rate_measured_bps"]
     known = all(value is not None and not math.isnan(value) for value in (asked, measured))

@@ -14,7 +14,6 @@ if they took more of it than a busy machine's grain, 50 ms.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 __all__ = ["GRAIN_SECONDS", "Fidelity", "Pulse", "judge"]
 
@@ -67,7 +66,7 @@ class Fidelity:
         )
 
 
-def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, Any], list[str], list[str]]:
+def judge(before: Pulse, now: Pulse, seconds: float) -> tuple[dict[str, float | None], list[str], list[str]]:
     """Shares of a step of so many seconds, what makes it invalid, and what makes it suspect."""
     released, late = now.released - before.released, now.late - before.late
     stall_seconds = now.worst_ns / 1e9 if now.worst_ns > before.worst_ns else 0.0

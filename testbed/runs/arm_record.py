@@ -4,25 +4,27 @@ from statistics import fmean, median
 from typing import Any
 
 from testbed.analysis.intervals import mean_interval
-from testbed.runs.comparison import MOST_INVALID, ArmResult, Comparison
-from testbed.runs.records import Step
+from testbed.records import ArmRecord, Ledger, StepEntry
+from testbed.runs.combine import Step
+from testbed.runs.comparison import MOST_INVALID, Comparison
+from testbed.runs.results import ArmResult
 
 __all__ = ["arm_record"]
 
 
-def arm_record(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
+def arm_record(comparison: Comparison, result: ArmResult) -> ArmRecord:
     """An arm, before it is related to the others."""
     used = [step for step in result.steps if step.valid] or result.steps
     payload = _payload(result, comparison.settings.nodes)
     times = _times(comparison, result, used)
-    return {
+    return ArmRecord(
         **_what(comparison, result),
         **_quality(comparison, result),
         **times,
         **_bytes(result, used, payload),
-        "closed_form_step_seconds": _closed_form(comparison, result, used, payload),
+        closed_form_step_seconds=_closed_form(comparison, result, used, payload),
         **_whole_run(comparison, result, times),
-    }
+    )
 
 
 def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "events": len(result.events),
         "machine_carries_bps": links.capacity.get("aggregate_bps"),
         "valid": not why,
-        "why": why,
+        "why": tuple(why),
         "caution": arm.caution,
         "invalid_steps": len(invalid),
         "suspect_steps": sum(bool(step.suspect) for step in result.steps),
@@ -57,30 +59,26 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     }
 
 
-_LEDGER = ("sent", "resent", "predicted_wire_bytes", "wire_tx_bytes", "interface_tx_bytes", "queue_drops")
-
-
-def _ledger(result: ArmResult) -> dict[str, Any] | None:
+def _ledger(result: ArmResult) -> Ledger | None:
     """From payload to interface, summed over the steps of all nodes; None where nothing counts."""
-    entries = [entry for rank in result.ledger for entry in rank if "step" in entry]
-    if not entries or entries[0]["wire_tx_bytes"] is None:
+    by_rank = [[entry for entry in rank if isinstance(entry, StepEntry)] for rank in result.ledger]
+    entries = [entry for rank in by_rank for entry in rank]
+    if not entries or entries[0].wire_tx_bytes is None:
         return None
-    sums = {key: sum(entry[key] for entry in entries) for key in _LEDGER}
-    apart = [abs(entry["wire_tx_bytes"] - entry["predicted_wire_bytes"]) for entry in entries]
-    return {
-        "payload_bytes": sum(sum(entry["payload_bytes"].values()) for entry in entries),
-        "socket_sent_bytes": sums["sent"],
-        "socket_resent_bytes": sums["resent"],
-        "predicted_wire_bytes": sums["predicted_wire_bytes"],
-        "wire_tx_bytes": sums["wire_tx_bytes"],
-        "interface_tx_bytes": sums["interface_tx_bytes"],
+    wire = [entry.wire_tx_bytes or 0 for entry in entries]
+    apart = [abs(count - entry.predicted_wire_bytes) for count, entry in zip(wire, entries, strict=True)]
+    return Ledger(
+        payload_bytes=sum(sum(entry.payload_bytes.values()) for entry in entries),
+        socket_sent_bytes=sum(entry.sent for entry in entries),
+        socket_resent_bytes=sum(entry.resent for entry in entries),
+        predicted_wire_bytes=sum(entry.predicted_wire_bytes for entry in entries),
+        wire_tx_bytes=sum(wire),
+        interface_tx_bytes=sum(entry.interface_tx_bytes or 0 for entry in entries),
         # of the delay line every rank counts the same: what all nodes lost there
-        "queue_drops": sums["queue_drops"] + sum(entry["relay_drops"] for entry in result.ledger[0] if "step" in entry),
-        "largest_difference": max(
-            gap / max(1, entry["wire_tx_bytes"]) for gap, entry in zip(apart, entries, strict=True)
-        ),
-        "node_steps": len(entries),
-    }
+        queue_drops=sum(entry.queue_drops or 0 for entry in entries) + sum(entry.relay_drops for entry in by_rank[0]),
+        largest_difference=max(gap / max(1, count) for gap, count in zip(apart, wire, strict=True)),
+        node_steps=len(entries),
+    )
 
 
 def _quality(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
@@ -88,11 +86,11 @@ def _quality(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     composed, last = comparison.settings.mode == "composed", result.validations[-1]
     return {
         "steps": comparison.settings.preset.steps if composed else len(result.steps),
-        "learned_steps": len(result.learned.loss) if result.learned else None,
-        "final_val_loss": last["val_loss"],
-        "val_loss_text": last["val_loss_text"],
-        "val_loss_remote": last["val_loss_remote"],
-        "recall_accuracy_remote": last["recall_accuracy_remote"],
+        "learned_steps": len(result.learned.series.loss) if result.learned else None,
+        "final_val_loss": last.val_loss,
+        "val_loss_text": last.val_loss_text,
+        "val_loss_remote": last.val_loss_remote,
+        "recall_accuracy_remote": last.recall_accuracy_remote,
     }
 
 

@@ -7,7 +7,7 @@ comparisons train each arm for real on its link and compose nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from emulation.errors import EmulationError
@@ -16,6 +16,7 @@ from testbed.analysis.formats import counted, duration
 from testbed.config import Arm
 from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
+from testbed.records import LearnedSeries, RankStep, RankSync, received
 from testbed.runs.budget import (
     LEAST_STEPS,
     MOST_STEPS,
@@ -24,59 +25,22 @@ from testbed.runs.budget import (
     is_timed_enough,
     layers_to_time,
 )
+from testbed.runs.combine import Step, Sync, combine_steps, combine_syncs, combine_validations
 from testbed.runs.identity import program_sha256
 from testbed.runs.links import Links, Meanwhile
 from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
-from testbed.runs.records import Step, Sync, combine_steps, combine_syncs, combine_validations
+from testbed.runs.results import ArmResult, Learned, ledger_entry
 from testbed.runs.settings import Settings
 from testbed.runs.validity import Limits, judged, resends
 
-__all__ = ["MOST_INVALID", "ArmResult", "Comparison", "Learned"]
+__all__ = ["MOST_INVALID", "Comparison"]
 
 MOST_INVALID = 0.05
 """An arm that is trained live with a larger share of invalid steps is invalid."""
 _SYNC_ATTEMPTS = 6
 _SECONDS_PER_STEP_AND_NODE = 0.02
 """Of the `quick` model on two cores; for the estimate only."""
-
-
-@dataclass(kw_only=True)
-class Learned:
-    """What a trainer's steps did, whatever the link."""
-
-    losses: list[list[list[float]]]
-    """[rank][step] = [loss sum, tokens]; of as many steps as may be timed, or of all."""
-    loss: list[float]
-    """Of each step, over all nodes' tokens."""
-    validations: list[dict[str, Any]]
-
-
-@dataclass(kw_only=True)
-class ArmResult:
-    """One arm, as measured."""
-
-    arm: Arm
-    link: str
-    """shaped | unshaped | modelled."""
-    plan: Plan | None
-    learned: Learned | None = None
-    steps: list[Step] = field(default_factory=list)
-    syncs: list[Sync] = field(default_factory=list)
-    """Each averaging of the weights as its own event."""
-    sync_fraction: float = 1.0
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    ledger: list[list[dict[str, Any]]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    """What a schedule did to its links, and when."""
-
-    @property
-    def sync_seconds(self) -> list[float]:
-        """Of each synchronisation: the averagings, or the gradients' all-reduce of every valid step."""
-        if self.arm.sync == "gradients":
-            return [step.sync_seconds for step in self.steps if step.valid]
-        return [sync.seconds for sync in self.syncs]
 
 
 class Comparison:
@@ -166,14 +130,12 @@ class Comparison:
             answers = self.ranks.order("learn")
             validations = zip(*(answer["validations"] for answer in answers), strict=True)
             losses = [answer["losses"] for answer in answers]
-            learned[arm.name] = Learned(
-                losses=losses,
-                loss=[
-                    sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks)
-                    for ranks in zip(*losses, strict=True)
-                ],
-                validations=[combine_validations(list(sums)) for sums in validations],
+            steps = zip(*losses, strict=True)
+            series = LearnedSeries(
+                loss=tuple(sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks) for ranks in steps),
+                validations=tuple(combine_validations(sums) for sums in validations),
             )
+            learned[arm.name] = Learned(losses=losses, series=series)
         self.ranks.order("finish")
         return learned
 
@@ -189,7 +151,7 @@ class Comparison:
             self._time(result)
         else:
             self._train(result)
-        result.ledger = [answer["ledger"] for answer in self.ranks.order("finish")]
+        result.ledger = [list(map(ledger_entry, answer["ledger"])) for answer in self.ranks.order("finish")]
 
     def _estimate(self) -> str:
         """How long it will take, in words: learning by experience, timed steps by closed form."""
@@ -225,18 +187,18 @@ class Comparison:
         with self.links.listening(result.link) as listen:
             self._time_steps(result, plan, learned, listen)
             self._time_sync(result, listen)
-        result.validations = learned.validations
+        result.validations = list(learned.series.validations)
 
     def _time_steps(self, result: ArmResult, plan: Plan, learned: Learned, listen: Callable[[], Meanwhile]) -> None:
         name, scale, spent = result.arm.name, plan.layers / plan.timed_layers, 0.0
         while not self._enough(result, spent):
-            answers = self.ranks.order("step")
+            answers = self._step()
             index = len(result.steps)
             for rank, answer in enumerate(answers):
                 was = learned.losses[rank][index][0]
-                if answer["loss_sum"] != was:
+                if answer.loss_sum != was:
                     raise LossChanged(
-                        f"{name}, step {index}, rank {rank}: the loss on this link is {answer['loss_sum']!r}, off it "
+                        f"{name}, step {index}, rank {rank}: the loss on this link is {answer.loss_sum!r}, off it "
                         f"{was!r}: a network must change time and never arithmetic"
                     )
             step = combine_steps(answers, scale)
@@ -251,6 +213,10 @@ class Comparison:
             )
             if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
                 self._time_average(result, listen)
+
+    def _step(self) -> list[RankStep]:
+        """One step of every rank."""
+        return [received(RankStep, answer, "a rank") for answer in self.ranks.order("step")]
 
     @staticmethod
     def _listened(step: Step, meanwhile: Meanwhile) -> None:
@@ -320,7 +286,8 @@ class Comparison:
             self.report(f"  {result.arm.name}: synchronisation INVALID: {sync.problems[0]}")
 
     def _average(self, result: ArmResult, fraction: float) -> Sync:
-        sync = combine_syncs(self.ranks.order("average", fraction=fraction), fraction)
+        answers = self.ranks.order("average", fraction=fraction)
+        sync = combine_syncs([received(RankSync, answer, "a rank") for answer in answers], fraction)
         result.syncs.append(sync)
         return sync
 
@@ -344,7 +311,7 @@ class Comparison:
         settings, name = self.settings, result.arm.name
         clock, most = 0.0, settings.live_steps or settings.preset.steps
         while len(result.steps) < most:
-            step = combine_steps(self.ranks.order("step"), 1.0)
+            step = combine_steps(self._step(), 1.0)
             self._listened(step, listen())
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
@@ -369,7 +336,7 @@ class Comparison:
 
     def _validate_last(self, result: ArmResult) -> None:
         """The end is judged at equal weights: averaged once more, off the clock, if they differ."""
-        if result.validations and result.validations[-1]["step"] == len(result.steps):
+        if result.validations and result.validations[-1].step == len(result.steps):
             return
         if result.arm.sync == "average":
             self.ranks.order("average", fraction=0.0)

@@ -34,8 +34,9 @@ from emulation.ring import measure
 from testbed.config.training import Train, resolve_training
 from testbed.data.integrity import check_data
 from testbed.errors import RunFailed, TestbedError, UsageError, in_words
+from testbed.records import write_json
 from testbed.runs.asked import AskedLink
-from testbed.runs.directory import RUNS, check_name, write_json
+from testbed.runs.directory import RUNS, check_name
 from testbed.runs.settings import check_arm, check_nodes
 from testbed.runs.shape import link_of, words_of
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from testbed.analysis.formats import MISSING, counted, nats_above, percent, rate, significant, size
 from testbed.errors import UsageError
-from testbed.runs.directory import read_json, run_folder
+from testbed.records import ArmRecord, ComparisonRecord, read_json, read_record
+from testbed.runs.directory import run_folder
 
 __all__ = ["Difference", "Differences", "differences", "print_differences", "show"]
 
@@ -51,25 +52,37 @@ class Differences:
 
     names: tuple[str, str]
     found: list[Difference]
-    arms: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]]
-    """By name: `_RESULTS` of the one run and of the other, None where a run has no such arm."""
+    arms: dict[str, tuple[ArmRecord | None, ArmRecord | None]]
+    """By name, of the one run and of the other; None where a run has no such arm."""
 
     def record(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"runs": list(self.names), "differences": [asdict(each) for each in self.found], "arms": self.arms}
+        """JSON-able; of an arm `_RESULTS`."""
+        arms = {
+            name: [each and {key: getattr(each, key) for key in _RESULTS} for each in pair]
+            for name, pair in self.arms.items()
+        }
+        return {"runs": list(self.names), "differences": [asdict(each) for each in self.found], "arms": arms}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is compared of a run."""
+
+    parts: dict[Part, dict[str, Any]]
+    arms: dict[str, ArmRecord]
 
 
 def differences(one: Path, other: Path) -> Differences:
     """Of two folders of `testbed emulate`; raises UsageError where one holds no finished comparison."""
     first, second = _read(one), _read(other)
     found = []
-    for part in ("settings", "code and data", "machine"):
-        left, right = dict(_flat(first[part])), dict(_flat(second[part]))
+    for part in first.parts:
+        left, right = dict(_flat(first.parts[part])), dict(_flat(second.parts[part]))
         for what in dict.fromkeys((*left, *right)):
             if left.get(what) != right.get(what):
                 found.append(Difference(part=part, what=what, one=left.get(what), other=right.get(what)))
-    names = list(dict.fromkeys((*first["arms"], *second["arms"])))
-    arms = {name: (first["arms"].get(name), second["arms"].get(name)) for name in names}
+    names = list(dict.fromkeys((*first.arms, *second.arms)))
+    arms = {name: (first.arms.get(name), second.arms.get(name)) for name in names}
     return Differences(names=(one.name, other.name), found=found, arms=arms)
 
 
@@ -82,25 +95,26 @@ def show(one: str, other: str, console: Console, *, as_json: bool = False) -> No
         print_differences(found, console)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> _Run:
     if not (folder / "comparison.json").is_file():
         raise UsageError(
             f"{folder} holds no finished comparison; testbed diff takes two of them, as testbed emulate leaves them"
         )
-    record, asked = read_json(folder / "comparison.json"), read_json(folder / "config.json")
+    record, asked = read_record(ComparisonRecord, folder / "comparison.json"), read_json(folder / "config.json")
     try:
-        arms = {arm["arm"]: {key: arm.get(key) for key in _RESULTS} for arm in record["arms"]}
         asked = asked | {"arms": {arm["name"]: arm for arm in asked["arms"]}}
-        machines = [file for name in arms if (file := folder / name / "environment.json").is_file()]
+        machines = [file for arm in record.arms if (file := folder / arm.arm / "environment.json").is_file()]
         machine = read_json(machines[0]) if machines else {}
-        machine |= {key: record.get(key) for key in ("corpus_sha256", "warm_start_sha256")}
+        machine |= {"corpus_sha256": record.corpus_sha256, "warm_start_sha256": record.warm_start_sha256}
         machine["changed since"] = bool(machine.get("dirty_diff"))
-        return {
-            "settings": {key: value for key, value in asked.items() if key not in _NO_SETTING},
-            "code and data": {key: machine.get(key) for key in _CODE},
-            "machine": {key: machine.get(key) for key in _MACHINE},
-            "arms": arms,
-        }
+        return _Run(
+            parts={
+                "settings": {key: value for key, value in asked.items() if key not in _NO_SETTING},
+                "code and data": {key: machine.get(key) for key in _CODE},
+                "machine": {key: machine.get(key) for key in _MACHINE},
+            },
+            arms={arm.arm: arm for arm in record.arms},
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} holds no record of ours ({type(error).__name__}: {error})") from None
 
@@ -145,40 +159,42 @@ def print_differences(found: Differences, console: Console) -> None:
     console.print(_summary(found))
 
 
-def _row(arm: dict[str, Any]) -> list[str]:
-    half = arm["step_seconds_ci95"]
+def _row(arm: ArmRecord) -> list[str]:
+    half = arm.step_seconds_ci95
     return [
-        rate(arm["rate_measured_bps"]),
-        significant(arm["step_seconds_mean"]) + (f" ± {significant(half, 2)}" if half is not None else ""),
-        size(arm["payload_bytes_per_step"]),
-        significant(arm["final_val_loss"], 4),
-        significant(arm["recall_accuracy_remote"]),
-        "yes" if arm["valid"] else "NO",
+        rate(arm.rate_measured_bps),
+        significant(arm.step_seconds_mean) + (f" ± {significant(half, 2)}" if half is not None else ""),
+        size(arm.payload_bytes_per_step),
+        significant(arm.final_val_loss, 4),
+        significant(arm.recall_accuracy_remote),
+        "yes" if arm.valid else "NO",
     ]
 
 
-def _between(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
-    def ratio(key: str) -> str:
-        return percent(right[key] / left[key] - 1, signed=True) if left[key] and right[key] else MISSING
-
-    def nats(key: str) -> str:
-        if left[key] is None or right[key] is None:
-            return MISSING
-        return "none" if left[key] == right[key] else nats_above(right[key] - left[key])
-
+def _between(left: ArmRecord, right: ArmRecord) -> list[str]:
     return [
-        ratio("rate_measured_bps"),
-        ratio("step_seconds_mean"),
-        ratio("payload_bytes_per_step"),
-        nats("final_val_loss"),
-        nats("recall_accuracy_remote"),
+        _ratio(left.rate_measured_bps, right.rate_measured_bps),
+        _ratio(left.step_seconds_mean, right.step_seconds_mean),
+        _ratio(left.payload_bytes_per_step, right.payload_bytes_per_step),
+        _nats(left.final_val_loss, right.final_val_loss),
+        _nats(left.recall_accuracy_remote, right.recall_accuracy_remote),
         "",
     ]
 
 
+def _ratio(left: float | None, right: float | None) -> str:
+    return percent(right / left - 1, signed=True) if left and right else MISSING
+
+
+def _nats(left: float | None, right: float | None) -> str:
+    if left is None or right is None:
+        return MISSING
+    return "none" if left == right else nats_above(right - left)
+
+
 def _summary(found: Differences) -> str:
     both = {name: (left, right) for name, (left, right) in found.arms.items() if left and right}
-    same = [name for name, (left, right) in both.items() if left["final_val_loss"] == right["final_val_loss"]]
+    same = [name for name, (left, right) in both.items() if left.final_val_loss == right.final_val_loss]
     apart = [name for name, (left, right) in both.items() if _apart(left, right)]
     said = [f"Losses are the same to the last bit in {len(same)} of {counted(len(both), 'arm')} that both have."]
     if both:
@@ -190,11 +206,10 @@ def _summary(found: Differences) -> str:
     return " ".join(said)
 
 
-def _apart(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    means = left["step_seconds_mean"], right["step_seconds_mean"]
-    if None in means:
-        return False
-    return abs(means[0] - means[1]) > (left["step_seconds_ci95"] or 0.0) + (right["step_seconds_ci95"] or 0.0)
+def _apart(left: ArmRecord, right: ArmRecord) -> bool:
+    return abs(left.step_seconds_mean - right.step_seconds_mean) > (left.step_seconds_ci95 or 0.0) + (
+        right.step_seconds_ci95 or 0.0
+    )
 
 
 def _shown(value: Any) -> str:

@@ -1,13 +1,10 @@
 """A run's folder is evidence: made once, never over another, its last file written by rename."""
 
 import difflib
-import errno
 import hashlib
-import json
 import os
 import platform
 import re
-import stat
 import subprocess
 import time
 from contextlib import suppress
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import UsageError
+from testbed.records import Environment
 from testbed.runs.identity import LEARNING, code_sha256
 
 __all__ = [
@@ -24,15 +22,13 @@ __all__ = [
     "environment",
     "interpreter",
     "read_failed",
-    "read_json",
     "run_folder",
     "write_failed",
-    "write_json",
 ]
 
 RUNS = Path("runs")
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "sve")
-_LARGEST_RECORD, _LONGEST_REASON = 256 << 20, 4096
+_LONGEST_REASON = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -68,36 +64,6 @@ def run_folder(name: str) -> Path:
     raise UsageError(f"'{name}' is neither a run in {RUNS}/ nor a folder{hint}")
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write by rename: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if isinstance(data, dict):
-        data = {"schema_version": 1, **data}
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises `UsageError` for what is none, too large, or no regular file."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_RECORD:
-            raise UsageError(
-                f"{path} is no record of ours: a regular file of at most {_LARGEST_RECORD >> 20} MiB is one"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UsageError(f"{path} is no record of ours: a link that leads to itself") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
-            raise
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is no JSON that can be read ({said})") from None
-
-
 def write_failed(folder: Path, reason: str) -> None:
     """Say why a run failed, by rename: a full disk leaves no empty file behind."""
     partial = folder / "FAILED.partial"
@@ -118,20 +84,20 @@ def read_failed(folder: Path) -> str:
         return file.readline(_LONGEST_REASON).strip() or "no reason was written (was the disk full?)"
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """What a result depends on besides its configuration: a whitelist, never the whole environment."""
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty_diff": _git("diff", "HEAD"),
-        "sources_sha256": code_sha256(LEARNING),
+    return Environment(
+        commit=_git("rev-parse", "HEAD"),
+        dirty_diff=_git("diff", "HEAD"),
+        sources_sha256=code_sha256(LEARNING),
         **interpreter(),
-        "kernel": platform.release(),
-        "cpu": _cpu(),
-        "cpu_features": _cpu_features(),
-        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
-        "cores": os.cpu_count(),
-        "threads_per_rank": 1,
-    }
+        kernel=platform.release(),
+        cpu=_cpu(),
+        cpu_features=tuple(_cpu_features()),
+        host=hashlib.sha256(platform.node().encode()).hexdigest()[:8],
+        cores=os.cpu_count(),
+        threads_per_rank=1,
+    )
 
 
 def interpreter() -> dict[str, Any]:

@@ -34,7 +34,7 @@ LEARNING = (
     *(f"testbed/{part}/**/*.py" for part in ("codecs", "config", "data", "parallel", "trainer")),
     "testbed/model.py",
     "testbed/runs/learners.py",
-    "testbed/runs/records.py",
+    "testbed/runs/combine.py",
 )
 """The sources that decide what is learned."""
 TIMING = (
@@ -45,7 +45,7 @@ TIMING = (
     "testbed/targets.py",
     "testbed/sweep/timing.py",
     *(f"testbed/runs/{name}.py" for name in ("arm_record", "budget", "comparison", "emulate", "links", "rank")),
-    *(f"testbed/runs/{name}.py" for name in ("ranks", "serve", "validity")),
+    *(f"testbed/runs/{name}.py" for name in ("ranks", "results", "serve", "validity")),
 )
 """Those that decide a time."""
 _BESIDE = ("doctor", "capability", "trials", "machine")

@@ -24,7 +24,8 @@ import tyro
 from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.errors import UsageError
-from testbed.runs.directory import RUNS, environment, read_json, write_json
+from testbed.records import ComparisonRecord, read_json, read_record, write_json
+from testbed.runs.directory import RUNS, environment
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
 from testbed.runs.learning import Learning
 from testbed.runs.older import find_older, left_aside
@@ -72,7 +73,7 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
     rehearse_all(cells)
     for name, caution in {cell.arm.name: cell.arm.caution for cell in cells if cell.arm.caution}.items():
         report(f"{name}: {caution}")
-    times = _times(asked.times)
+    times = None if asked.times is None else read_record(ComparisonRecord, Path(asked.times))
     with alone(folder):
         for other in (asked.reuse or "").split(",") if asked.reuse else ():
             _copy_cells(cells, RUNS / other.strip() / "cells", folder / "cells")
@@ -195,20 +196,6 @@ def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -
     return {"experiment": asdict(experiment), "cells": index}
 
 
-def _times(file: str | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        comparison = json.loads(Path(file).read_text(encoding="utf-8"))
-        for arm in comparison["arms"]:
-            arm["arm"], arm.get("step_seconds_mean")
-        return comparison
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{file} is no comparison.json of an emulated run") from None
-
-
 def _provenance(cells: list[Cell], there: list[dict[str, Any]]) -> dict[str, Any]:
     """What the rows in results.csv were made of: settings by preset and arm, code, data, versions, commits."""
     settings: dict[str, dict[str, Any]] = {}
@@ -228,7 +215,7 @@ def _conclude(
     cells: list[Cell],
     folder: Path,
     files: dict[str, Path],
-    times: dict[str, Any] | None,
+    times: ComparisonRecord | None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything that is made of the cells that are there."""

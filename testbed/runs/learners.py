@@ -26,10 +26,10 @@ from testbed.data.batch import Batch, Split
 from testbed.data.source import Source, open_source
 from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
+from testbed.records import write_json
 from testbed.runs.child import ending_with_parent
-from testbed.runs.directory import write_json
+from testbed.runs.combine import combine_validations
 from testbed.runs.identity import check_host, host_content
-from testbed.runs.records import combine_validations
 from testbed.trainer import Trainer, WarmStart, warm_start
 
 __all__ = ["Shared", "learn_cell", "warm_up"]
@@ -104,9 +104,9 @@ def learn_cell(
         ],
         "rank_losses": [rank["losses"][:_COMPARED_STEPS] for rank in ranks],
         "validations": [
-            combine_validations(list(each)) for each in zip(*(r["validations"] for r in ranks), strict=True)
+            asdict(combine_validations(each)) for each in zip(*(r["validations"] for r in ranks), strict=True)
         ],
-        "validation_exact": combine_validations([rank["exact"] for rank in ranks]),
+        "validation_exact": asdict(combine_validations([rank["exact"] for rank in ranks])),
         "drift": ranks[0]["drift"],
         "clipped": sum(rank["clipped"] for rank in ranks) / len(ranks),
         **{

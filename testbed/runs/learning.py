@@ -23,8 +23,6 @@ from testbed.runs.identity import host_content
 
 __all__ = ["Learning", "groups_of", "order_of"]
 
-_OF_ENVIRONMENT = ("commit", "sources_sha256", "python", "packages", "kernel", "cpu", "cpu_features", "host")
-
 
 class Learning:
     """Groups of cells that share a warm start, a process each, so many at a time."""
@@ -160,9 +158,7 @@ def groups_of(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def order_of(group: list[Cell], folder: Path) -> dict[str, Any]:
-    whole = environment()
-    place = {key: whole[key] for key in _OF_ENVIRONMENT} | {"dirty": bool(whole["dirty_diff"])}
-    first = group[0]
+    place, first = asdict(environment().place), group[0]
     return {
         "preset": asdict(first.preset),
         "seed": first.seed,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emulation import verify
 from emulation.errors import LinkError
@@ -21,11 +21,9 @@ from emulation.player import Player
 from emulation.units import format_rate, parse_rate
 from testbed.config import Arm
 from testbed.pace import Plan, plan_for
-from testbed.runs.directory import write_json
+from testbed.records import LinkGoodput, write_json
+from testbed.runs.results import ArmResult
 from testbed.runs.settings import Settings
-
-if TYPE_CHECKING:
-    from testbed.runs.comparison import ArmResult
 
 __all__ = ["Links", "Meanwhile"]
 
@@ -115,7 +113,7 @@ class Links:
         return self._verify(phase)
 
     @contextmanager
-    def playing(self, result: "ArmResult", report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    def playing(self, result: ArmResult, report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         """The schedule, if there is one, on a shaped arm's links while it trains; then the links as they were.
 
         Gives what to call now and then: it raises what must end the run.
@@ -268,25 +266,19 @@ class Links:
         write_json(folder / "readback.json", self.readback if kind == "shaped" else {})
         write_json(folder / "measured.json", self.measured if kind == "shaped" else {"capacity": self.capacity})
 
-    def evidence(self) -> list[dict[str, Any]]:
+    def evidence(self) -> tuple[LinkGoodput, ...]:
         """Every measured link that was held back by its own rate, flat, for tables and figures."""
         lines: dict[tuple[str, str, str], dict[str, Any]] = {}
         for phase, measured in self.measured.items():
             for link in filter(_is_bound, measured["links"]):
                 name = f"{link['node']}→{link['peer']}" if link["peer"] else link["node"]
-                key = (phase, name, link["direction"])
-                line = lines.setdefault(
-                    key,
-                    {
-                        "phase": phase,
-                        "name": name,
-                        "direction": link["direction"],
-                        "expected_bps": link["expected_bps"],
-                    },
-                )
+                line = lines.setdefault((phase, name, link["direction"]), {"expected_bps": link["expected_bps"]})
                 line[f"{link['phase']}_bps"] = link["goodput_bps"]
                 line[f"{link['phase']}_ratio"] = link["ratio"]
-        return list(lines.values())
+        return tuple(
+            LinkGoodput(phase=phase, name=name, direction=direction, **line)  # pyrefly: ignore
+            for (phase, name, direction), line in lines.items()
+        )
 
 
 def _drops(readback: dict[str, Any]) -> int:

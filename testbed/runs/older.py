@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.runs.directory import read_json
+from testbed.records import read_json
 
 __all__ = ["Older", "find_older", "left_aside"]
 

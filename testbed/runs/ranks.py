@@ -146,7 +146,8 @@ class Ranks:
             self._reasons[rank] = message
             self._lost([rank])
         else:
-            assert message["done"] == name, (name, message)
+            done = message.pop("done")
+            assert done == name, (name, done, message)
             answers[rank] = message
 
     def _lost(self, suspects: list[int]) -> None:

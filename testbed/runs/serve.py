@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +38,10 @@ from testbed.data.source import Source, open_source
 from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
+from testbed.records import RankStep, RankSync, Spent, StepEntry, SyncEntry
+from testbed.runs.combine import combine_validations
 from testbed.runs.directory import interpreter
 from testbed.runs.identity import program_sha256
-from testbed.runs.records import combine_validations
 from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
 
 __all__ = ["serve"]
@@ -83,7 +84,7 @@ class Rank:
         self.folder = Path()
         self.phase = ""
         self.clock_seconds = 0.0
-        self.ledger: list[dict[str, Any]] = []
+        self.ledger: list[StepEntry | SyncEntry] = []
 
     # -- orders, one method each
 
@@ -160,33 +161,42 @@ class Rank:
         return {"losses": losses, "validations": validations}
 
     def step(self) -> dict[str, Any]:
-        """One step whose time counts: settled, balanced, written down."""
+        """One step whose time counts: settled, balanced, written down. A `RankStep`."""
         expected, meter = self._expected_payload(), self._meter()
         result = self.trainer.step()
-        payload, moved, why = self._spent(meter)
-        _check_payload(payload, expected)
-        why = [*result.overruns, *why]
-        self.ledger.append({"step": self.trainer.index - 1, **moved, "problems": why})
+        spent = self._spent(meter, result.overruns)
+        _check_payload(spent.payload_bytes, expected)
+        self.ledger.append(StepEntry(step=self.trainer.index - 1, **vars(spent)))
         shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "relay_drops", "backlog_bytes", "resent")
-        line = self._write(result, payload, {key: moved[key] for key in (*shown, "fidelity", "suspect")}, why)
-        exchanges = self.trainer.pace.exchanges if self.trainer.pace else []
-        return {**line, "loss_sum": result.loss_sum, "tokens": result.tokens, "exchanges": exchanges}
+        moved = {key: getattr(spent, key) for key in (*shown, "fidelity", "suspect")}
+        self._write(result, spent.payload_bytes, moved, spent.problems)
+        answer = RankStep(
+            step_seconds=result.step_seconds,
+            compute_seconds=result.step_seconds - result.exchange_seconds,
+            compute_cpu_seconds=result.compute_cpu_seconds,
+            exchange_seconds=result.exchange_seconds,
+            sync_seconds=result.sync_seconds,
+            loss_sum=result.loss_sum,
+            tokens=result.tokens,
+            exchanges=tuple(self.trainer.pace.exchanges) if self.trainer.pace else (),
+            spent=spent,
+        )
+        return asdict(answer)
 
     def average(self, fraction: float) -> dict[str, Any]:
-        """Average the weights, with `fraction` of the target's bytes on the wire: seconds, bytes, and what is wrong."""
+        """Average the weights, with `fraction` of the target's bytes on the wire. A `RankSync`."""
         meter = self._meter()
         seconds = self.trainer.average_weights(fraction=fraction)
-        payload, moved, why = self._spent(meter)
+        spent = self._spent(meter)
         self.clock_seconds += seconds
-        event = {"after_step": self.trainer.index - 1, "event": "sync", "fraction": fraction}
-        self.ledger.append({**event, **moved, "problems": why})
-        return {**moved, "seconds": seconds, "payload_bytes": sum(payload.values()), "problems": why}
+        self.ledger.append(SyncEntry(after_step=self.trainer.index - 1, fraction=fraction, **vars(spent)))
+        return asdict(RankSync(seconds=seconds, spent=spent))
 
     def validate(self) -> dict[str, Any]:
         """Sums over this rank's share of the validation sequences."""
         sums = {"step": self.trainer.index, **asdict(self.trainer.validate())}
         if self.metrics is not None and sums["tokens"]:
-            self.metrics.write({"phase": self.phase, **combine_validations([sums])})
+            self.metrics.write({"phase": self.phase, **asdict(combine_validations([sums]))})
         return sums
 
     def finish(self) -> dict[str, Any]:
@@ -197,15 +207,16 @@ class Rank:
             trace.write(self.folder / "trace" / f"rank{self.rank}.json")
             trace.events.clear()
             self.trainer.close()
-        return {"ledger": self.ledger}
+        return {"ledger": [asdict(entry) for entry in self.ledger]}
 
     # -- what they share
 
     def _write(
-        self, result: StepResult, payload: dict[str, int], moved: dict[str, int | None], why: list[str]
-    ) -> dict[str, Any]:
+        self, result: StepResult, payload: dict[str, int], moved: Mapping[str, object], why: Sequence[str]
+    ) -> None:
+        """A line of the metrics; `moved`: what is shown of what was counted."""
         self.clock_seconds += result.step_seconds + result.sync_seconds
-        line: dict[str, Any] = {
+        line: dict[str, object] = {
             "step": self.trainer.index - 1,
             "phase": self.phase,
             "time_seconds": self.clock_seconds,
@@ -229,7 +240,6 @@ class Rank:
             line |= system_sample() | self.trainer.monitor()
         assert self.metrics is not None
         self.metrics.write(line)
-        return line
 
     def _expected_payload(self) -> dict[str, int]:
         """Of the step that comes next, in closed form: asked before it, for at its end a codec may be unplugged."""
@@ -249,36 +259,40 @@ class Rank:
             at_seconds=time.perf_counter(),
         )
 
-    def _spent(self, before: "_Meter") -> tuple[dict[str, int], dict[str, Any], list[str]]:
-        """Since `before`: payload by channel, what sockets and wire counted, and what does not balance."""
+    def _spent(self, before: "_Meter", problems: Sequence[str] = ()) -> Spent:
+        """Since `before`; what does not balance stands behind these `problems`."""
         now = self._meter()
         payload = {channel: count - before.sent[channel] for channel, count in now.sent.items()}
         sockets = now.sockets.since(before.sockets)
         drops = _difference(now.wire.tx_drops, before.wire.tx_drops)
         relay_drops = now.pulse.dropped - before.pulse.dropped
         fidelity, late, suspect = judge(before.pulse, now.pulse, now.at_seconds - before.at_seconds)
-        moved = {
-            "payload_bytes": payload,
-            **asdict(sockets),
-            "predicted_wire_bytes": predicted_wire_bytes(sockets),
-            "wire_tx_bytes": _difference(now.wire.tx_bytes, before.wire.tx_bytes),
-            "wire_rx_bytes": _difference(now.wire.rx_bytes, before.wire.rx_bytes),
-            "interface_tx_bytes": _interface(before.wire, now.wire),
-            "queue_drops": drops,
-            "relay_drops": relay_drops,
-            "backlog_bytes": now.wire.backlog_bytes,
-            "fidelity": fidelity,
-            "suspect": suspect,
-        }
+        wire, interface = _difference(now.wire.tx_bytes, before.wire.tx_bytes), _interface(before.wire, now.wire)
         why = balance(
             sum(payload.values()),
             sockets,
-            moved["wire_tx_bytes"],
+            wire,
             segment_bytes=self.segment_bytes,
             drops=(drops or 0) + relay_drops,
-            interface_bytes=moved["interface_tx_bytes"],
+            interface_bytes=interface,
         )
-        return payload, moved, [*why, *late]
+        return Spent(
+            payload_bytes=payload,
+            acked=sockets.acked,
+            sent=sockets.sent,
+            resent=sockets.resent,
+            segments=sockets.segments,
+            predicted_wire_bytes=predicted_wire_bytes(sockets),
+            wire_tx_bytes=wire,
+            wire_rx_bytes=_difference(now.wire.rx_bytes, before.wire.rx_bytes),
+            interface_tx_bytes=interface,
+            queue_drops=drops,
+            relay_drops=relay_drops,
+            backlog_bytes=now.wire.backlog_bytes,
+            fidelity=fidelity,
+            suspect=tuple(suspect),
+            problems=(*problems, *why, *late),
+        )
 
     def _progress(self, done: int, total: int) -> None:
         if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):

@@ -11,7 +11,8 @@ from rich.table import Table
 from emulation.capability import Capability
 from testbed.analysis.formats import counted
 from testbed.errors import UsageError, in_words
-from testbed.runs.directory import RUNS, read_failed, read_json
+from testbed.records import ComparisonRecord, read_json, read_record
+from testbed.runs.directory import RUNS, read_failed
 
 __all__ = ["capability_table", "list_runs", "runs_table"]
 
@@ -61,7 +62,9 @@ def _run(folder: Path) -> dict[str, Any]:
     try:
         if (folder / "FAILED").exists():
             run |= {"state": "failed", "reason": read_failed(folder)}
-        for name, found in (("comparison", _comparison), ("quality", _quality), ("sweep", _sweep)):
+        if (folder / "comparison.json").exists():
+            run |= _comparison(read_record(ComparisonRecord, folder / "comparison.json"))
+        for name, found in (("quality", _quality), ("sweep", _sweep)):
             if (folder / f"{name}.json").exists():
                 run |= found(read_json(folder / f"{name}.json"))
     except UsageError as error:
@@ -73,13 +76,13 @@ def _run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _comparison(record: dict[str, Any]) -> dict[str, Any]:
+def _comparison(record: ComparisonRecord) -> dict[str, Any]:
     return {
-        "state": "done" if all(arm["valid"] for arm in record["arms"]) else "invalid",
-        "bandwidth_bps": float(record["bandwidth_bps"]),
-        "accounting": record["accounting"],
-        "mode": record["mode"],
-        "arms": {arm["arm"]: float(arm["step_seconds_mean"]) for arm in record["arms"]},
+        "state": "done" if all(arm.valid for arm in record.arms) else "invalid",
+        "bandwidth_bps": record.bandwidth_bps,
+        "accounting": record.accounting,
+        "mode": record.mode,
+        "arms": {arm.arm: arm.step_seconds_mean for arm in record.arms},
     }
 
 

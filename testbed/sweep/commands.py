@@ -24,8 +24,9 @@ from testbed.analysis.formats import counted
 from testbed.config import parse
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
+from testbed.records import CommandSummary, read_record, write_json
 from testbed.runs.asked import Asked, network_for
-from testbed.runs.directory import environment, write_failed, write_json
+from testbed.runs.directory import environment, write_failed
 from testbed.runs.progress import minutes
 from testbed.sweep.grid import Point, Sweep, described, points_of
 
@@ -127,21 +128,19 @@ def _run(errand: Errand, folder: Path) -> str | None:
         return _last_words(log) or f"it ended with status {done.returncode} before its links were proven"
     moved = json.loads(record.read_text())
     status = max(moved["exit_status"].values(), default=0)
-    write_json(
-        folder / "summary.json",
-        {
-            "cell": errand.hash,
-            "point": errand.varied,
-            "seed": errand.seed,
-            "command": errand.program,
-            "wall_seconds": moved["wall_seconds"],
-            "exit_status": status,
-            "sent_bytes": moved["sent_bytes"],
-            "received_bytes": moved["received_bytes"],
-            "pairs": moved["pairs"],
-            "said": dict(_said(log)),
-        },
+    summary = CommandSummary(
+        cell=errand.hash,
+        point=errand.varied,
+        seed=errand.seed,
+        command=tuple(errand.program),
+        wall_seconds=moved["wall_seconds"],
+        exit_status=status,
+        sent_bytes=moved["sent_bytes"],
+        received_bytes=moved["received_bytes"],
+        pairs=tuple(moved["pairs"]),
+        said=dict(_said(log)),
     )
+    write_json(folder / "summary.json", summary)
     return None
 
 
@@ -168,7 +167,7 @@ def run_errands(errands: list[Errand], folder: Path, report: Callable[[str], Non
         where = f"{described(errand.varied)}, seed {errand.seed}"
         left = (time.monotonic() - started) / number * (len(missing) - number)
         if why is None:
-            if not json.loads((place / "summary.json").read_text())["said"]:
+            if not read_record(CommandSummary, place / "summary.json").said:
                 report(f"{where}: it printed no JSON object on a line of its own, so its row holds no said_… column")
             report(f"{where}: done ({number}/{len(missing)} cells, about {minutes(left)} left)")
         else:

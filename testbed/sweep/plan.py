@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from testbed.runs.directory import read_json
+from testbed.records import CellSummary, read_record
 from testbed.runs.experiment import Cell
 from testbed.runs.older import Older, find_older
 from testbed.sweep.cells import LINKS, Timed
@@ -91,7 +91,7 @@ class Plan:
     def is_timed(self, cell: str) -> bool:
         """Whether a cell is done, and valid: one whose measurement broke is timed again."""
         file = self.summary_file(cell)
-        return file.is_file() and read_json(file)["valid"]
+        return file.is_file() and read_record(CellSummary, file).valid
 
     def summary_file(self, cell: str) -> Path:
         return self._summary(self.used(cell))

@@ -15,9 +15,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,7 +25,17 @@ from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
-from testbed.runs.directory import environment, interpreter, write_json
+from testbed.records import (
+    CellEntry,
+    CheckEntry,
+    CommandEntry,
+    ExcludedPoint,
+    PointNetwork,
+    SweepConfig,
+    SweepRecord,
+    write_json,
+)
+from testbed.runs.directory import environment, interpreter
 from testbed.runs.experiment import Cell
 from testbed.runs.learn import alone, named_folder, rehearse_all
 from testbed.runs.learning import Learning, groups_of, order_of
@@ -139,7 +149,7 @@ def dry_run(asked: SweepCommand) -> str:
     )
 
 
-def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[Path, dict[str, Any]]:
+def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[Path, SweepRecord]:
     """Do what is missing, then write the tables; the folder, and the record with `failed` reasons by cell."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
@@ -182,7 +192,7 @@ def _require_containers(plan: Plan) -> None:
                 )
 
 
-def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, Any]:
+def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> SweepRecord:
     from testbed.analysis.sweeps import conclude
 
     failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
@@ -211,19 +221,19 @@ def _errands(command: SweepCommand, asked: Sweep) -> list[Errand]:
     return errands_of(asked)[which::of]
 
 
-def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Report) -> dict[str, Any]:
+def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Report) -> SweepRecord:
     from testbed.analysis.sweeps import conclude_commands
 
     own = _errands(command, asked)
     for image in {point.get("image") for point in points_of(asked)[0] if point.get("backend") == "docker"}:
         require_image(image)
-    cells = [{"cell": each.hash, "seed": each.seed, "point": each.varied} for each in errands_of(asked)]
-    with _folder(folder, _about(asked) | {"cells": cells}):
+    cells = tuple(CommandEntry(cell=each.hash, seed=each.seed, point=each.varied) for each in errands_of(asked))
+    with _folder(folder, replace(_about(asked), commands=cells)):
         return conclude_commands(folder, run_errands(own, folder, report)).record
 
 
 @contextmanager
-def _folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+def _folder(folder: Path, config: SweepConfig) -> Iterator[None]:
     """The sweep's own, with what is known before it begins."""
     with alone(folder):
         (folder / "learned").mkdir(exist_ok=True)
@@ -233,36 +243,36 @@ def _folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _config(plan: Plan) -> dict[str, Any]:
-    cells = [
-        {
-            "cell": plan.used(cell.hash),
-            "arm": cell.arm.name,
-            "point": cell.varied,
-            "older": _why_older(plan, cell),
-            "network": {
-                "bandwidth_bps": cell.settings.rate_bps,
-                "one_way_delay_seconds": cell.settings.network.longest_round_trip_us / 2e6,
-                "packet_loss": max(link.loss for link in cell.settings.network.links),
-            },
-            "learned": {each.seed: plan.used(each.hash) for each in cell.learned},
-            "nodes_learned": cell.whole.nodes,
-        }
+def _config(plan: Plan) -> SweepConfig:
+    cells = tuple(
+        CellEntry(
+            cell=plan.used(cell.hash),
+            arm=cell.arm.name,
+            point=cell.varied,
+            older=_why_older(plan, cell),
+            network=PointNetwork(
+                bandwidth_bps=cell.settings.rate_bps,
+                one_way_delay_seconds=cell.settings.network.longest_round_trip_us / 2e6,
+                packet_loss=max(link.loss for link in cell.settings.network.links),
+            ),
+            learned={each.seed: plan.used(each.hash) for each in cell.learned},
+            nodes_learned=cell.whole.nodes,
+        )
         for cell in plan.cells
-    ]
+    )
     twins = {(described(cell.point), cell.arm.name): plan.used(cell.hash) for cell in plan.cells}
-    checks = [
-        {
-            "cell": plan.used(check.hash),
-            "of": twins[described(check.point), check.arm.name],
-            "arm": check.arm.name,
-            "point": described(check.varied),
-            "seed": check.seeds[0],
-            "steps": check.settings.live_steps,
-        }
+    checks = tuple(
+        CheckEntry(
+            cell=plan.used(check.hash),
+            of=twins[described(check.point), check.arm.name],
+            arm=check.arm.name,
+            point=described(check.varied),
+            seed=check.seeds[0],
+            steps=check.settings.live_steps or 0,
+        )
         for check in plan.checks
-    ]
-    return _about(plan.sweep) | {"cells": cells, "checks": checks}
+    )
+    return replace(_about(plan.sweep), cells=cells, checks=checks)
 
 
 def _why_older(plan: Plan, cell: Timed) -> str:
@@ -272,13 +282,18 @@ def _why_older(plan: Plan, cell: Timed) -> str:
     return "; ".join(f"{part} of other {why}" for part, why in named.items() if why)
 
 
-def _about(sweep: Sweep) -> dict[str, Any]:
-    return {
-        "kind": "command" if sweep.command else "sweep",
-        "sweep": asdict(sweep),
-        "varied": [key for axis in sweep.axes() for key in axis],
-        "excluded": [asdict(each) for each in points_of(sweep)[1]],
-    }
+def _about(sweep: Sweep) -> SweepConfig:
+    """Without its cells."""
+    return SweepConfig(
+        kind="command" if sweep.command else "sweep",
+        title=sweep.title,
+        question=sweep.question,
+        exact=sweep.exact,
+        control=sweep.control,
+        sweep=asdict(sweep),
+        varied=tuple(key for axis in sweep.axes() for key in axis),
+        excluded=tuple(ExcludedPoint(point=each.point, reason=each.reason) for each in points_of(sweep)[1]),
+    )
 
 
 def _learn(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, str]:

@@ -4,17 +4,19 @@ import json
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from testbed.analysis.formats import counted
+from testbed.records import LearnedCell, read_record
 from testbed.runs.child import start_child
-from testbed.runs.directory import read_json, write_failed
+from testbed.runs.directory import write_failed
 from testbed.runs.progress import Report, minutes
 from testbed.sweep.cells import Timed
 from testbed.sweep.hosts import Hosts
 from testbed.sweep.plan import Plan, by, estimate, nodes_of, point_of, seconds
-from testbed.sweep.timing import as_order
+from testbed.sweep.timing import Trained, as_order
 
 __all__ = ["time_missing"]
 
@@ -123,11 +125,14 @@ class _Timing:
     def _order(self, cells: list[Timed], *, folder: str) -> dict[str, Any]:
         learned = {}
         for cell in cells:
-            known = read_json(self.plan.learned_file(cell.learned[0]))
-            learned[cell.hash] = {
-                "nodes": cell.whole.nodes,
-                **{key: known[key] for key in ("rank_losses", "losses", "validations")},
-            }
+            known = read_record(LearnedCell, self.plan.learned_file(cell.learned[0]))
+            trained = Trained(
+                nodes=cell.whole.nodes,
+                losses=known.losses,
+                rank_losses=known.rank_losses,
+                validations=known.validations,
+            )
+            learned[cell.hash] = asdict(trained)
         return {
             "folder": folder,
             "command": cells[0].settings.command,

@@ -11,15 +11,16 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emulation.errors import EmulationError, LinkError
 from emulation.network import Network
 from emulation.world import run_in_world
-from testbed.config import Arm, Preset, parse
+from testbed.config import STRICT, Arm, Preset, parse
 from testbed.errors import LossChanged, TestbedError
+from testbed.records import CellSummary, LearnedSeries, Validation, received
 from testbed.runs.child import ending_with_parent
 from testbed.runs.directory import environment
 from testbed.runs.identity import check_host, host_content
@@ -28,9 +29,10 @@ from testbed.sweep.cells import Timed
 from testbed.targets import Target
 
 if TYPE_CHECKING:
-    from testbed.runs.comparison import ArmResult, Comparison, Learned
+    from testbed.runs.comparison import Comparison
+    from testbed.runs.results import ArmResult, Learned
 
-__all__ = ["as_order", "check_learned"]
+__all__ = ["Trained", "as_order", "check_learned"]
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -71,6 +73,19 @@ def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
         thrifty=True,
         folders={arm.name: folder / "cells" / cell for cell, arm in arms.items()},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What of a learned cell its timed steps are held against (`testbed.records.LearnedCell`), as orders carry it."""
+
+    __pydantic_config__ = STRICT
+
+    nodes: int
+    """That learned it."""
+    losses: tuple[float, ...]
+    rank_losses: list[list[list[float]]]
+    validations: tuple[Validation, ...]
 
 
 class _Session:
@@ -147,8 +162,8 @@ class _Session:
                 self._fail(cell, error, blame)
                 continue
             blame.remove(cell)
-            invalid = summary["why"][0] if summary["why"] else None
-            self.reply({"done": cell, "step_seconds": summary["step_seconds_mean"], "invalid": invalid})
+            invalid = summary.why[0] if summary.why else None
+            self.reply({"done": cell, "step_seconds": summary.step_seconds_mean, "invalid": invalid})
 
     def _all_learned(self, comparison: "Comparison", blame: list[str]) -> "dict[str, Learned]":
         """By arm; those whose first steps are not the learned ones fail, and are out of `blame`. None of a live arm."""
@@ -170,53 +185,58 @@ class _Session:
 
     def _learned(self, arm: Arm, cell: str, comparison: "Comparison") -> "Learned":
         """What the arm's timed steps are held against: the same nodes' steps off the link, once for all points."""
-        from testbed.runs.comparison import Learned
+        from testbed.runs.results import Learned
 
-        known, key = self.order["learned"][cell], json.dumps(self._arm_config(arm), sort_keys=True)
+        known, key = self._known(cell), json.dumps(self._arm_config(arm), sort_keys=True)
         if key not in self.losses:
             self.losses[key] = comparison.first_losses(arm)
-        if known["nodes"] == comparison.settings.nodes and known["rank_losses"] != self.losses[key]:
+        if known.nodes == comparison.settings.nodes and known.rank_losses != self.losses[key]:
             raise LossChanged(
                 f"{arm.name}: the first steps on these nodes are not those that were learned, to the last bit"
             )
-        return Learned(losses=self.losses[key], loss=[], validations=known["validations"][-1:])
+        return Learned(losses=self.losses[key], series=LearnedSeries(validations=known.validations[-1:]))
 
     @staticmethod
     def _arm_config(arm: Arm) -> dict[str, Any]:
         return {key: value for key, value in asdict(arm).items() if key != "name"}
 
-    def _write(self, comparison: "Comparison", name: str, cell: str, group: dict[str, Any]) -> dict[str, Any]:
+    def _known(self, cell: str) -> Trained:
+        return received(Trained, self.order["learned"][cell], "the order")
+
+    def _write(self, comparison: "Comparison", name: str, cell: str, group: dict[str, Any]) -> CellSummary:
         from testbed.runs.arm_record import arm_record
-        from testbed.runs.emulate import comparison_record, write_arm
+        from testbed.runs.emulate import conditions, summary_of, write_arm
 
         result = comparison.results[name]
         if comparison.settings.mode == "live":
-            check_learned(result, self.order["learned"][cell])
-        facts = comparison_record(comparison, [], 0.0)
-        about = group["about"][cell] | {
-            "cell": cell,
-            "point": group["point"],
-            "network": {key: value for key, value in facts.items() if key not in ("arms", "run_seconds", "void")},
-        }
-        return write_arm(comparison, result, arm_record(comparison, result) | about, self.environment)
+            check_learned(result, self._known(cell))
+        summary = CellSummary(
+            **vars(summary_of(result, arm_record(comparison, result))),
+            **group["about"][cell],
+            cell=cell,
+            point=group["point"],
+            network=conditions(comparison),
+        )
+        write_arm(comparison, result, summary, self.environment)
+        return summary
 
 
-def check_learned(result: "ArmResult", known: dict[str, Any]) -> None:
+def check_learned(result: "ArmResult", known: Trained) -> None:
     """Raise `LossChanged` unless every step's loss (to the digits that are kept) and what was validated are those that
     were learned."""
     losses = [round(step.loss, 6) for step in result.steps]
-    apart = next((index for index, loss in enumerate(losses) if loss != known["losses"][index]), None)
+    apart = next((index for index, loss in enumerate(losses) if loss != known.losses[index]), None)
     if apart is not None:
         raise LossChanged(
             f"{result.arm.name}, step {apart}: the loss on this link is {losses[apart]}, and "
-            f"{known['losses'][apart]} was learned: a network must change time and never arithmetic"
+            f"{known.losses[apart]} was learned: a network must change time and never arithmetic"
         )
-    learned = {each["step"]: each["val_loss"] for each in known["validations"]}
+    learned = {each.step: each.val_loss for each in known.validations}
     for each in result.validations:
-        was = learned.get(each["step"], each["val_loss"])
-        if each["val_loss"] != was:
+        was = learned.get(each.step, each.val_loss)
+        if each.val_loss != was:
             raise LossChanged(
-                f"{result.arm.name}, step {each['step']}: validated {each['val_loss']!r} on this link, and {was!r} off "
+                f"{result.arm.name}, step {each.step}: validated {each.val_loss!r} on this link, and {was!r} off "
                 "it: a network must change time and never arithmetic"
             )
 

@@ -1,8 +1,11 @@
 """Every figure draws: whatever the mode, whatever is missing, whatever users call their arms."""
 
+import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -17,38 +20,35 @@ from testbed.analysis.figures import (
     figure_loss_against_step,
     write_figures,
 )
-from testbed.analysis.load import Comparison, results_table
+from testbed.analysis.load import Comparison
 from testbed.analysis.style import KINDS, styled
-from tests.analysis.synthetic import made_up
+from testbed.records import ArmRecord
+from tests.analysis.synthetic import Mode, made_up, shown, with_arm
 
 NASTY = r"$\alpha_{ <b>&amp;--> [red]%s {x} " + "ünï " * 10
 
 
-def _comparison(mode: str = "composed", **changes) -> Comparison:
-    comparison, summaries = made_up(mode=mode, **changes)
-    return Comparison(comparison=comparison, table=results_table(comparison, summaries))
+def _comparison(mode: Mode = "composed", **changes) -> Comparison:
+    return shown(*made_up(mode=mode, **changes))
 
 
 def _with_nulls() -> Comparison:
     comparison, _ = made_up()
-    words = ("arm", "exchange", "codec", "sync", "link", "valid", "why")
-    arms = [{key: value if key in words else None for key, value in arm.items()} for arm in comparison["arms"]]
-    comparison |= {
-        "arms": arms,
-        "links": [],
-        "nodes_of_target": None,
-        "delay_seconds": None,
-        "warm_start_seconds": None,
+    optional = [each.name for each in fields(ArmRecord) if "None" in str(each.type)]
+    nothing: dict[str, Any] = dict.fromkeys(optional) | {
+        "step_seconds_mean": math.nan,
+        "compute_seconds_median": math.nan,
     }
-    return Comparison(comparison=comparison, table=results_table(comparison, {}))
+    arms = tuple(replace(arm, **nothing) for arm in comparison.arms)
+    return shown(replace(comparison, arms=arms, links=(), nodes_of_target=None, warm_start_seconds=0.0), {})
 
 
 def _renamed() -> Comparison:
     comparison, summaries = made_up()
-    comparison["arms"][3]["arm"] = NASTY
-    summaries[NASTY] = summaries.pop("latent")
-    comparison["links"][0]["name"] = NASTY
-    return Comparison(comparison=comparison, table=results_table(comparison, summaries))
+    comparison = with_arm(comparison, "latent", arm=NASTY)
+    summaries[NASTY] = replace(summaries.pop("latent"), arm=NASTY)
+    first, *others = comparison.links
+    return shown(replace(comparison, links=(replace(first, name=NASTY), *others)), summaries)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_every_figure_is_written_with_its_data(tmp_path: Path, comparison) -> No
 
 @pytest.mark.parametrize("figure", [figure_loss_against_hours, figure_loss_against_step])
 @pytest.mark.parametrize("mode", ["composed", "live", "unpaced"])
-def test_names_at_line_ends_do_not_overlap(figure, mode: str) -> None:
+def test_names_at_line_ends_do_not_overlap(figure, mode: Mode) -> None:
     """Five names, three of them on nearly the same loss: all can be read."""
     drawn = figure(_comparison(mode))
     with styled():
@@ -90,7 +90,7 @@ def test_names_at_line_ends_do_not_overlap(figure, mode: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("composed", "composed"), ("live", "measured")])
-def test_line_style_says_what_is_measured(mode: str, kind: str) -> None:
+def test_line_style_says_what_is_measured(mode: Mode, kind: str) -> None:
     """Measured solid, composed dashed, modelled dotted: read back from the drawn lines."""
     drawn = figure_loss_against_hours(_comparison(mode))
     style = {
@@ -116,33 +116,30 @@ def test_same_data_same_file(tmp_path: Path) -> None:
 def test_a_caption_says_how_many_steps_are_suspect():
     """And nothing where none is."""
     facts, summaries = made_up()
-    shown = Comparison(comparison=facts, table=results_table(facts, summaries))
-    assert "suspect" not in caption(shown, "Note.")
-    first, second, third = facts["arms"][:3]
-    first["suspect_steps"], second["suspect_steps"], third["suspect_syncs"] = 1, 2, 1
-    assert "3 steps suspect · 1 synchronisation suspect. Note." in caption(shown, "Note.")
+    assert "suspect" not in caption(shown(facts, summaries), "Note.")
+    facts = with_arm(with_arm(facts, "centralised", suspect_steps=1), "decentralised", suspect_steps=2)
+    facts = with_arm(facts, "subspace", suspect_syncs=1)
+    assert "3 steps suspect · 1 synchronisation suspect. Note." in caption(shown(facts, summaries), "Note.")
 
 
 def test_training_loss_is_drawn_against_time_only_where_nothing_was_validated():
     """Against steps it always is."""
-    facts, summaries = made_up()
-    table = results_table(facts, summaries)
-    shown = Comparison(comparison=facts, table=table)
-    without = Comparison(comparison=facts, table=table.assign(val_loss=float("nan")))
+    whole = shown(*made_up())
+    without = replace(whole, table=whole.table.assign(val_loss=float("nan")))
 
     def faint(figure) -> int:
         return sum(line.get_alpha() == 0.4 for line in figure.axes[0].get_lines())
 
-    assert faint(figure_loss_against_hours(shown)) == 0
-    assert faint(figure_loss_against_hours(without)) == faint(figure_loss_against_step(shown)) == len(facts["arms"])
+    assert faint(figure_loss_against_hours(whole)) == 0
+    assert faint(figure_loss_against_hours(without)) == faint(figure_loss_against_step(whole)) == len(whole.arms)
 
 
 @pytest.mark.parametrize("draw", [figure_loss_against_hours, figure_loss_against_step, figure_step_time, figure_bytes])
 def test_an_arm_that_is_not_valid_says_so_where_its_name_stands(draw):
     """Negative control: one that is valid does not."""
-    comparison = _comparison()
-    arms = {arm["arm"]: arm for arm in comparison.comparison["arms"]}
-    arms["subspace"] |= {"valid": False, "why": ["its link was changed"]}
+    facts, summaries = made_up()
+    facts = with_arm(facts, "subspace", valid=False, why=("its link was changed",))
+    comparison = shown(facts, summaries)
     texts = [text.get_text() for text in draw(comparison).findobj(Text)]
     assert any(text.startswith("subspace") and "(not valid)" in text for text in texts)
     assert not any(text.startswith("latent") and "(not valid)" in text for text in texts)

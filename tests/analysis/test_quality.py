@@ -1,5 +1,6 @@
 """Recovered fractions and their intervals on numbers whose answers are known; and what says that they mean nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.quality_pages import markdown, write_quality
 from testbed.config.arm import OWN_REPLICAS
 from testbed.errors import UsageError
+from tests.analysis.synthetic import made_up
 
 SEEDS = (10, 11, 12)
 NOISE = dict(zip(SEEDS, (-0.01, 0.0, 0.01), strict=True))
@@ -169,17 +171,14 @@ def test_replicas_that_are_not_alike_are_said_to_be_validated_one_by_one():
 
 def test_at_equal_time():
     """Steps of 1, 4 and 2 s, control ends after 100: best has done 50 steps and stands half way down."""
-    times = {
-        "name": "a-run",
-        "pace": "paper",
-        "mode": "composed",
-        "arms": [
-            {"arm": "control", "step_seconds_mean": 1.0, "link": "shaped"},
-            {"arm": "decentralised", "step_seconds_mean": 3.5, "sync_seconds_per_step": 0.5, "link": "modelled"},
-            {"arm": "best", "step_seconds_mean": 2.0, "link": "shaped"},
-            {"arm": "elsewhere", "step_seconds_mean": 0.1},
-        ],
-    }
+    like = {arm.arm: arm for arm in made_up()[0].arms}
+    timed = [
+        replace(like["control"], step_seconds_mean=1.0, sync_seconds_per_step=None),
+        replace(like["decentralised"], step_seconds_mean=3.5, sync_seconds_per_step=0.5, link="modelled"),
+        replace(like["latent"], arm="best", step_seconds_mean=2.0, sync_seconds_per_step=None),
+        replace(like["latent"], arm="elsewhere", step_seconds_mean=0.1),
+    ]
+    times = replace(made_up()[0], name="a-run", arms=tuple(timed))
     record = answer(cells(spread=0), times=times)
     assert record["presets"][0]["horizon_seconds"] == 100
     best, exact = arm(record, "best"), arm(record, "decentralised")

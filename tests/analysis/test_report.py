@@ -1,7 +1,7 @@
 """The report in a real browser: from a file, without a network, in two sizes and two lights."""
 
-import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -10,8 +10,9 @@ from testbed.analysis.load import write_results
 from testbed.analysis.report import write_report
 from testbed.analysis.sweeps import conclude
 from testbed.errors import UsageError
+from testbed.records import write_json
 from tests.analysis.made_up_sweep import made_up_sweep
-from tests.analysis.synthetic import made_up
+from tests.analysis.synthetic import made_up, with_arm
 from tests.browser import Browser, needs_browser
 
 NASTY = "<script>console.error('run')</script><img src=x onerror=alert(1)>"
@@ -20,12 +21,10 @@ NASTY = "<script>console.error('run')</script><img src=x onerror=alert(1)>"
 def comparison_folder(folder, name="a run", arm=NASTY):
     """A finished comparison, one arm of which has, unless told otherwise, a name that is a script."""
     comparison, summaries = made_up()
-    comparison["name"] = name
-    old = comparison["arms"][3]["arm"]
-    comparison["arms"][3]["arm"] = arm
-    summaries[arm] = summaries.pop(old)
+    comparison = with_arm(replace(comparison, name=name), "latent", arm=arm)
+    summaries[arm] = replace(summaries.pop("latent"), arm=arm)
     write_results(folder, comparison, summaries)
-    (folder / "comparison.json").write_text(json.dumps(comparison))
+    write_json(folder / "comparison.json", comparison)
     return folder
 
 

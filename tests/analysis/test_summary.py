@@ -1,21 +1,24 @@
 """The summary: fits a terminal, says what is true, keeps quiet about what is not known."""
 
 import io
+import math
 import re
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from testbed.analysis.captions import caption
 from testbed.analysis.formats import duration, percent, rate, significant, size
-from testbed.analysis.load import Comparison, results_table
 from testbed.analysis.summary import print_summary
-from tests.analysis.synthetic import made_up
+from testbed.records import ArmRecord, ArmSummary, ComparisonRecord
+from tests.analysis.synthetic import made_up, shown, with_arm
 
 
-def _printed(comparison: dict, summaries: dict) -> str:
+def _printed(comparison: ComparisonRecord, summaries: dict[str, ArmSummary]) -> str:
     console = Console(file=io.StringIO(), width=90)
-    print_summary(Comparison(comparison=comparison, table=results_table(comparison, summaries)), console)
+    print_summary(shown(comparison, summaries), console)
     return console.file.getvalue()  # pyrefly: ignore
 
 
@@ -41,9 +44,8 @@ def test_sentences_say_what_was_won_and_paid() -> None:
 def test_void_and_invalid_come_first() -> None:
     """What breaks the comparison is said before what it found."""
     comparison, summaries = made_up()
-    comparison["void"] = "On this task the comparison shows nothing."
-    comparison["arms"][2] |= {"valid": False, "why": ["link out of tolerance"]}
-    text = _printed(comparison, summaries)
+    comparison = replace(comparison, void="On this task the comparison shows nothing.")
+    text = _printed(with_arm(comparison, "subspace", valid=False, why=("link out of tolerance",)), summaries)
     assert (
         text.index("shows nothing") < text.index("subspace is not valid: link out of") < text.index("latent, against")
     )
@@ -53,24 +55,22 @@ def test_times_that_are_not_valid_are_said_to_be_so_wherever_they_stand() -> Non
     """In the sentence that says what was won by them, and below every figure; and only there."""
     comparison, summaries = made_up()
     before = _printed(comparison, summaries)
-    comparison["arms"][2] |= {"valid": False, "why": ["disturbed"]}
+    comparison = with_arm(comparison, "subspace", valid=False, why=("disturbed",))
     sentences = {line.split(",")[0]: line for line in " ".join(_printed(comparison, summaries).split()).split("• ")}
     assert re.search(r"steps [\d.]+ × as fast \(not valid\)", sentences["subspace"])
     assert "(not valid)" not in sentences["latent"]
     assert "(not valid)" not in before
-    shown = Comparison(comparison=comparison, table=results_table(comparison, summaries))
-    assert "· not valid: subspace." in caption(shown, "")
+    assert "· not valid: subspace." in caption(shown(comparison, summaries), "")
 
 
 def test_unknown_numbers_and_odd_names_do_no_harm() -> None:
     """Nulls become dashes, mark-up in a name is text, a modelled link has no wire bytes."""
     comparison, _ = made_up()
-    words = ("exchange", "codec", "sync", "link")
-    comparison["arms"] = [
-        {key: value if key in words else None for key, value in arm.items()} | {"arm": f"[red]{at}[/x]"}
-        for at, arm in enumerate(comparison["arms"])
-    ]
-    text = _printed(comparison, {})
+    optional = [each.name for each in fields(ArmRecord) if "None" in str(each.type) and each.name != "codec"]
+    assert len(optional) > 20
+    nothing: dict[str, Any] = dict.fromkeys(optional) | {"step_seconds_mean": math.nan}
+    arms = tuple(replace(arm, arm=f"[red]{at}[/x]", **nothing) for at, arm in enumerate(comparison.arms))
+    text = _printed(replace(comparison, arms=arms), {})
     assert "[red]0[/x]" in text
     assert "–" in text
 
@@ -106,7 +106,7 @@ def test_units() -> None:
 def test_an_arm_that_sends_nothing_at_its_own_speed_says_nothing_of_the_closed_form() -> None:
     """Its step is its compute, as measured: that they are equal is no evidence. A paced one's is."""
     comparison, summaries = made_up()
-    comparison["arms"] = [arm for arm in comparison["arms"] if arm["arm"] == "control"]
+    comparison = replace(comparison, arms=tuple(arm for arm in comparison.arms if arm.arm == "control"))
     assert "of compute + bytes / measured goodput" in " ".join(_printed(comparison, summaries).split())
-    comparison["arms"][0] |= {"wire_bytes_per_step": 0.0, "compute_kind": "measured"}
+    comparison = with_arm(comparison, "control", wire_bytes_per_step=0.0, compute_kind="measured")
     assert "of compute + bytes / measured goodput" not in " ".join(_printed(comparison, summaries).split())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from testbed.analysis.sweep_figures import (
 from testbed.analysis.sweep_summary import print_sweep, verdict
 from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
 from testbed.errors import UsageError
+from testbed.records import CommandEntry, CommandSummary, SweepConfig, write_json
 from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, LOSS, MACHINE, made_up_sweep, seconds
 
 
@@ -69,7 +70,7 @@ def test_failed_and_missing_cells_stay_in_the_table(tmp_path):
     made_up_sweep(tmp_path, failed=[("decentralised", 30e6)])
     cell = "decentralised-3e+07-0"
     sweep = conclude(tmp_path, {cell: "no such link\nmore"})
-    assert sweep.record["states"] == {"done": 22, "failed": 1, "missing": 1}
+    assert sweep.record.states == {"done": 22, "failed": 1, "missing": 1}
     assert set(sweep.table[sweep.table["cell"] == cell]["why"]) == {"no such link\nmore"}
     assert sweep.table.query("arm == 'subspace' and bw == '30mbit'")["speedup"].isna().all()
 
@@ -78,7 +79,7 @@ def test_nothing_is_made_of_what_is_invalid(tmp_path):
     """No speed-up of it nor of what is held against it, no curve, no point of a figure; it is counted and named."""
     made_up_sweep(tmp_path, invalid=[("decentralised", 30e6)])
     sweep = conclude(tmp_path, {})
-    assert sweep.record["states"] == {"done": 22, "invalid": 2}
+    assert sweep.record.states == {"done": 22, "invalid": 2}
     assert sweep.table.query("bw == '30mbit'")["speedup"].isna().all()
     assert not sweep.curves["cell"].str.startswith("decentralised-3e+07").any()
     assert len(data_throughput(sweep).query("arm == 'decentralised'")) == 3
@@ -102,10 +103,8 @@ def test_the_interval_holds_that_of_synchronisation(tmp_path):
 def test_a_cell_of_every_point_has_one_curve(tmp_path):
     """An arm on the cluster's link is timed once for all points: a row in each, a curve once."""
     config = made_up_sweep(tmp_path, rates=(1e8, 1e9), delays=(0.0,))
-    for entry in config["cells"]:
-        if entry["arm"] == "control":
-            entry["cell"] = "control-1e+09-0"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    cells = (replace(each, cell="control-1e+09-0") if each.arm == "control" else each for each in config.cells)
+    write_json(tmp_path / "config.json", replace(config, cells=tuple(cells)))
     sweep = conclude(tmp_path, {})
     assert len(sweep.table.query("arm == 'control'")) == 2 * 2
     assert not sweep.curves.duplicated(["cell", "arm", "seed", "step"]).any()
@@ -123,15 +122,33 @@ def test_a_cell_of_every_point_has_one_curve(tmp_path):
 )
 def test_whatever_a_program_says_can_be_kept(tmp_path, said, kept, note):
     """A number here and a word there, a long integer, nothing; a title may hold brackets."""
-    cells = [{"cell": f"c{seed}", "seed": seed, "point": {"var.x": x}} for seed, x in enumerate(("auto", 4))]
-    config: dict[str, Any] = {"kind": "command", "cells": cells, "varied": ["var.x"], "excluded": []}
-    config["sweep"] = {"title": "Trial [/b] [v2]", "question": "", "exact": "", "control": ""}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    cells = [CommandEntry(cell=f"c{seed}", seed=seed, point={"var.x": x}) for seed, x in enumerate(("auto", 4))]
+    config = SweepConfig(
+        kind="command",
+        title="Trial [/b] [v2]",
+        question="",
+        exact="",
+        control="",
+        sweep={},
+        varied=("var.x",),
+        excluded=(),
+        commands=tuple(cells),
+    )
+    write_json(tmp_path / "config.json", config)
     for cell, words in zip(cells, said, strict=True):
-        (tmp_path / "cells" / cell["cell"]).mkdir(parents=True)
-        summary = {"wall_seconds": 1.0, "exit_status": 0, "sent_bytes": {"n0": 1}, "received_bytes": {"n0": 1}}
-        summary |= {"pairs": [], "said": words}
-        (tmp_path / "cells" / cell["cell"] / "summary.json").write_text(json.dumps(summary))
+        summary = CommandSummary(
+            cell=cell.cell,
+            point=cell.point,
+            seed=cell.seed,
+            command=("true",),
+            wall_seconds=1.0,
+            exit_status=0,
+            sent_bytes={"n0": 1},
+            received_bytes={"n0": 1},
+            pairs=(),
+            said=words,
+        )
+        write_json(tmp_path / "cells" / cell.cell / "summary.json", summary)
     sweep = conclude_commands(tmp_path, {})
     np.testing.assert_equal(load_sweep(tmp_path).table["said_loss"].tolist(), kept)
     assert len(pd.read_csv(tmp_path / "results.csv")) == 2
@@ -236,7 +253,7 @@ def test_what_is_suspect_older_or_of_another_machine_is_said_everywhere(tmp_path
     made_up_sweep(tmp_path / "sweep", suspect=[("subspace", 1e9)], older=[("control", 1e9)])
     file = tmp_path / "sweep" / "learned" / "subspace-1.json"
     trainer = json.loads(file.read_text())
-    file.write_text(json.dumps(trainer | {"environment": MACHINE | {"kernel": "6.2"}}))
+    file.write_text(json.dumps(trainer | {"environment": asdict(MACHINE) | {"kernel": "6.2"}}))
     sweep = conclude(tmp_path / "sweep", {})
     console = Console(width=160, record=True, force_terminal=False)
     print_sweep(sweep, console)

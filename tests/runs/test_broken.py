@@ -11,17 +11,14 @@ from testbed.cli import _guarded, main
 from testbed.config import Preset
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError, in_words
+from testbed.records import plain, read_json
 from testbed.runs import ranks as ranks_module
-from testbed.runs.directory import read_failed, read_json, write_failed
+from testbed.runs.directory import read_failed, write_failed
 from testbed.runs.tables import list_runs
+from tests.analysis.synthetic import made_up
 from tests.runs.tiny import PRESET
 
-WHOLE = {
-    "arms": [{"arm": "control", "valid": True, "step_seconds_mean": 1.5}],
-    "bandwidth_bps": 3e8,
-    "accounting": "pair",
-    "mode": "composed",
-}
+WHOLE = plain(made_up()[0])
 
 
 def pipe(path: Path) -> None:
@@ -37,12 +34,13 @@ def text(content: str | bytes):
 
 BROKEN = [
     pytest.param("comparison.json", text(""), id="empty"),
-    pytest.param("comparison.json", text(json.dumps(WHOLE)[:40]), id="half"),
+    pytest.param("comparison.json", text(json.dumps(WHOLE)[:400]), id="half"),
     pytest.param("comparison.json", text(b"\xff\xfe{}"), id="no UTF-8"),
     pytest.param("comparison.json", text("[" * 100_000), id="deep"),
     pytest.param("comparison.json", text("[1, 2]"), id="a list"),
     pytest.param("comparison.json", text('{"arms": 7}'), id="another shape"),
     pytest.param("comparison.json", text(json.dumps(WHOLE | {"bandwidth_bps": "fast"})), id="a word for a number"),
+    pytest.param("comparison.json", text(json.dumps({**WHOLE, "node": 4})), id="a key too many"),
     pytest.param("comparison.json", pipe, id="a pipe"),
     pytest.param("quality.json", text("{}"), id="no quality"),
     pytest.param("sweep.json", text('{"states": []}'), id="no sweep"),

@@ -75,7 +75,7 @@ def test_what_differs_is_said_with_both_values(pair):
         (("first",), "The one to set beside it"),
         (("first", "secund"), "second"),
         (("first", "unfinished"), "holds no finished comparison"),
-        (("first", "broken"), "holds no record of ours"),
+        (("first", "broken"), "no key 'arms.0.arm'"),
     ],
 )
 def test_bad_input_is_one_sentence(pair, words, said):

@@ -48,7 +48,7 @@ def test_a_down_link_that_nothing_fills_is_no_measurement():
     links = links_with(CABLE, down="300mbit")
     assert rate_measured(links) == pytest.approx(40e6 * 0.98)
     assert links.goodput_bps() == 36e6
-    assert [(each["direction"], each.get("together_bps")) for each in links.evidence()] == [
+    assert [(each.direction, each.together_bps) for each in links.evidence()] == [
         ("up", None),
         ("down", None),
     ]
@@ -63,7 +63,7 @@ def test_full_load_comes_first_where_it_binds():
 def test_links_without_a_rate_say_nothing():
     links = links_with([line("alone", "up", 9e9, None), line("together", "up", 9e9, None)])
     assert rate_measured(links) is None
-    assert links.evidence() == []
+    assert links.evidence() == ()
 
 
 def test_verify_counts_what_it_measured(capsys):

@@ -91,6 +91,10 @@ def test_code_decides(package, file, old, new):
     assert digest() != before
 
 
+RECORDS = {f"records.{name}" for name in ("arm", "comparison", "environment", "files", "learned", "rank", "sweep")}
+"""What results are written down in, which makes none."""
+
+
 @pytest.mark.parametrize(
     ("entry", "patterns", "other"),
     [
@@ -140,7 +144,7 @@ def test_every_module_that_decides_is_among_them(entry, patterns, other):
         path = (root / name.replace(".", "/")).with_suffix(".py")
         if name.startswith(("testbed.", "emulation.")) and path.is_file() and path not in hashed:
             missed.add(name.removeprefix("testbed."))
-    assert missed <= other
+    assert missed <= other | RECORDS
 
 
 def cell(corpus_name: str = "stdlib", codec: str = "best") -> Cell:

@@ -246,7 +246,7 @@ def test_bad_experiments_are_one_sentence(case, tmp_path, monkeypatch, capsys):
         (["tiny.toml", "--name", "../up"], "cannot be a run's name"),
         (["tiny.toml", "--arms", "best"], "'best' is no arm of this experiment"),
         (["tiny.toml", "--seeds", "one"], "'one' is no seed"),
-        (["tiny.toml", "--times", "tiny.toml"], "tiny.toml is no comparison.json"),
+        (["tiny.toml", "--times", "tiny.toml"], "tiny.toml is not valid JSON"),
         (["tiny.toml", "--reuse", "gone", "--jobs", "0"], "gone/cells is no folder of cells"),
     ],
 )

@@ -1,18 +1,18 @@
 """A schedule of `testbed emulate` is played, or refused before anything is built; never passed over."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from emulation import verify
 from emulation.errors import LinkError
-from testbed.analysis.load import Comparison, results_table
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
 from testbed.runs.links import Links
 from testbed.runs.settings import Request, resolve
-from tests.analysis.synthetic import made_up
+from tests.analysis.synthetic import made_up, shown, with_arm
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.worlds import needs_world
 
@@ -48,9 +48,8 @@ def test_a_modelled_link_plays_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("events", "said"), [(3, True), (0, False)])
 def test_events_are_spoken_of_where_there_were_some(events, said):
     comparison, summaries = made_up(mode="live")
-    comparison["schedule"] = [{"at_seconds": 1.0, "what": "all links: bw 20mbit"}]
-    comparison["arms"][1]["events"] = events
-    found = Comparison(comparison=comparison, table=results_table(comparison, summaries))
+    comparison = replace(comparison, schedule=[{"at_seconds": 1.0, "what": "all links: bw 20mbit"}])
+    found = shown(with_arm(comparison, "decentralised", events=events), summaries)
     text = " ".join(line for line, _ in sentences(found))
     assert ("Links changed while arms trained" in text) is said
     assert ("by closed form" in text) is not said

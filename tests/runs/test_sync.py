@@ -1,14 +1,34 @@
 """An averaging whose measurement broke is timed again, a bounded number of times, and never counted."""
 
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from testbed.runs.comparison import ArmResult, Comparison
+from testbed.records import RankSync, Spent
+from testbed.runs.comparison import Comparison
 from testbed.runs.links import Meanwhile
+from testbed.runs.results import ArmResult
 
 BROKEN = "the delay line was late"
+SPENT = Spent(
+    payload_bytes={"weights": 8},
+    acked=8,
+    sent=8,
+    resent=0,
+    segments=1,
+    predicted_wire_bytes=9,
+    wire_tx_bytes=9,
+    wire_rx_bytes=9,
+    interface_tx_bytes=9,
+    queue_drops=0,
+    relay_drops=0,
+    backlog_bytes=0,
+    fidelity={},
+    suspect=(),
+    problems=(),
+)
 
 
 @pytest.fixture
@@ -28,7 +48,8 @@ def timed():
             problem = next(asked, problems[-1])
             said = [problem] if isinstance(problem, str) else []
             seconds = problem if isinstance(problem, float) else 1.0
-            return [{"seconds": seconds, "payload_bytes": 8.0, "wire_tx_bytes": 9, "problems": said}] * 2
+            spent = replace(SPENT, problems=tuple(said))
+            return [asdict(RankSync(seconds=seconds, spent=spent))] * 2
 
         comparison: Any = object.__new__(Comparison)
         network = SimpleNamespace(longest_round_trip_us=0)

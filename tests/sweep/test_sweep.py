@@ -12,8 +12,9 @@ import pytest
 
 from testbed.config import Arm
 from testbed.errors import RunFailed
-from testbed.runs.comparison import ArmResult
-from testbed.sweep.timing import check_learned
+from testbed.records import Validation
+from testbed.runs.results import ArmResult
+from testbed.sweep.timing import Trained, check_learned
 from tests.runs.tiny import command, environment, run_testbed
 from tests.sweep.tiny import ARMS, grid
 from tests.worlds import needs_world
@@ -102,23 +103,28 @@ def test_losses_that_are_not_the_learned_ones_fail_the_cell(tmp_path, change, of
     assert record["checks"][0]["state"] == check
 
 
+def trained(*, losses: tuple[float, ...] = (), validations: tuple[Validation, ...] = ()) -> Trained:
+    return Trained(nodes=2, losses=losses, rank_losses=[], validations=validations)
+
+
 def test_a_step_of_a_check_whose_loss_is_another_by_a_millionth_is_noticed():
     """As it is written down, with six digits."""
     steps: Any = [SimpleNamespace(loss=2.5), SimpleNamespace(loss=2.25 + 1e-7)]
     result = ArmResult(arm=Arm(name="a", exchange="local", sync="average", link="bw"), link="shaped", plan=None)
     result.steps = steps
-    check_learned(result, {"losses": [2.5, 2.25], "validations": []})
+    check_learned(result, trained(losses=(2.5, 2.25)))
     with pytest.raises(RunFailed, match=r"step 1: the loss on this link is 2\.25, and 2\.250001 was learned"):
-        check_learned(result, {"losses": [2.5, 2.250001], "validations": []})
+        check_learned(result, trained(losses=(2.5, 2.250001)))
 
 
 def test_a_validation_that_is_another_by_a_bit_is_noticed():
     """Of what a check trained, at the steps at which both were validated; others are nobody's."""
     arm, link = Arm(name="a", exchange="local", sync="average", link="bw"), "shaped"
-    result = ArmResult(arm=arm, link=link, plan=None, validations=[{"step": 4, "val_loss": 1.5}])
-    check_learned(result, {"losses": [], "validations": [{"step": 2, "val_loss": 9.0}, {"step": 4, "val_loss": 1.5}]})
+    same, another = Validation(step=4, val_loss=1.5), Validation(step=4, val_loss=1.5 * (1 + 2**-52))
+    result = ArmResult(arm=arm, link=link, plan=None, validations=[same])
+    check_learned(result, trained(validations=(Validation(step=2, val_loss=9.0), same)))
     with pytest.raises(RunFailed, match=r"validated 1\.5 on this link"):
-        check_learned(result, {"losses": [], "validations": [{"step": 4, "val_loss": 1.5 * (1 + 2**-52)}]})
+        check_learned(result, trained(validations=(another,)))
 
 
 @pytest.mark.acceptance

@@ -1,10 +1,12 @@
-"""From what ranks answer to what a table says: sums and means over ranks, keys with units."""
+"""From what ranks answer to one step, synchronisation or validation of all: sums and means over ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from testbed.analysis.intervals import sum_interval
+from testbed.records import RankStep, RankSync, Spent, StepRecord, Validation
 
 __all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 
@@ -43,6 +45,27 @@ class Step:
         self.why, self.suspect = [*self.seen_why, *why], [*self.seen_suspect, *suspect]
         self.valid = not self.why
 
+    def record(self, number: int) -> StepRecord:
+        """Without what its verdict was made of."""
+        return StepRecord(
+            step=number,
+            step_seconds=self.step_seconds,
+            compute_seconds=self.compute_seconds,
+            exchange_seconds=self.exchange_seconds,
+            compute_cpu_seconds=self.compute_cpu_seconds,
+            sync_seconds=self.sync_seconds,
+            loss=self.loss,
+            payload_bytes=self.payload_bytes,
+            wire_tx_bytes=self.wire_tx_bytes,
+            valid=self.valid,
+            why=tuple(self.why),
+            suspect=tuple(self.suspect),
+            resent_bytes=self.resent_bytes,
+            queue_drops=self.queue_drops,
+            time_seconds=self.time_seconds,
+            unsure_seconds=self.unsure_seconds,
+        )
+
     def facts(self, arm: str, number: int, of: int) -> dict[str, Any]:
         """For who looks on: which step of how many."""
         return {
@@ -74,67 +97,75 @@ class Sync:
         self.problems, self.suspect = [*self.seen_problems, *why], [*self.seen_suspect, *suspect]
 
 
-def combine_syncs(answers: list[dict[str, Any]], fraction: float) -> Sync:
+def combine_syncs(answers: Sequence[RankSync], fraction: float) -> Sync:
     """One averaging from the ranks' answers; it is over when the last rank has ended it."""
-    wire = [answer["wire_tx_bytes"] for answer in answers]
-    problems = [f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer["problems"]]
-    suspect = _said(answers, "suspect")
+    spent = [answer.spent for answer in answers]
+    problems, suspect = _said(spent, "problems"), _said(spent, "suspect")
+    wire = _mean_wire(spent)
     return Sync(
-        seconds=max(answer["seconds"] for answer in answers) / fraction,
-        payload_bytes=fmean(answer["payload_bytes"] for answer in answers) / fraction,
-        wire_tx_bytes=None if None in wire else fmean(wire) / fraction,
+        seconds=max(answer.seconds for answer in answers) / fraction,
+        payload_bytes=fmean(sum(each.payload_bytes.values()) for each in spent) / fraction,
+        wire_tx_bytes=None if wire is None else wire / fraction,
         problems=problems,
         suspect=suspect,
-        seen_problems=problems,
-        seen_suspect=suspect,
+        seen_problems=list(problems),
+        seen_suspect=list(suspect),
     )
 
 
-def combine_steps(answers: list[dict[str, Any]], scale: float) -> Step:
+def combine_steps(answers: Sequence[RankStep], scale: float) -> Step:
     """One step from the ranks' answers. `scale`: the target's layers / the layers timed."""
+    spent = [answer.spent for answer in answers]
     payload = {"ballast": 0.0, "other": 0.0}
-    for answer in answers:
-        for channel, count in answer["payload_bytes"].items():
+    for each in spent:
+        for channel, count in each.payload_bytes.items():
             payload[channel] = payload.get(channel, 0.0) + count / len(answers)
     # layers that are not timed would carry ballast only, and heads
     own = sum(count for channel, count in payload.items() if channel not in ("ballast", "other", "weights"))
     payload["ballast"] = scale * (own + payload["ballast"]) - own
     payload["other"] = scale * payload["other"]
-    wire = [answer["wire_tx_bytes"] for answer in answers]
+    wire, why, suspect = _mean_wire(spent), _said(spent, "problems"), _said(spent, "suspect")
     return Step(
-        step_seconds=scale * fmean(answer["step_seconds"] for answer in answers),
-        compute_seconds=scale * fmean(answer["compute_seconds"] for answer in answers),
-        exchange_seconds=scale * fmean(answer["exchange_seconds"] for answer in answers),
-        compute_cpu_seconds=fmean(answer["compute_cpu_seconds"] for answer in answers),
-        sync_seconds=fmean(answer["sync_seconds"] for answer in answers),
-        loss=sum(answer["loss_sum"] for answer in answers) / max(1, sum(answer["tokens"] for answer in answers)),
+        step_seconds=scale * fmean(answer.step_seconds for answer in answers),
+        compute_seconds=scale * fmean(answer.compute_seconds for answer in answers),
+        exchange_seconds=scale * fmean(answer.exchange_seconds for answer in answers),
+        compute_cpu_seconds=fmean(answer.compute_cpu_seconds for answer in answers),
+        sync_seconds=fmean(answer.sync_seconds for answer in answers),
+        loss=sum(answer.loss_sum for answer in answers) / max(1, sum(answer.tokens for answer in answers)),
         payload_bytes=payload,
-        wire_tx_bytes=None if None in wire else scale * fmean(wire),
-        valid=all(answer["valid"] for answer in answers),
-        why=_said(answers, "why"),
-        suspect=_said(answers, "suspect"),
-        seen_why=_said(answers, "why"),
-        seen_suspect=_said(answers, "suspect"),
-        resent_bytes=fmean(answer["resent"] for answer in answers),
-        queue_drops=fmean((answer["queue_drops"] or 0) + answer["relay_drops"] / len(answers) for answer in answers),
+        wire_tx_bytes=None if wire is None else scale * wire,
+        valid=not why,
+        why=why,
+        suspect=suspect,
+        seen_why=list(why),
+        seen_suspect=list(suspect),
+        resent_bytes=fmean(each.resent for each in spent),
+        # of the delay line every rank counts the same: what all nodes lost there
+        queue_drops=fmean((each.queue_drops or 0) + each.relay_drops / len(spent) for each in spent),
         unsure_seconds=_unsure(answers, scale),
     )
 
 
-def _unsure(answers: list[dict[str, Any]], scale: float) -> float | None:
+def _unsure(answers: Sequence[RankStep], scale: float) -> float | None:
     """Means over ranks of each exchange, grouped by direction."""
     alike: dict[str, list[float]] = {}
-    for each in zip(*(answer["exchanges"] for answer in answers), strict=True):
+    for each in zip(*(answer.exchanges for answer in answers), strict=True):
         alike.setdefault(each[0][0], []).append(fmean(seconds for _, seconds in each))
     half = sum_interval(list(alike.values()))
     return None if half is None else scale * half
 
 
-def _said(answers: list[dict[str, Any]], key: str) -> list[str]:
-    return [f"rank {rank}: {text}" for rank, answer in enumerate(answers) for text in answer.get(key, [])]
+def _mean_wire(spent: Sequence[Spent]) -> float | None:
+    """Bytes sent on the wire, a node's mean; None where one is not counted."""
+    known = [each.wire_tx_bytes for each in spent if each.wire_tx_bytes is not None]
+    return fmean(known) if len(known) == len(spent) else None
 
 
-def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:
+def _said(spent: Sequence[Spent], key: str) -> list[str]:
+    return [f"rank {rank}: {text}" for rank, each in enumerate(spent) for text in getattr(each, key)]
+
+
+def combine_validations(sums: Sequence[dict[str, Any]]) -> Validation:
     """Mean losses in nats per token, and the share of facts recalled, from the ranks' sums; None where the data holds
     no such token."""
 
@@ -142,19 +173,15 @@ def combine_validations(sums: list[dict[str, Any]]) -> dict[str, Any]:
         count = sum(part[f"{kind}tokens"] for part in sums)
         return sum(part[f"{kind}{key}"] for part in sums) / count if count else None
 
-    return {
-        "step": sums[0]["step"],
-        "val_loss": mean("loss", ""),
-        "val_loss_text": mean("loss", "text_"),
-        "val_loss_remote": mean("loss", "remote_"),
-        "val_loss_local": mean("loss", "local_"),
-        "val_loss_by_remote_context": [
-            total / count if count else None
-            for total, count in (
-                (sum(part["context_loss"][i] for part in sums), sum(part["context_tokens"][i] for part in sums))
-                for i in range(4)
-            )
-        ],
-        "recall_accuracy_remote": mean("right", "remote_"),
-        "recall_accuracy_local": mean("right", "local_"),
-    }
+    context = zip(*(zip(part["context_loss"], part["context_tokens"], strict=True) for part in sums), strict=True)
+    by_context = [(sum(loss for loss, _ in each), sum(count for _, count in each)) for each in context]
+    return Validation(
+        step=sums[0]["step"],
+        val_loss=mean("loss", ""),
+        val_loss_text=mean("loss", "text_"),
+        val_loss_remote=mean("loss", "remote_"),
+        val_loss_local=mean("loss", "local_"),
+        val_loss_by_remote_context=tuple(total / count if count else None for total, count in by_context),
+        recall_accuracy_remote=mean("right", "remote_"),
+        recall_accuracy_local=mean("right", "local_"),
+    )
