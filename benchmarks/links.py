@@ -55,12 +55,12 @@ def grid(
                 measured = verify.measure(backend, network)
                 described = backend.describe()
             ratios = {
-                phase: [each["ratio"] for each in measured["links"] if each["phase"] == phase]
+                phase: [1 + each.off for each in measured.links if each.phase == phase]
                 for phase in ("alone", "together")
             }
-            resent = sum(each["resent_segments"] for each in measured["links"] if each["direction"] == "up")
-            median = max(ping["median_us"] for ping in measured["round_trips"]) / 1000
-            p99 = max(ping["p99_us"] for ping in measured["round_trips"]) / 1000
+            resent = sum(each.resent_segments for each in measured.links if each.direction == "up")
+            median = max(ping.median_us or 0.0 for ping in measured.round_trips) / 1000
+            p99 = max(ping.p99_us or 0.0 for ping in measured.round_trips) / 1000
             base = median if base is None else base
             added, added_p99 = median - base - 2 * delay / 1000, p99 - base - 2 * delay / 1000
             spans = [_span(ratios[phase]) for phase in ("alone", "together")]
@@ -86,7 +86,7 @@ def messages(rates: tuple[int, ...], delays: tuple[int, ...], *, by: Delays | No
             network = replace(star(2, Link(rate_bps=rate, delay_us=delay), "nic"), smallest_message_bytes=SIZES[0])
             with NetnsBackend(network, delays=by) as backend, Probers(backend) as probers:
                 source, target = network.nodes
-                trip = probers.pings([(source, target)], 50)[0]["median_us"] / 1e6
+                trip = (probers.pings([(source, target)], 50)[0].median_us or 0.0) / 1e6
                 for _ in range(6 if delay else 2):  # a window as large as the path asks for
                     probers.message(source, target, 5_000_000)
                 for size in SIZES if rate > 20_000_000 else SIZES[:-1]:
@@ -138,7 +138,7 @@ def relay() -> list[str]:
             before, began = _cpu_seconds(pid), time.monotonic()
             flows = probers.flows(list(network.pairs), 1.0, 1.5, 6.0, 0.1)
             share = (_cpu_seconds(pid) - before) / (time.monotonic() - began)
-        carried = sum(each[-1]["payload_bytes"] * 8 / each[-1]["seconds"] for each in flows.values())
+        carried = sum(steady.payload_bytes * 8 / steady.seconds for _, steady in flows.values())
     print("| nodes | carried together | relay, of a core | per node |")
     print("|---|---|---|---|")
     print(f"| 8 | {carried / 1e9:.2f} Gbit/s | {share:.0%} | {share / 8:.1%} |", flush=True)

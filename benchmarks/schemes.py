@@ -123,8 +123,8 @@ def over(
     network = star(NODES, Link(rate_bps=parse_rate(bw)), accounting)
     network = replace(network, smallest_message_bytes=smallest)
     with NetnsBackend(network) as backend:
-        lines = [line for line in measure(backend, network)["links"] if line["phase"] == "alone"]
-        goodput = median(line["goodput_bps"] for line in lines)
+        lines = [line for line in measure(backend, network).links if line.phase == "alone"]
+        goodput = median(line.goodput_bps for line in lines)
         command = [sys.executable, "-W", "ignore", __file__, "--rank", "--tokens", str(tokens), "--rounds", str(rounds)]
         command += [
             "--sequences",

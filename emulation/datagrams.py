@@ -1,8 +1,9 @@
 """Round trips, jitter and losses of every path, measured with datagrams on idle links; and what chance does to them."""
 
 import math
-from typing import Any
+from dataclasses import replace
 
+from emulation.measurement import PathLoss, RoundTrip
 from emulation.network import Link, Network
 from emulation.probes import Flow, Probers
 
@@ -17,27 +18,31 @@ LOSS_DEVIATIONS = 3.3
 """Of a binomial count: 1 in 1000 measurements of a true link is outside."""
 
 
-def datagrams(probers: Probers, network: Network) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def datagrams(probers: Probers, network: Network) -> tuple[tuple[RoundTrip, ...], tuple[PathLoss, ...]]:
     """Round trips of every pair and, if any path is to lose, the losses of every path."""
     nodes = network.nodes
     rounds = [[(node, nodes[(node.index + r) % len(nodes)]) for node in nodes] for r in range(1, len(nodes))]
     packet_seconds = DATAGRAM_BYTES * 8 / (network.slowest_bps or 10**9)
     interval = max(0.002, 20 * packet_seconds)
     pings = PINGS if interval <= 0.01 else FEW_PINGS
-    round_trips, losses = [], []
+    round_trips: list[RoundTrip] = []
+    losses: list[PathLoss] = []
     for pairs in rounds:
         found = probers.pings(pairs, pings, interval)
         for line, (source, target) in zip(found, pairs, strict=True):
             there, back = network.path(source, target), network.path(target, source)
-            line["expected_us"] = network.round_trip_us(source, target)
-            line["spread_us"] = round(math.hypot(_spread(there), _spread(back)), 1)
-            line["skew_us"] = round(_skew(there) + _skew(back), 1)
-            line["reorder"] = max(there.reorder, back.reorder)
-            line["loss_asked"] = round(1 - (1 - there.loss) * (1 - back.loss), 6)
-        round_trips += found
+            asked = replace(
+                line,
+                expected_us=network.round_trip_us(source, target),
+                spread_us=round(math.hypot(_spread(there), _spread(back)), 1),
+                skew_us=round(_skew(there) + _skew(back), 1),
+                reorder=max(there.reorder, back.reorder),
+                loss_asked=round(1 - (1 - there.loss) * (1 - back.loss), 6),
+            )
+            round_trips.append(asked)
         if any(link.loss for link in network.links):
             losses += _losses(probers, network, pairs, max(DATAGRAM_SECONDS, 3 * packet_seconds))
-    return round_trips, losses
+    return tuple(round_trips), tuple(losses)
 
 
 def _spread(link: Link) -> float:
@@ -50,7 +55,7 @@ def _skew(link: Link) -> float:
     return link.jitter_us * (1.5 - 2 ** (1 / 3)) if link.distribution == "pareto" else 0.0
 
 
-def _losses(probers: Probers, network: Network, pairs: list[Flow], interval: float) -> list[dict[str, Any]]:
+def _losses(probers: Probers, network: Network, pairs: list[Flow], interval: float) -> list[PathLoss]:
     wanted = [needed(network.path(a, b)) for a, b in pairs]
     count = round(min(LONGEST_WINDOW_SECONDS / interval, max(LOSS_DATAGRAMS, *wanted)))
     lines = []
@@ -59,19 +64,19 @@ def _losses(probers: Probers, network: Network, pairs: list[Flow], interval: flo
         low, high = binomial(found["sent"], link)
         lost = found["sent"] - found["came"]
         lines.append(
-            {
-                "from": source.name,
-                "to": target.name,
-                "sent": found["sent"],
-                "lost": lost,
-                "loss": round(lost / max(1, found["sent"]), 6),
-                "asked": link.loss,
-                "lowest": round(low, 6),
-                "highest": round(high, 6),
-                "run": round(lost / found["gaps"], 3) if lost > 0 and found["gaps"] else None,
-                "run_asked": round(_run(link), 3) if link.loss else None,
-                "runs": found["gaps"],
-            }
+            PathLoss(
+                source=source.name,
+                target=target.name,
+                sent=found["sent"],
+                lost=lost,
+                loss=round(lost / max(1, found["sent"]), 6),
+                asked=link.loss,
+                lowest=round(low, 6),
+                highest=round(high, 6),
+                run=round(lost / found["gaps"], 3) if lost > 0 and found["gaps"] else None,
+                run_asked=round(_run(link), 3) if link.loss else None,
+                runs=found["gaps"],
+            )
         )
     return lines
 

@@ -3,11 +3,11 @@
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
 from emulation.datagrams import LONGEST_WINDOW_SECONDS, LOSS_DEVIATIONS
+from emulation.measurement import Goodput, Measurement, PathLoss, RoundTrip
 
-__all__ = ["Tolerance", "check", "contended", "loss_problems"]
+__all__ = ["Tolerance", "check", "loss_problems"]
 
 FEWEST_RUNS = 20
 """Of losses, before their mean length is judged."""
@@ -26,7 +26,7 @@ class Tolerance:
     """A median round trip: so many microseconds and this share of it."""
 
 
-def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[str]:
+def check(measured: Measurement, tolerance: Tolerance | None = None) -> list[str]:
     """What is out of tolerance, in plain sentences; an empty list is a proven network.
 
     Alone, and with accounting "pair" always, each link has to be within the tolerance. When all nodes send
@@ -35,87 +35,82 @@ def check(measured: dict[str, Any], tolerance: Tolerance | None = None) -> list[
     together at most 5 % less (where nodes are alike; where they differ, nothing is said of less).
     """
     allowed = tolerance or Tolerance()
-    divided = [each for each in measured["links"] if contended(each)]
-    single = [each for each in measured["links"] if not contended(each)]
-    problems = [_problem(each) for each in single if each["ratio"] and abs(each["ratio"] - 1) > allowed.rate]
-    problems += [_problem(each) for each in divided if each["ratio"] and each["ratio"] - 1 > allowed.rate]
-    problems += [f"no byte arrived: {_where(each)}" for each in measured["links"] if each["ratio"] == 0]
+    divided = [each for each in measured.links if each.contended]
+    single = [each for each in measured.links if not each.contended]
+    problems = [_problem(each) for each in single if each.ratio and abs(each.off) > allowed.rate]
+    problems += [_problem(each) for each in divided if each.ratio and each.off > allowed.rate]
+    problems += [f"no byte arrived: {_where(each)}" for each in measured.links if each.ratio == 0]
     problems += [
-        f"{_where(each)}: in the first {each['first_seconds']:.2f} s {each['first_ratio']:.2f} times what the rate "
+        f"{_where(each)}: in the first {each.first_seconds:.2f} s {each.first_ratio:.2f} times what the rate "
         "allows came through, a bucket is too deep"
-        for each in measured["links"]
-        if each["first_ratio"] and each["first_ratio"] > 1 + allowed.rate
+        for each in measured.links
+        if each.first_ratio and each.first_ratio > 1 + allowed.rate
     ]
-    ratios = [each["ratio"] for each in divided if each["ratio"] is not None and each["binding"]]
+    ratios = [each.ratio for each in divided if each.ratio is not None and each.binding]
     if ratios and statistics.mean(ratios) < 1 - max(allowed.rate, allowed.contended):
         problems.append(f"all links together carried {(statistics.mean(ratios) - 1) * 100:+.1f} % of what they should")
-    for ping in measured["round_trips"]:
+    for ping in measured.round_trips:
         problems += _ping_problems(ping, allowed)
-    for loss in measured["losses"]:
+    for loss in measured.losses:
         problems += loss_problems(loss)
     return problems
 
 
-def contended(link: dict[str, Any]) -> bool:
-    """Whether flows that share two queues with different others passed it: of these the mean is judged."""
-    return link["phase"] == "together" and not link["peer"]
-
-
-def loss_problems(loss: dict[str, Any]) -> list[str]:
-    where = f"{loss['from']} -> {loss['to']}"
-    if not loss["lowest"] <= loss["loss"] <= loss["highest"]:
+def loss_problems(loss: PathLoss) -> list[str]:
+    where = f"{loss.source} -> {loss.target}"
+    if not loss.lowest <= loss.loss <= loss.highest:
         return [
-            f"{where}: {loss['loss']:.3%} of {loss['sent']} datagrams got lost, asked for {loss['asked']:.3%} "
-            f"({max(0.0, loss['lowest']):.3%} to {loss['highest']:.3%} would be chance)"
+            f"{where}: {loss.loss:.3%} of {loss.sent} datagrams got lost, asked for {loss.asked:.3%} "
+            f"({max(0.0, loss.lowest):.3%} to {loss.highest:.3%} would be chance)"
         ]
-    if loss["asked"] and loss["lowest"] <= 0:
+    if loss.asked and loss.lowest <= 0:
         return [
-            f"{where}: {loss['sent']} datagrams, all that so slow a link takes in {LONGEST_WINDOW_SECONDS:.0f} s, "
-            f"cannot tell a loss of {loss['asked']:.3%} from none; ask for a higher rate or a higher loss"
+            f"{where}: {loss.sent} datagrams, all that so slow a link takes in {LONGEST_WINDOW_SECONDS:.0f} s, "
+            f"cannot tell a loss of {loss.asked:.3%} from none; ask for a higher rate or a higher loss"
         ]
-    if loss["run"] is None or loss["runs"] < FEWEST_RUNS:
+    asked = loss.run_asked
+    if loss.run is None or asked is None or loss.runs < FEWEST_RUNS:
         return []
-    asked = loss["run_asked"]
-    slack = LOSS_DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / loss["runs"]) + 0.02 * asked
-    if abs(loss["run"] - asked) <= slack:
+    slack = LOSS_DEVIATIONS * math.sqrt(asked * max(asked - 1, 0.05) / loss.runs) + 0.02 * asked
+    if abs(loss.run - asked) <= slack:
         return []
-    return [f"{where}: losses came {loss['run']:.2f} in a row, asked for {asked:.2f} (chance: {slack:.2f} either way)"]
+    return [f"{where}: losses came {loss.run:.2f} in a row, asked for {asked:.2f} (chance: {slack:.2f} either way)"]
 
 
-def _ping_problems(ping: dict[str, Any], allowed: Tolerance) -> list[str]:
-    where, share = f"{ping['from']} -> {ping['to']}", ping["loss_asked"]
-    most = share * ping["sent"] + (LOSS_DEVIATIONS * math.sqrt(share * ping["sent"]) + 1 if share else 0)
-    if ping["lost"] > most and not ping["median_us"]:
+def _ping_problems(ping: RoundTrip, allowed: Tolerance) -> list[str]:
+    where, share = f"{ping.source} -> {ping.target}", ping.loss_asked
+    most = share * ping.sent + (LOSS_DEVIATIONS * math.sqrt(share * ping.sent) + 1 if share else 0)
+    if ping.lost > most and not ping.median_us:
         return [f"{where}: no echo came back"]
-    if ping["lost"] > most and not share:
-        return [f"{where}: {ping['lost']} of {ping['sent']} echo packets got lost on idle links"]
-    if ping["median_us"] is None:
+    if ping.lost > most and not share:
+        return [f"{where}: {ping.lost} of {ping.sent} echo packets got lost on idle links"]
+    if ping.median_us is None:
         return [f"{where}: no echo came back"]
-    spread = ping["spread_us"]
-    chance = 4 * 1.25 * spread / math.sqrt(ping["sent"])  # of a median
-    slack = allowed.round_trip_us + allowed.round_trip * ping["expected_us"] + chance
-    expected = ping["expected_us"] - ping["skew_us"]
-    if abs(ping["median_us"] - expected) > slack + ping["skew_us"] / 2:
+    spread = ping.spread_us
+    chance = 4 * 1.25 * spread / math.sqrt(ping.sent)  # of a median
+    slack = allowed.round_trip_us + allowed.round_trip * ping.expected_us + chance
+    expected = ping.expected_us - ping.skew_us
+    if abs(ping.median_us - expected) > slack + ping.skew_us / 2:
         return [
-            f"{where}: round trip of {ping['median_us'] / 1000:.2f} ms in the median, asked for "
+            f"{where}: round trip of {ping.median_us / 1000:.2f} ms in the median, asked for "
             f"{expected / 1000:.2f} (allowed difference {slack / 1000:.2f})"
         ]
-    width = 1.35 * spread  # between the quartiles of a normal law
-    if spread and not ping["reorder"] and not 0.5 * width - 500 <= ping["iqr_us"] <= 1.7 * width + 1000:
+    width, found = 1.35 * spread, ping.iqr_us or 0.0  # between the quartiles of a normal law
+    if spread and not ping.reorder and not 0.5 * width - 500 <= found <= 1.7 * width + 1000:
         return [
-            f"{where}: half of all round trips lie within {ping['iqr_us'] / 1000:.2f} ms, a jitter as asked for would "
+            f"{where}: half of all round trips lie within {found / 1000:.2f} ms, a jitter as asked for would "
             f"give about {width / 1000:.2f}"
         ]
     return []
 
 
-def _where(link: dict[str, Any]) -> str:
-    ends = f"{link['node']} -> {link['peer']}" if link["peer"] else f"{link['node']} {link['direction']}"
-    return f"{ends}, {link['phase']}"
+def _where(link: Goodput) -> str:
+    ends = f"{link.node} -> {link.peer}" if link.peer else f"{link.node} {link.direction}"
+    return f"{ends}, {link.phase}"
 
 
-def _problem(link: dict[str, Any]) -> str:
+def _problem(link: Goodput) -> str:
     return (
-        f"{_where(link)}: {link['arrived_bps'] / 1e6:.3f} Mbit/s of goodput, expected "
-        f"{link['expected_bps'] / 1e6:.3f} ({(link['ratio'] - 1) * 100:+.1f} %)"
+        f"{_where(link)}: {link.arrived_bps / 1e6:.3f} Mbit/s of goodput, expected "
+        f"{(link.expected_bps or 0) / 1e6:.3f} ({link.off * 100:+.1f} %)"
     )

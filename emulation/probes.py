@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from emulation.errors import EmulationError
 from emulation.mark import mark
+from emulation.measurement import RoundTrip, Window
 from emulation.network import Node
 from emulation.nodes.base import Backend
 
@@ -102,7 +103,7 @@ class Probers:
 
     def flows(
         self, flows: Sequence[Flow], first: float, warm: float, window: float, drain: float, *, streams: int = 1
-    ) -> dict[Flow, list[dict[str, float]]]:
+    ) -> dict[Flow, tuple[Window, Window]]:
         """Run flows at once, each of so many connections.
 
         Each one's payload bytes, data segments and acknowledgements in its first seconds and, after `warm` seconds, in
@@ -119,10 +120,10 @@ class Probers:
         for source, target in flows:
             windows = answers[target.index]["received"].get(source.address) or [_NOTHING] * 3
             resent = answers[source.index]["resent_segments"]
-            result[source, target] = [window | {"resent": resent} for window in (windows[0], windows[-1])]
+            result[source, target] = (Window(**windows[0], resent=resent), Window(**windows[-1], resent=resent))
         return result
 
-    def pings(self, pairs: Sequence[Flow], count: int, interval: float = PING_SECONDS) -> list[dict[str, Any]]:
+    def pings(self, pairs: Sequence[Flow], count: int, interval: float = PING_SECONDS) -> list[RoundTrip]:
         """UDP round trips of some pairs at once, each node in at most one as the asking one. In microseconds."""
         patience = 2 * self.round_trip_seconds + 0.25
         for source, target in pairs:
@@ -132,15 +133,15 @@ class Probers:
             times = self.read(source)["microseconds"]
             good = sorted(each for each in times if each is not None)
             lines.append(
-                {
-                    "from": source.name,
-                    "to": target.name,
-                    "sent": len(times),
-                    "lost": len(times) - len(good),
-                    "median_us": round(statistics.median(good), 1) if good else None,
-                    "p99_us": round(quantile(good, 0.99), 1) if good else None,
-                    "iqr_us": round(quantile(good, 0.75) - quantile(good, 0.25), 1) if good else None,
-                }
+                RoundTrip(
+                    source=source.name,
+                    target=target.name,
+                    sent=len(times),
+                    lost=len(times) - len(good),
+                    median_us=round(statistics.median(good), 1) if good else None,
+                    p99_us=round(quantile(good, 0.99), 1) if good else None,
+                    iqr_us=round(quantile(good, 0.75) - quantile(good, 0.25), 1) if good else None,
+                )
             )
         return lines
 

@@ -138,7 +138,7 @@ def network() -> Capability:
         with NetnsBackend(star(4, Link(), "pair")) as backend:
             found = capacity(backend)
         return (
-            f"carries {found['aggregate_bps'] / 1e9:.1f} Gbit/s in all ({found['per_pair_bps'] / 1e9:.2f} a pair), "
+            f"carries {found.aggregate_bps / 1e9:.1f} Gbit/s in all ({found.per_pair_bps / 1e9:.2f} a pair), "
             "without any load beside it"
         )
 
@@ -156,7 +156,7 @@ def delays() -> Capability:
             (ping,) = probers.pings([(asked.nodes[0], asked.nodes[1])], _PINGS)
             backend.check_alive()
             kind = backend.delays
-        median, wanted = ping["median_us"], asked.longest_round_trip_us
+        median, wanted = ping.median_us, asked.longest_round_trip_us
         if median is None or abs(median - wanted) > _ROUND_TRIP_SLACK_US:
             raise EmulationError(f"{kind}: a round trip of {wanted / 1000:g} ms was asked for, found {median} us.")
         why = "this kernel has it" if kind == "netem" else "over NFQUEUE, for this kernel has no netem"

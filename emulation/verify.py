@@ -20,12 +20,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from emulation.datagrams import LONGEST_WINDOW_SECONDS, datagrams
 from emulation.errors import LinkError
 from emulation.isolation import check_isolation
-from emulation.judgement import Tolerance, check, contended, loss_problems
+from emulation.judgement import Tolerance, check, loss_problems
+from emulation.measurement import Attempt, Capacity, Goodput, Measurement, Proof, Window
 from emulation.network import (
     ETHERNET_HEADER_BYTES,
     FRAMING_BYTES,
@@ -44,7 +44,6 @@ from emulation.units import format_rate
 
 __all__ = ["Tolerance", "capacity", "check", "measure", "proof", "prove", "verify"]
 
-SCHEMA = 2
 ATTEMPTS = 4
 SLOW_BPS = 50_000_000
 """Below it a window holds too few packets in a second, and queues take longer to settle."""
@@ -60,7 +59,7 @@ small super-packets (`_at_once`)."""
 
 def measure(
     backend: Backend, network: Network, seconds: float | None = None, *, streams: Sequence[int] = (1,)
-) -> dict[str, Any]:
+) -> Measurement:
     """Measure every link of `network`, which `backend` has built; `seconds` sets the steady window of a round.
 
     With `streams` (1, 8, 32) the rounds of "alone" are repeated with so many connections per flow; where packets pass
@@ -69,7 +68,7 @@ def measure(
     began = time.monotonic()
     first, warm, window = _windows(network, seconds)
     nodes = network.nodes
-    links: list[dict[str, Any]] = []
+    links: list[Goodput] = []
     relayed = backend.describe().get("delays") == "delay line"
     with Probers(backend) as probers:
         lossless = network.change(_lossless)
@@ -87,25 +86,24 @@ def measure(
             backend.change(network)
         round_trips, losses = datagrams(probers, network)
     rate = network.slowest_bps
-    return {
-        "schema": SCHEMA,
-        "rate_bps": rate,
-        "accounting": network.accounting,
-        "framing": network.framing,
-        "nodes": len(nodes),
-        "expected_goodput_bps": round(goodput_bps(rate, network.mtu, network.framing)) if rate else None,
-        "warm_seconds": warm,
-        "window_seconds": window,
-        "links": links,
-        "round_trips": round_trips,
-        "losses": losses,
-        "aggregate_bps": round(sum(each["goodput_bps"] for each in links if _counts_once(network, each))),
-        "wall_seconds": round(time.monotonic() - began, 3),
-    }
+    return Measurement(
+        rate_bps=rate,
+        accounting=network.accounting,
+        framing=network.framing,
+        nodes=len(nodes),
+        expected_goodput_bps=round(goodput_bps(rate, network.mtu, network.framing)) if rate else None,
+        warm_seconds=warm,
+        window_seconds=window,
+        links=tuple(links),
+        round_trips=round_trips,
+        losses=losses,
+        aggregate_bps=round(sum(each.goodput_bps for each in links if _counts_once(network, each))),
+        wall_seconds=round(time.monotonic() - began, 3),
+    )
 
 
-def _counts_once(network: Network, line: dict[str, Any]) -> bool:
-    return line["phase"] == "together" and (network.accounting == "pair" or line["direction"] == "up")
+def _counts_once(network: Network, line: Goodput) -> bool:
+    return line.phase == "together" and (network.accounting == "pair" or line.direction == "up")
 
 
 def _lossless(link: Link) -> Link:
@@ -209,51 +207,51 @@ def _shapers(network: Network, flows: list[Flow]) -> list[Group]:
 
 
 def _lines(
-    network: Network, phase: str, groups: list[Group], flows: dict[Flow, list[dict[str, float]]]
-) -> list[dict[str, Any]]:
+    network: Network, phase: str, groups: list[Group], flows: dict[Flow, tuple[Window, Window]]
+) -> list[Goodput]:
     """Goodput through each shaper that the flows loaded, beside what it should be."""
     return [_line(network, phase, group, flows) for group in groups]
 
 
-def _line(network: Network, phase: str, group: Group, flows: dict[Flow, list[dict[str, float]]]) -> dict[str, Any]:
+def _line(network: Network, phase: str, group: Group, flows: dict[Flow, tuple[Window, Window]]) -> Goodput:
     node, peer, direction, carried, acknowledged = group
     extra = FRAMING_BYTES[network.framing]
     goodput = arrived = wire = acks = early = 0.0
     for flow in carried:
         beginning, steady = flows[flow]
         payload = network.mtu_of(*flow) - TCP_IP_HEADER_BYTES
-        goodput += steady["payload_bytes"] * 8 / steady["seconds"]
-        arrived += steady["segments"] * payload * 8 / steady["seconds"]
-        wire += steady["segments"] * (payload + TCP_IP_HEADER_BYTES + extra) * 8 / steady["seconds"]
-        early += beginning["segments"] * (payload + TCP_IP_HEADER_BYTES + extra) * 8
+        goodput += steady.payload_bytes * 8 / steady.seconds
+        arrived += steady.segments * payload * 8 / steady.seconds
+        wire += steady.segments * (payload + TCP_IP_HEADER_BYTES + extra) * 8 / steady.seconds
+        early += beginning.segments * (payload + TCP_IP_HEADER_BYTES + extra) * 8
     for flow in acknowledged:
         if flow in flows:
-            acks += flows[flow][1]["acks"] * ack_bytes(network.framing) * 8 / flows[flow][1]["seconds"]
+            acks += flows[flow][1].acks * ack_bytes(network.framing) * 8 / flows[flow][1].seconds
     rate, binding = _rate(network, node, peer, direction, phase, carried)
     share = arrived / wire if wire else goodput_bps(1.0, network.mtu, network.framing)
     expected = max(rate - acks, rate / 2) * share if rate else None
-    seconds = flows[carried[0]][0]["seconds"] if carried else 1.0
+    seconds = flows[carried[0]][0].seconds if carried else 1.0
     link = network.path(node, peer) if peer else network.link_of(node)
     depth = sizes(network, rate, link, segments_of(network, node.index), 0) if rate else None
     room = None
     if rate and depth:
         rooms = (depth.burst_bytes * 8 + rate * seconds, depth.peak_bytes * 8 + rate * PEAK * seconds)
         room = min(rooms)
-    return {
-        "phase": phase,
-        "direction": direction,
-        "node": node.name,
-        "peer": peer.name if peer else None,
-        "goodput_bps": round(goodput),
-        "arrived_bps": round(arrived),
-        "expected_bps": round(expected) if expected else None,
-        "ratio": round(arrived / expected, 5) if expected else None,
-        "binding": binding,
-        "ack_share": round(acks / rate, 5) if rate else None,
-        "first_seconds": round(seconds, 3),
-        "first_ratio": round(early / room, 5) if room else None,
-        "resent_segments": round(sum({flow[0]: flows[flow][1]["resent"] for flow in carried}.values())),
-    }
+    return Goodput(
+        phase=phase,
+        direction=direction,
+        node=node.name,
+        peer=peer.name if peer else None,
+        goodput_bps=round(goodput),
+        arrived_bps=round(arrived),
+        expected_bps=round(expected) if expected else None,
+        ratio=round(arrived / expected, 5) if expected else None,
+        binding=binding,
+        ack_share=round(acks / rate, 5) if rate else None,
+        first_seconds=round(seconds, 3),
+        first_ratio=round(early / room, 5) if room else None,
+        resent_segments=round(sum({flow[0]: flows[flow][1].resent for flow in carried}.values())),
+    )
 
 
 def _rate(
@@ -277,7 +275,7 @@ def _rate(
 
 def prove(
     backend: Backend, network: Network, tolerance: Tolerance | None = None, *, streams: Sequence[int] = (1,)
-) -> dict[str, Any]:
+) -> Proof:
     """Measure and check until an attempt is within tolerance, up to four times: the last one, with `ok`, its `problems`
     and all `attempts`.
 
@@ -286,7 +284,7 @@ def prove(
     LinkError where the kernel has something else than asked.
     """
     allowed = tolerance or Tolerance()
-    attempts: list[dict[str, Any]] = []
+    attempts: list[Attempt] = []
     clean, needed = 0, 1
     while clean < needed and len(attempts) < ATTEMPTS:
         if isinstance(backend, NetnsBackend):
@@ -296,27 +294,28 @@ def prove(
         backend.check_readback()
         backend.check_alive()
         problems = check(measured, allowed)
-        attempts.append({"measured": measured, "problems": problems})
+        attempts.append(Attempt(measured=measured, problems=tuple(problems)))
         clean = 0 if problems else clean + 1
         needed = 2 if _more_than_slow(measured, problems, allowed) else needed
     last = attempts[-1]
-    found = last["problems"] or ([] if clean == needed else attempts[-2]["problems"])
-    return last["measured"] | {
-        "ok": clean == needed,
-        "problems": found,
-        "tolerance": asdict(allowed),
-        "attempts": attempts,
-    }
+    found = last.problems or (() if clean == needed else attempts[-2].problems)
+    return Proof(
+        **vars(last.measured),
+        ok=clean == needed,
+        problems=found,
+        tolerance=asdict(allowed),
+        attempts=tuple(attempts),
+    )
 
 
 def verify(
     backend: Backend, network: Network, tolerance: Tolerance | None = None, *, streams: Sequence[int] = (1,)
-) -> dict[str, Any]:
+) -> Proof:
     """What `prove` found; LinkError if that is not what was asked."""
     found = prove(backend, network, tolerance, streams=streams)
-    if found["ok"]:
+    if found.ok:
         return found
-    rate, problems = network.slowest_bps, found["problems"]
+    rate, problems = network.slowest_bps, found.problems
     raise LinkError(
         f"links of {format_rate(rate) if rate else 'any rate'} ({network.accounting}) were asked for; "
         f"measured {ATTEMPTS} times, found {'; '.join(problems[:3])}"
@@ -325,20 +324,20 @@ def verify(
     )
 
 
-def _more_than_slow(measured: dict[str, Any], problems: list[str], allowed: Tolerance) -> bool:
+def _more_than_slow(measured: Measurement, problems: list[str], allowed: Tolerance) -> bool:
     """Whether something is wrong that a busy machine does not explain."""
     fast = any(
-        (link["ratio"] or 0.0) > 1 + allowed.rate or (link["first_ratio"] or 0.0) > 1 + allowed.rate
-        for link in measured["links"]
+        (link.ratio or 0.0) > 1 + allowed.rate or (link.first_ratio or 0.0) > 1 + allowed.rate
+        for link in measured.links
     )
-    return bool(problems) and (fast or any(loss_problems(loss) for loss in measured["losses"]))
+    return bool(problems) and (fast or any(loss_problems(loss) for loss in measured.losses))
 
 
-def proof(network: Network, measured: dict[str, Any]) -> str:
+def proof(network: Network, measured: Measurement) -> str:
     """What a verification found, in words."""
-    rated = [link for link in measured["links"] if link["ratio"] and link["binding"]]
-    single = [abs(link["ratio"] - 1) for link in rated if not contended(link)]
-    divided = [link["ratio"] for link in rated if contended(link)]
+    rated = [link for link in measured.links if link.ratio and link.binding]
+    single = [abs(link.off) for link in rated if not link.contended]
+    divided = [link.off for link in rated if link.contended]
     whose = "pair" if network.accounting == "pair" else "node"
     rate = network.slowest_bps
     asked = f"{format_rate(rate)} per {whose}" if rate else "no rate"
@@ -347,33 +346,32 @@ def proof(network: Network, measured: dict[str, Any]) -> str:
     worst = max(single, default=0.0)
     text = f"{asked} asked, goodput within {worst:.2%} of the expected on all {len(single)} measurements"
     if divided:
-        text += f", {statistics.mean(divided) - 1:+.2%} in the mean of {len(divided)} where all send to all"
-    trips = [ping for ping in measured["round_trips"] if ping["median_us"] is not None]
+        text += f", {statistics.mean(divided):+.2%} in the mean of {len(divided)} where all send to all"
+    trips = [(ping.median_us, ping.expected_us) for ping in measured.round_trips if ping.median_us is not None]
     if network.impaired and trips:
-        off = max(abs(ping["median_us"] - ping["expected_us"]) for ping in trips) / 1000
-        longest = max(ping["expected_us"] for ping in trips) / 1000
+        off = max(abs(median - expected) for median, expected in trips) / 1000
+        longest = max(expected for _, expected in trips) / 1000
         text += f"; round trips of up to {longest:g} ms within {off:.2f} ms"
-    if measured["losses"]:
-        lost = sum(loss["lost"] for loss in measured["losses"]) / sum(loss["sent"] for loss in measured["losses"])
+    if measured.losses:
+        lost = sum(loss.lost for loss in measured.losses) / sum(loss.sent for loss in measured.losses)
         text += f"; {lost:.2%} of datagrams lost"
     return text
 
 
-def capacity(backend: Backend) -> dict[str, Any]:
+def capacity(backend: Backend) -> Capacity:
     """What this machine carries all to all, over links that are now unshaped, and how long a round trip takes there;
     about a second."""
     nodes = backend.network.nodes
     with Probers(backend) as probers:
         flows = probers.flows([(a, b) for a in nodes for b in nodes if a != b], 0.05, 0.1, 0.3, DRAIN_SECONDS)
         round_trips, _ = datagrams(probers, backend.network.unshaped())
-    rates = [each[-1]["payload_bytes"] * 8 / each[-1]["seconds"] for each in flows.values()]
+    rates = [steady.payload_bytes * 8 / steady.seconds for _, steady in flows.values()]
     pairs = max(1, len(rates))
-    return {
-        "schema": SCHEMA,
-        "aggregate_bps": round(sum(rates)),
-        "per_pair_bps": round(sum(rates) / pairs),
-        "slowest_pair_bps": round(min(rates, default=0)),
-        "per_node_bps": round(sum(rates) / len(nodes)),
-        "nodes": len(nodes),
-        "round_trip_us": statistics.fmean([each["median_us"] or 0.0 for each in round_trips] or [0.0]),
-    }
+    return Capacity(
+        aggregate_bps=round(sum(rates)),
+        per_pair_bps=round(sum(rates) / pairs),
+        slowest_pair_bps=round(min(rates, default=0)),
+        per_node_bps=round(sum(rates) / len(nodes)),
+        nodes=len(nodes),
+        round_trip_us=statistics.fmean([each.median_us or 0.0 for each in round_trips] or [0.0]),
+    )

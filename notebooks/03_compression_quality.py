@@ -15,15 +15,15 @@
 
 # %%
 # %matplotlib inline
-import json
 
 from IPython.display import Markdown
 
 from testbed.analysis.load import run_of_notebook
 from testbed.analysis.quality_figures import data_recovered, figure_recovered
 from testbed.analysis.quality_pages import markdown
+from testbed.records import QualityRecord, read_record
 
-record = json.loads((run_of_notebook("TESTBED_QUALITY", "figure5_baselines") / "quality.json").read_text())
+record = read_record(QualityRecord, run_of_notebook("TESTBED_QUALITY", "figure5_baselines") / "quality.json")
 
 # %% [markdown]
 # ## Recovered of what exchange is worth, against bytes

@@ -269,9 +269,10 @@ def _learn(command: Learn, _: list[str]) -> int:
         return 0
     console = console_of(WIDE, stderr=command.json)
     with Progress(console) as progress:
-        record = learn(command, progress.report, live=console.is_terminal)
-    print(json.dumps(record) if command.json else f"\n{markdown(record)}\neverything is in {folder_of(command)}")
-    return 1 if record["failed"] else 0
+        record, failed = learn(command, progress.report, live=console.is_terminal)
+    said = json.dumps(plain(record) | {"failed": failed}) if command.json else f"\n{markdown(record)}\n"
+    print(said if command.json else f"{said}everything is in {folder_of(command)}")
+    return 1 if failed else 0
 
 
 def _sweep(command: SweepCommand, _: list[str]) -> int:
@@ -289,8 +290,7 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
     from testbed.analysis.sweep_summary import print_sweep
     from testbed.analysis.sweeps import load_sweep
 
-    done = load_sweep(folder)
-    print_sweep(done, console)
+    print_sweep(done := load_sweep(folder), console)
     if record.failed:
         logs = folder / ("cells/*/output.log" if done.of_commands else "logs")
         console.print(f"logs of what failed: {escape(str(logs))}", soft_wrap=True)

@@ -10,10 +10,10 @@ from matplotlib.transforms import Bbox
 
 from testbed.analysis.formats import trimmed
 from testbed.analysis.style import GREY, INK, bottom, canvas, shown, styled
+from testbed.records import ArmQuality, QualityRecord
 
 __all__ = ["data_recovered", "figure_recovered"]
 
-Record = dict[str, Any]
 _LOOKS: dict[str, dict[str, Any]] = {
     "codec": {"marker": "o", "color": "#0072B2", "markersize": 6},
     "null": {"marker": "o", "color": "#0072B2", "markerfacecolor": "white", "markersize": 6},
@@ -37,48 +37,48 @@ _CAPTION = (
 _LOWEST = -0.35  # what lies deeper is drawn at the edge, with its figure
 
 
-def data_recovered(record: Record) -> pd.DataFrame:
+def data_recovered(record: QualityRecord) -> pd.DataFrame:
     """What `figure_recovered` shows: a row per preset and arm."""
     rows = [
         {
-            "preset": preset["preset"],
-            "arm": arm["arm"],
+            "preset": preset.preset,
+            "arm": arm.arm,
             "kind": _kind(arm),
-            "bytes": arm["bytes_forward"],
-            "recovered": arm["recovered_loss"]["mean"],
-            "half": arm["recovered_loss"]["half"],
-            "seeds": arm["recovered_loss"]["count"],
-            "shows": preset["shows"],
+            "bytes": arm.bytes_forward,
+            "recovered": arm.recovered_loss.mean,
+            "half": arm.recovered_loss.half,
+            "seeds": arm.recovered_loss.count,
+            "shows": preset.shows,
         }
-        for preset in record["presets"]
-        for arm in preset["arms"]
-        if arm["recovered_loss"] is not None
+        for preset in record.presets
+        for arm in preset.arms
+        if arm.recovered_loss is not None
     ]
     return pd.DataFrame(rows, columns=["preset", "arm", "kind", "bytes", "recovered", "half", "seeds", "shows"])
 
 
-def _kind(arm: Record) -> str:
-    if arm["split"] == "batch":
+def _kind(arm: ArmQuality) -> str:
+    if arm.split == "batch":
         return "whole"
-    if arm["exchange"] == "local":
+    if arm.exchange == "local":
         return "none"
-    if arm["exchange"] == "ids" or arm["codec"].partition("+")[0] in _NULLS:
+    if arm.exchange == "ids" or arm.codec.partition("+")[0] in _NULLS:
         return "null"
-    return "exact" if arm["codec"] == "exact" else "codec"
+    return "exact" if arm.codec == "exact" else "codec"
 
 
-def figure_recovered(record: Record) -> Figure:
+def figure_recovered(record: QualityRecord) -> Figure:
     """One panel per preset; bytes on a logarithmic axis with a place of its own for none."""
     table = data_recovered(record)
     presets = list(dict.fromkeys(table["preset"]))
     with styled():
-        figure, axes = canvas(shown(record["title"], 90), _CAPTION, height=4.9, columns=len(presets), wspace=0.06)
+        figure, axes = canvas(shown(record.title, 90), _CAPTION, height=4.9, columns=len(presets), wspace=0.06)
         sent = table["bytes"][table["bytes"] > 0]
         low, high = (float(sent.min()), float(sent.max())) if len(sent) else (1.0, 10.0)
         for number, (one, preset) in enumerate(zip(axes, presets, strict=True)):
             rows = table[table["preset"] == preset]
             _frame(one, preset, low, high, first=number == 0, shows=bool(rows["shows"].ne(False).all()))
-            _points(one, rows, nowhere=low / 3, plain=(record["exact"], record["control"]))
+            _points(one, rows, nowhere=low / 3, plain=(record.exact, record.control))
         kinds = [kind for kind in _LOOKS if kind in set(table["kind"])]
         bottom(figure, [Line2D([], [], linestyle="none", label=_WORDS[kind], **_LOOKS[kind]) for kind in kinds])
         figure.subplots_adjust(top=figure.subplotpars.top - 0.045)

@@ -9,8 +9,31 @@ from testbed.records.arm import ArmRecord, ArmSummary, LearnedSeries, Ledger, St
 from testbed.records.comparison import ComparisonRecord, Conditions, LinkGoodput
 from testbed.records.environment import Environment, Place
 from testbed.records.files import plain, read_json, read_record, received, record_from, write_json
-from testbed.records.learned import LearnedCell
-from testbed.records.rank import RankStep, RankSync, Spent, StepEntry, SyncEntry
+from testbed.records.learned import LearnedCell, LearnedResult
+from testbed.records.quality import (
+    ArmQuality,
+    CodeState,
+    Interval,
+    NullQuality,
+    PresetQuality,
+    QualityRecord,
+    TimesOf,
+)
+from testbed.records.rank import (
+    Begun,
+    Finished,
+    FirstLosses,
+    Interpreter,
+    Prepared,
+    RankLearned,
+    RankStep,
+    RankSync,
+    Spent,
+    StepEntry,
+    SyncEntry,
+    ValidationSums,
+    WarmedUp,
+)
 from testbed.records.sweep import (
     CellEntry,
     CellSummary,
@@ -26,25 +49,38 @@ from testbed.records.sweep import (
 )
 
 __all__ = [
+    "ArmQuality",
     "ArmRecord",
     "ArmSummary",
+    "Begun",
     "CellEntry",
     "CellSummary",
     "CheckEntry",
     "CheckRow",
+    "CodeState",
     "CommandEntry",
     "CommandSummary",
     "ComparisonRecord",
     "Conditions",
     "Environment",
     "ExcludedPoint",
+    "Finished",
+    "FirstLosses",
+    "Interpreter",
+    "Interval",
     "LearnedCell",
+    "LearnedResult",
     "LearnedSeries",
     "Ledger",
     "LinkGoodput",
     "Machine",
+    "NullQuality",
     "Place",
     "PointNetwork",
+    "Prepared",
+    "PresetQuality",
+    "QualityRecord",
+    "RankLearned",
     "RankStep",
     "RankSync",
     "Spent",
@@ -54,7 +90,10 @@ __all__ = [
     "SweepRecord",
     "SyncEntry",
     "TimedSeries",
+    "TimesOf",
     "Validation",
+    "ValidationSums",
+    "WarmedUp",
     "plain",
     "read_json",
     "read_record",

@@ -7,22 +7,15 @@ from testbed.config.tree import STRICT
 from testbed.records.arm import Validation
 from testbed.records.environment import Place
 
-__all__ = ["LearnedCell"]
+__all__ = ["LearnedCell", "LearnedResult"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedCell:
-    """One arm of one preset with one seed: `cells/<hash>.json` of `testbed learn`, `learned/<hash>.json` of a sweep."""
+class LearnedResult:
+    """What all steps of one trainer did, whatever the link."""
 
     __pydantic_config__ = STRICT
 
-    cell: str
-    config: dict[str, Any]
-    """What its hash is of."""
-    asked: dict[str, Any]
-    content: dict[str, Any]
-    """What decides it besides what was asked: code, data, versions."""
-    environment: Place
     corpus_sha256: str
     warm_sha256: str
     losses: tuple[float, ...]
@@ -46,3 +39,18 @@ class LearnedCell:
     parameters: int
     seconds: float
     cpu_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedCell(LearnedResult):
+    """One arm of one preset with one seed: `cells/<hash>.json` of `testbed learn`, `learned/<hash>.json` of a sweep."""
+
+    __pydantic_config__ = STRICT
+
+    cell: str
+    config: dict[str, Any]
+    """What its hash is of."""
+    asked: dict[str, Any]
+    content: dict[str, Any]
+    """What decides it besides what was asked: code, data, versions."""
+    environment: Place

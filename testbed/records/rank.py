@@ -1,10 +1,24 @@
-"""What one rank says of a step or a synchronisation, as counted on its node."""
+"""What one rank answers to an order, and what it counted on its node."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from testbed.config.tree import STRICT
 
-__all__ = ["RankStep", "RankSync", "Spent", "StepEntry", "SyncEntry"]
+__all__ = [
+    "Begun",
+    "Finished",
+    "FirstLosses",
+    "Interpreter",
+    "Prepared",
+    "RankLearned",
+    "RankStep",
+    "RankSync",
+    "Spent",
+    "StepEntry",
+    "SyncEntry",
+    "ValidationSums",
+    "WarmedUp",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +102,103 @@ class RankSync:
 
     seconds: float
     spent: Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """What runs a program."""
+
+    __pydantic_config__ = STRICT
+
+    python: str
+    packages: dict[str, str]
+    """Versions by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A rank's answer to `prepare`."""
+
+    __pydantic_config__ = STRICT
+
+    corpus_sha256: str
+    program_sha256: str
+    """Of the sources that it runs."""
+    interpreter: Interpreter
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmedUp:
+    """To `warm_up`."""
+
+    __pydantic_config__ = STRICT
+
+    seconds: float
+    sha256: str
+    """Of the weights."""
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """To `begin`."""
+
+    __pydantic_config__ = STRICT
+
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLosses:
+    """To `first_losses`."""
+
+    __pydantic_config__ = STRICT
+
+    losses: list[list[float]]
+    """[step] = [loss sum, tokens]."""
+
+
+@dataclass(kw_only=True)
+class ValidationSums:
+    """Sums over validation tokens, in nats; they add up over ranks. A rank's answer to `validate`."""
+
+    __pydantic_config__ = STRICT
+
+    step: int = 0
+    """Steps trained so far."""
+    loss: float = 0.0
+    tokens: int = 0
+    text_loss: float = 0.0
+    text_tokens: int = 0
+    remote_loss: float = 0.0
+    remote_tokens: int = 0
+    """Tokens whose evidence lies on another node than they do."""
+    remote_right: int = 0
+    local_loss: float = 0.0
+    local_tokens: int = 0
+    """Tokens whose evidence lies on their own."""
+    local_right: int = 0
+    context_loss: list[float] = field(default_factory=lambda: [0.0] * 4)
+    """By how much of a token's own document stands before it on other nodes (`testbed.trainer.validation`): nothing, up
+    to a quarter of a chunk, up to a chunk, more. What an exchange is for in text without questions."""
+    context_tokens: list[int] = field(default_factory=lambda: [0] * 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLearned:
+    """To `learn`."""
+
+    __pydantic_config__ = STRICT
+
+    losses: list[list[float]]
+    """[step] = [loss sum, tokens]."""
+    validations: tuple[ValidationSums, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """To `finish`."""
+
+    __pydantic_config__ = STRICT
+
+    ledger: tuple[StepEntry | SyncEntry, ...]

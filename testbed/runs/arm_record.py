@@ -47,7 +47,7 @@ def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
         "goodput_measured_bps": links.goodput_bps() if shaped else None,
         "rate_measured_bps": _rate_measured(comparison) if shaped else None,
         "events": len(result.events),
-        "machine_carries_bps": links.capacity.get("aggregate_bps"),
+        "machine_carries_bps": links.capacity.aggregate_bps if links.capacity else None,
         "valid": not why,
         "why": tuple(why),
         "caution": arm.caution,
@@ -162,7 +162,7 @@ def _closed_form(
 
 def _rate_measured(comparison: Comparison) -> float | None:
     """The rate that the measured goodput amounts to, as the shaper counts; None where no link was at its rate."""
-    ratios = [link["ratio"] for link in comparison.links.bound()]
+    ratios = [link.ratio for link in comparison.links.bound() if link.ratio is not None]
     return comparison.settings.rate_bps * fmean(ratios) if ratios else None
 
 

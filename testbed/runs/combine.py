@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from testbed.analysis.intervals import sum_interval
-from testbed.records import RankStep, RankSync, Spent, StepRecord, Validation
+from testbed.records import RankStep, RankSync, Spent, StepRecord, Validation, ValidationSums
 
 __all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 
@@ -165,18 +165,18 @@ def _said(spent: Sequence[Spent], key: str) -> list[str]:
     return [f"rank {rank}: {text}" for rank, each in enumerate(spent) for text in getattr(each, key)]
 
 
-def combine_validations(sums: Sequence[dict[str, Any]]) -> Validation:
+def combine_validations(sums: Sequence[ValidationSums]) -> Validation:
     """Mean losses in nats per token, and the share of facts recalled, from the ranks' sums; None where the data holds
     no such token."""
 
     def mean(key: str, kind: str) -> float | None:
-        count = sum(part[f"{kind}tokens"] for part in sums)
-        return sum(part[f"{kind}{key}"] for part in sums) / count if count else None
+        count = sum(getattr(part, f"{kind}tokens") for part in sums)
+        return sum(getattr(part, f"{kind}{key}") for part in sums) / count if count else None
 
-    context = zip(*(zip(part["context_loss"], part["context_tokens"], strict=True) for part in sums), strict=True)
+    context = zip(*(zip(part.context_loss, part.context_tokens, strict=True) for part in sums), strict=True)
     by_context = [(sum(loss for loss, _ in each), sum(count for _, count in each)) for each in context]
     return Validation(
-        step=sums[0]["step"],
+        step=sums[0].step,
         val_loss=mean("loss", ""),
         val_loss_text=mean("loss", "text_"),
         val_loss_remote=mean("loss", "remote_"),

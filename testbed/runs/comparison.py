@@ -16,7 +16,18 @@ from testbed.analysis.formats import counted, duration
 from testbed.config import Arm
 from testbed.errors import LossChanged, RunFailed
 from testbed.pace import Plan, plan_for
-from testbed.records import LearnedSeries, RankStep, RankSync, received
+from testbed.records import (
+    Finished,
+    FirstLosses,
+    Interpreter,
+    LearnedSeries,
+    Prepared,
+    RankLearned,
+    RankStep,
+    RankSync,
+    ValidationSums,
+    WarmedUp,
+)
 from testbed.runs.budget import (
     LEAST_STEPS,
     MOST_STEPS,
@@ -30,7 +41,7 @@ from testbed.runs.identity import program_sha256
 from testbed.runs.links import Links, Meanwhile
 from testbed.runs.progress import Report
 from testbed.runs.ranks import Ranks
-from testbed.runs.results import ArmResult, Learned, ledger_entry
+from testbed.runs.results import ArmResult, Learned
 from testbed.runs.settings import Settings
 from testbed.runs.validity import Limits, judged, resends
 
@@ -52,8 +63,9 @@ class Comparison:
         self.links = Links(settings, backend)
         self.ranks: Ranks
         self.results: dict[str, ArmResult] = {}
-        self.warm: dict[str, Any] = {}
-        self.interpreter: dict[str, Any] = {}
+        self.warm: WarmedUp
+        self.corpus_sha256: str
+        self.interpreter: Interpreter
         """What runs the ranks."""
         self._synced: dict[Any, ArmResult] = {}
         """An arm whose averagings have been timed, by what decides their time."""
@@ -74,21 +86,21 @@ class Comparison:
         """Data and warm start on every rank."""
         self._use(ranks)
         self._doing = "data"
-        data = ranks.order("prepare", preset=asdict(self.settings.preset), seed=self.settings.seed)
-        if {each["program_sha256"] for each in data} != {program_sha256()}:
+        data = ranks.ask(Prepared, "prepare", preset=asdict(self.settings.preset), seed=self.settings.seed)
+        if {each.program_sha256 for each in data} != {program_sha256()}:
             raise RunFailed(
                 "the image's sources are not this checkout's: build it again ('make image'), so that what is measured "
                 "is what you read"
             )
-        self.interpreter = data[0]["interpreter"]
-        self._warm_up(data[0]["corpus_sha256"])
+        self.interpreter = data[0].interpreter
+        self._warm_up(data[0].corpus_sha256)
 
     def go_on_from(self, other: "Comparison") -> None:
         """The ranks of another comparison, whose data and warm start are this one's too, on links of its own."""
         self.links.backend.shape(self.links.network.unshaped())
         self._use(other.ranks)
         self.ranks.order("reconnect")
-        self.warm, self.interpreter = other.warm, other.interpreter
+        self.warm, self.corpus_sha256, self.interpreter = other.warm, other.corpus_sha256, other.interpreter
 
     def _use(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -97,7 +109,7 @@ class Comparison:
     def first_losses(self, arm: Arm) -> list[list[list[float]]]:
         """[rank][step] = [loss sum, tokens] of as many steps as may be timed, on links as they are."""
         self._begin(arm, None, "unpaced")
-        losses = [answer["losses"] for answer in self.ranks.order("first_losses", steps=2 * MOST_STEPS)]
+        losses = [answer.losses for answer in self.ranks.ask(FirstLosses, "first_losses", steps=2 * MOST_STEPS)]
         self.ranks.order("finish")
         return losses
 
@@ -118,8 +130,8 @@ class Comparison:
     def _warm_up(self, corpus: str) -> None:
         self._doing = "warm start: step"
         self.report("warm start, once for all arms")
-        answer = self.ranks.order("warm_up", folder=str(self.settings.folder / "checkpoints"))[0]
-        self.warm = {"seconds": answer["seconds"], "sha256": answer["sha256"], "corpus_sha256": corpus}
+        folder = str(self.settings.folder / "checkpoints")
+        self.warm, self.corpus_sha256 = self.ranks.ask(WarmedUp, "warm_up", folder=folder)[0], corpus
 
     def _learn(self) -> dict[str, Learned]:
         learned = {}
@@ -127,9 +139,9 @@ class Comparison:
             self.report(f"learn {arm.name}: {self.settings.preset.steps} steps, unpaced")
             self._doing = f"{arm.name}: step"
             self._begin(arm, None, "learned")
-            answers = self.ranks.order("learn")
-            validations = zip(*(answer["validations"] for answer in answers), strict=True)
-            losses = [answer["losses"] for answer in answers]
+            answers = self.ranks.ask(RankLearned, "learn")
+            validations = zip(*(answer.validations for answer in answers), strict=True)
+            losses = [answer.losses for answer in answers]
             steps = zip(*losses, strict=True)
             series = LearnedSeries(
                 loss=tuple(sum(loss for loss, _ in ranks) / sum(tokens for _, tokens in ranks) for ranks in steps),
@@ -151,7 +163,7 @@ class Comparison:
             self._time(result)
         else:
             self._train(result)
-        result.ledger = [list(map(ledger_entry, answer["ledger"])) for answer in self.ranks.order("finish")]
+        result.ledger = [answer.ledger for answer in self.ranks.ask(Finished, "finish")]
 
     def _estimate(self) -> str:
         """How long it will take, in words: learning by experience, timed steps by closed form."""
@@ -192,7 +204,7 @@ class Comparison:
     def _time_steps(self, result: ArmResult, plan: Plan, learned: Learned, listen: Callable[[], Meanwhile]) -> None:
         name, scale, spent = result.arm.name, plan.layers / plan.timed_layers, 0.0
         while not self._enough(result, spent):
-            answers = self._step()
+            answers = self.ranks.ask(RankStep, "step")
             index = len(result.steps)
             for rank, answer in enumerate(answers):
                 was = learned.losses[rank][index][0]
@@ -213,10 +225,6 @@ class Comparison:
             )
             if result.arm.sync == "average" and len(result.steps) % self.settings.preset.sync_every == 0:
                 self._time_average(result, listen)
-
-    def _step(self) -> list[RankStep]:
-        """One step of every rank."""
-        return [received(RankStep, answer, "a rank") for answer in self.ranks.order("step")]
 
     @staticmethod
     def _listened(step: Step, meanwhile: Meanwhile) -> None:
@@ -286,8 +294,7 @@ class Comparison:
             self.report(f"  {result.arm.name}: synchronisation INVALID: {sync.problems[0]}")
 
     def _average(self, result: ArmResult, fraction: float) -> Sync:
-        answers = self.ranks.order("average", fraction=fraction)
-        sync = combine_syncs([received(RankSync, answer, "a rank") for answer in answers], fraction)
+        sync = combine_syncs(self.ranks.ask(RankSync, "average", fraction=fraction), fraction)
         result.syncs.append(sync)
         return sync
 
@@ -311,7 +318,7 @@ class Comparison:
         settings, name = self.settings, result.arm.name
         clock, most = 0.0, settings.live_steps or settings.preset.steps
         while len(result.steps) < most:
-            step = combine_steps(self._step(), 1.0)
+            step = combine_steps(self.ranks.ask(RankStep, "step"), 1.0)
             self._listened(step, listen())
             clock += step.step_seconds + step.sync_seconds
             result.steps.append(step)
@@ -332,7 +339,7 @@ class Comparison:
 
     def _validate_if_due(self, result: ArmResult) -> None:
         if len(result.steps) % self.settings.preset.validation_every == 0:
-            result.validations.append(combine_validations(self.ranks.order("validate")))
+            result.validations.append(combine_validations(self.ranks.ask(ValidationSums, "validate")))
 
     def _validate_last(self, result: ArmResult) -> None:
         """The end is judged at equal weights: averaged once more, off the clock, if they differ."""
@@ -340,7 +347,7 @@ class Comparison:
             return
         if result.arm.sync == "average":
             self.ranks.order("average", fraction=0.0)
-        result.validations.append(combine_validations(self.ranks.order("validate")))
+        result.validations.append(combine_validations(self.ranks.ask(ValidationSums, "validate")))
 
     # -- links
 

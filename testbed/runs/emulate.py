@@ -113,7 +113,7 @@ def write_arm(comparison: Comparison, result: ArmResult, summary: ArmSummary, wh
     comparison.links.write(result.arm, result.link)
     write_json(folder / "config.json", {"arm": asdict(result.arm), "plan": result.plan and asdict(result.plan)})
     (folder / "command.txt").write_text(comparison.settings.command + "\n")
-    write_json(folder / "environment.json", replace(where, **comparison.interpreter))
+    write_json(folder / "environment.json", replace(where, **vars(comparison.interpreter)))
     write_json(folder / "ledger.json", {"ranks": [[asdict(entry) for entry in rank] for rank in result.ledger]})
     if result.events:
         write_json(folder / "events.json", {"events": result.events})
@@ -142,8 +142,8 @@ def conditions(comparison: Comparison) -> Conditions:
         sync_every=settings.preset.sync_every,
         warm_start_seconds=warm_seconds,
         warm_start_kind=warm_kind,
-        warm_start_sha256=comparison.warm["sha256"],
-        corpus_sha256=comparison.warm["corpus_sha256"],
+        warm_start_sha256=comparison.warm.sha256,
+        corpus_sha256=comparison.corpus_sha256,
         congestion_control=", ".join(comparison.links.backend.describe().get("congestion_control") or ["the host's"]),
         backend=settings.backend,
         schedule=settings.schedule.describe() if settings.schedule else None,
@@ -158,7 +158,7 @@ def _warm_start(comparison: Comparison) -> tuple[float, Literal["measured", "mod
     """
     settings, target = comparison.settings, comparison.settings.target
     if target is None:
-        return comparison.warm["seconds"], "measured"
+        return comparison.warm.seconds, "measured"
     arm = Arm(name="warm start", exchange="local", sync="gradients", link="fast")
     plan = plan_for(arm, settings.preset, target, timed_layers=target.layers, **comparison.links.modelled(arm))
     assert plan.modelled_goodput_bps is not None

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.table import Table
 from emulation import verify
 from emulation.errors import EmulationError
 from emulation.events import Schedule
+from emulation.measurement import Proof
 from emulation.network import Network, Node
 from emulation.nodes.base import Backend
 from emulation.player import Player
@@ -51,47 +53,45 @@ def verify_links(nodes: Backend, tolerance: verify.Tolerance, *, as_json: bool) 
         readback = backend.check_readback()
         described = backend.describe()
     if as_json:
-        print(json.dumps({**measured, "schema_version": 2, "network": described, "readback": readback}))
+        found = {**asdict(measured), "schema_version": measured.SCHEMA, "network": described, "readback": readback}
+        print(json.dumps(found))
     else:
-        _print_measured(network, measured, measured["problems"], tolerance)
-    return 0 if measured["ok"] else 1
+        _print_measured(network, measured, tolerance)
+    return 0 if measured.ok else 1
 
 
-def _print_measured(
-    network: Network, measured: dict[str, Any], problems: list[str], tolerance: verify.Tolerance
-) -> None:
+def _print_measured(network: Network, measured: Proof, tolerance: verify.Tolerance) -> None:
     console = Console()
     counts = "layer 2 and above" if network.framing == "layer2" else "all that an Ethernet wire carries"
     table = Table(title=f"goodput of every link, Mbit/s (rates count {counts})")
     for name in ("link", "direction", "phase", "expected", "measured", "ratio", "first moments"):
         table.add_column(name, justify="left" if name in ("link", "direction", "phase") else "right")
-    for link in measured["links"]:
-        rated = link["ratio"] is not None
+    for link in measured.links:
         table.add_row(
-            f"{link['node']} → {link['peer']}" if link["peer"] else link["node"],
-            link["direction"],
-            link["phase"],
-            f"{link['expected_bps'] / 1e6:.3f}" if rated and link["binding"] else "≤ rate",
-            f"{link['arrived_bps'] / 1e6:.3f}",
-            f"{link['ratio']:.4f}" if rated and link["binding"] else "",
-            f"{link['first_ratio']:.3f}" if link["first_ratio"] is not None else "",
+            f"{link.node} → {link.peer}" if link.peer else link.node,
+            link.direction,
+            link.phase,
+            f"{link.expected_bps / 1e6:.3f}" if link.expected_bps and link.binding else "≤ rate",
+            f"{link.arrived_bps / 1e6:.3f}",
+            f"{link.ratio:.4f}" if link.ratio is not None and link.binding else "",
+            f"{link.first_ratio:.3f}" if link.first_ratio is not None else "",
         )
     console.print(table)
     trips = Table(title="round trips on idle links, ms")
     for name in ("from", "to", "asked", "median", "p99", "lost"):
         trips.add_column(name, justify="left" if name in ("from", "to") else "right")
-    for ping in measured["round_trips"]:
-        times = [f"{ping[key] / 1000:.2f}" if ping[key] is not None else "-" for key in ("median_us", "p99_us")]
-        trips.add_row(ping["from"], ping["to"], f"{ping['expected_us'] / 1000:g}", *times, f"{ping['lost']}")
+    for ping in measured.round_trips:
+        times = [f"{each / 1000:.2f}" if each is not None else "-" for each in (ping.median_us, ping.p99_us)]
+        trips.add_row(ping.source, ping.target, f"{ping.expected_us / 1000:g}", *times, f"{ping.lost}")
     console.print(trips)
-    for loss in measured["losses"]:
+    for loss in measured.losses:
         console.print(
-            f"{loss['from']} → {loss['to']}: {loss['loss']:.3%} of {loss['sent']} datagrams lost, "
-            f"asked {loss['asked']:.3%} (chance alone: {loss['lowest']:.3%} to {loss['highest']:.3%})"
+            f"{loss.source} → {loss.target}: {loss.loss:.3%} of {loss.sent} datagrams lost, "
+            f"asked {loss.asked:.3%} (chance alone: {loss.lowest:.3%} to {loss.highest:.3%})"
         )
-    for problem in problems:
+    for problem in measured.problems:
         console.print(f"OUT OF TOLERANCE: {problem}", style="bold red", markup=False)
-    if not problems:
+    if not measured.problems:
         allowed = format_percent(tolerance.rate)
         console.print(f"every link is what was asked ({allowed} allowed): {verify.proof(network, measured)}")
 

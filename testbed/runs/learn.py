@@ -24,7 +24,7 @@ import tyro
 from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.errors import UsageError
-from testbed.records import ComparisonRecord, read_json, read_record, write_json
+from testbed.records import ComparisonRecord, LearnedCell, QualityRecord, read_record, write_json
 from testbed.runs.directory import RUNS, environment
 from testbed.runs.experiment import Cell, Experiment, cells_of, chosen, load_experiment
 from testbed.runs.learning import Learning
@@ -66,8 +66,8 @@ class Learn:
     """Print quality.json at the end."""
 
 
-def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) -> dict[str, Any]:
-    """Learn what is missing, then write the table; its record, with `failed` cells by hash. `live`: say every step."""
+def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) -> tuple[QualityRecord, dict[str, str]]:
+    """Learn what is missing, then write the table: its record, and why cells failed, by hash. `live`: say each step."""
     experiment, cells, folder = resolve(asked)
     report("building every trainer once")
     rehearse_all(cells)
@@ -92,7 +92,7 @@ def learn(asked: Learn, report: Callable[[str], None], *, live: bool = False) ->
                 report,
                 live,
             ).run(jobs)
-        return _conclude(experiment, cells, folder, files, times, report) | {"failed": failed}
+        return _conclude(experiment, cells, folder, files, times, report), failed
 
 
 def resolve(asked: Learn) -> tuple[Experiment, list[Cell], Path]:
@@ -196,17 +196,17 @@ def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -
     return {"experiment": asdict(experiment), "cells": index}
 
 
-def _provenance(cells: list[Cell], there: list[dict[str, Any]]) -> dict[str, Any]:
+def _provenance(cells: list[Cell], there: list[LearnedCell]) -> dict[str, Any]:
     """What the rows in results.csv were made of: settings by preset and arm, code, data, versions, commits."""
     settings: dict[str, dict[str, Any]] = {}
     for cell in cells:
         asked = {key: value for key, value in cell.asked.items() if key != "seed"}
         settings.setdefault(cell.preset_name, {})[cell.arm.name] = asked
-    contents = {json.dumps(each["content"], sort_keys=True) for each in there}
+    contents = {json.dumps(each.content, sort_keys=True) for each in there}
     return {
         "settings": settings,
         "content": [json.loads(each) for each in sorted(contents)],
-        "commits": sorted({each["environment"]["commit"] for each in there}),
+        "commits": sorted({f"{each.environment.commit}" for each in there}),
     }
 
 
@@ -217,20 +217,20 @@ def _conclude(
     files: dict[str, Path],
     times: ComparisonRecord | None,
     report: Callable[[str], None],
-) -> dict[str, Any]:
+) -> QualityRecord:
     """Everything that is made of the cells that are there."""
-    from testbed.analysis.quality import code_of, judge, results_table
+    from testbed.analysis.quality import Learned, code_of, judge, results_table
     from testbed.analysis.quality_pages import mixture, write_quality
 
     there = [
-        {"preset": cell.preset_name, "arm": cell.arm.name, **read_json(files[cell.hash])}
+        Learned(preset=cell.preset_name, arm=cell.arm.name, cell=read_record(LearnedCell, files[cell.hash]))
         for cell in cells
         if files[cell.hash].is_file()
     ]
     table = results_table(there)
     record = judge(table, **experiment.judgement, asked=len(cells), code=code_of(there), times=times)
     write_quality(record, table, folder)
-    write_json(folder / "provenance.json", _provenance(cells, there))
-    if len(record["code"]) > 1:
+    write_json(folder / "provenance.json", _provenance(cells, [each.cell for each in there]))
+    if len(record.code) > 1:
         report(f"warning: {mixture(record)}")
     return record

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from testbed.data.batch import Batch, Split
 from testbed.data.source import Source, open_source
 from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
-from testbed.records import write_json
+from testbed.records import LearnedCell, LearnedResult, Place, ValidationSums, received, write_json
 from testbed.runs.child import ending_with_parent
 from testbed.runs.combine import combine_validations
 from testbed.runs.identity import check_host, host_content
@@ -83,11 +83,11 @@ def learn_cell(
     *,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> LearnedResult:
     """All steps of one arm: what it learned, what it would have sent, how long it took here."""
     started, cpu = time.perf_counter(), time.process_time()
 
-    def one(transport: Sockets) -> dict[str, Any]:
+    def one(transport: Sockets) -> _OfRank:
         trainer = Trainer(preset, arm, mix, transport, seed=seed, warm=warm[transport.rank])
         try:
             return _learn(trainer, progress if transport.rank == 0 else lambda _: None)
@@ -95,34 +95,51 @@ def learn_cell(
             trainer.close()
 
     ranks = on_ranks(len(warm), one)
-    return {
-        "corpus_sha256": mix.sha256,
-        "warm_sha256": warm[0].sha256,
-        "losses": [
-            round(sum(rank[0] for rank in step) / max(1, sum(rank[1] for rank in step)), 6)
-            for step in zip(*(rank["losses"] for rank in ranks), strict=True)
-        ],
-        "rank_losses": [rank["losses"][:_COMPARED_STEPS] for rank in ranks],
-        "validations": [
-            asdict(combine_validations(each)) for each in zip(*(r["validations"] for r in ranks), strict=True)
-        ],
-        "validation_exact": asdict(combine_validations([rank["exact"] for rank in ranks])),
-        "drift": ranks[0]["drift"],
-        "clipped": sum(rank["clipped"] for rank in ranks) / len(ranks),
-        **{
-            key: ranks[0][key]
-            for key in ("bytes_per_token_layer", "payload_bytes_per_step", "sync_bytes_each", "codec")
-        },
-        "parameters": ranks[0]["parameters"],
-        "seconds": round(time.perf_counter() - started, 3),
-        "cpu_seconds": round(time.process_time() - cpu, 3),
-    }
+    first = ranks[0]
+    return LearnedResult(
+        corpus_sha256=mix.sha256,
+        warm_sha256=warm[0].sha256,
+        losses=tuple(
+            round(sum(loss for loss, _ in step) / max(1, sum(tokens for _, tokens in step)), 6)
+            for step in zip(*(rank.losses for rank in ranks), strict=True)
+        ),
+        rank_losses=[[[*each] for each in rank.losses[:_COMPARED_STEPS]] for rank in ranks],
+        validations=tuple(combine_validations(each) for each in zip(*(r.validations for r in ranks), strict=True)),
+        validation_exact=combine_validations([rank.exact for rank in ranks]),
+        drift=tuple(first.drift),
+        clipped=sum(rank.clipped for rank in ranks) / len(ranks),
+        bytes_per_token_layer=first.bytes_per_token_layer,
+        payload_bytes_per_step=first.payload_bytes_per_step,
+        sync_bytes_each=first.sync_bytes_each,
+        codec=first.codec,
+        parameters=first.parameters,
+        seconds=round(time.perf_counter() - started, 3),
+        cpu_seconds=round(time.process_time() - cpu, 3),
+    )
 
 
-def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _OfRank:
+    """What one rank's steps did."""
+
+    losses: list[tuple[float, int]]
+    validations: list[ValidationSums]
+    exact: ValidationSums
+    drift: list[tuple[int, float]]
+    clipped: float
+    bytes_per_token_layer: dict[str, float]
+    payload_bytes_per_step: dict[str, int]
+    sync_bytes_each: int
+    codec: dict[str, float]
+    parameters: int
+
+
+def _learn(trainer: Trainer, progress: Callable[[int], None]) -> _OfRank:
     """One rank's steps, averagings and validations; the end is judged at equal weights."""
     preset, arm = trainer.preset, trainer.arm
-    losses, drift, validations, clipped = [], [], [_validated(trainer)], 0
+    losses: list[tuple[float, int]] = []
+    drift: list[tuple[int, float]] = []
+    validations, clipped = [trainer.validate()], 0
     expected, before = trainer.payload_of_step(trainer.index), Counter(trainer.transport.sent)
     while trainer.index < preset.steps:
         result = trainer.step()
@@ -136,27 +153,23 @@ def _learn(trainer: Trainer, progress: Callable[[int], None]) -> dict[str, Any]:
         last = trainer.index == preset.steps
         if trainer.sync_due or (last and arm.sync == "average"):
             trainer.average_weights()
-            drift.append([trainer.index, trainer.weights.drift])
+            drift.append((trainer.index, trainer.weights.drift or 0.0))  # one replica has none
         if last or trainer.index % preset.validation_every == 0:
-            validations.append(_validated(trainer))
+            validations.append(trainer.validate())
         if last or trainer.index % _PROGRESS_EVERY == 0:
             progress(trainer.index)
-    return {
-        "losses": losses,
-        "validations": validations,
-        "exact": {"step": trainer.index, **asdict(trainer.validate(exact=True))},
-        "drift": drift,
-        "clipped": clipped / preset.steps,
-        "bytes_per_token_layer": bytes_per_token_layer(trainer),
-        "payload_bytes_per_step": trainer.payload_of_step(0),
-        "sync_bytes_each": 2 * trainer.weights.message_bytes * (trainer.world - 1) if arm.sync == "average" else 0,
-        "codec": {name: value for name, value in trainer.monitor().items() if name != "replica_drift"},
-        "parameters": sum(parameter.numel() for parameter in trainer.parameters),
-    }
-
-
-def _validated(trainer: Trainer) -> dict[str, Any]:
-    return {"step": trainer.index, **asdict(trainer.validate())}
+    return _OfRank(
+        losses=losses,
+        validations=validations,
+        exact=trainer.validate(exact=True),
+        drift=drift,
+        clipped=clipped / preset.steps,
+        bytes_per_token_layer=bytes_per_token_layer(trainer),
+        payload_bytes_per_step=trainer.payload_of_step(0),
+        sync_bytes_each=2 * trainer.weights.message_bytes * (trainer.world - 1) if arm.sync == "average" else 0,
+        codec={name: value for name, value in trainer.monitor().items() if name != "replica_drift"},
+        parameters=sum(parameter.numel() for parameter in trainer.parameters),
+    )
 
 
 def bytes_per_token_layer(trainer: Trainer) -> dict[str, float]:
@@ -208,8 +221,10 @@ def _serve(order: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> No
                 seed=order["seed"],
                 progress=lambda done: reply({"steps": done}),
             )
-            write_json(Path(order["folder"]) / f"{cell}.json", order["about"][cell] | found)
-            reply({"done": cell, **found["validations"][-1], "seconds": found["seconds"]})
+            about = order["about"][cell]
+            place = received(Place, about.pop("environment"), "the order")
+            write_json(Path(order["folder"]) / f"{cell}.json", LearnedCell(**vars(found), **about, environment=place))
+            reply({"done": cell, **asdict(found.validations[-1]), "seconds": found.seconds})
     except Exception as error:  # whatever it is, the parent must hear which cell it was
         import traceback
 

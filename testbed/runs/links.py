@@ -14,6 +14,7 @@ from typing import Any
 
 from emulation import verify
 from emulation.errors import LinkError
+from emulation.measurement import Capacity, Goodput, Proof
 from emulation.network import goodput_bps
 from emulation.nodes.base import Backend
 from emulation.notices import Notices
@@ -56,11 +57,11 @@ class Links:
         )
         """With the links under test."""
         self.shapable = settings.backend != "host"
-        self.measured: dict[str, dict[str, Any]] = {}
+        self.measured: dict[str, Proof] = {}
         """By phase: preflight, before, after."""
         self.readback: dict[str, Any] = {}
         self.round_trip_seconds = 0.0
-        self.capacity: dict[str, Any] = {}
+        self.capacity: Capacity | None = None
 
     def _smallest_message(self) -> int | None:
         """Bytes of the smallest message that a paced arm exchanges; without a pace a few thousand."""
@@ -85,16 +86,17 @@ class Links:
     def explore(self, known: "Links | None" = None) -> str:
         """What this machine carries, as measured now or `known` of the same nodes, in words; raises LinkError if it is
         too little."""
-        if known is None:
+        if known is None or known.capacity is None:
             self.capacity = verify.capacity(self.backend)
-            self.round_trip_seconds = self.capacity["round_trip_us"] / 1e6
+            self.round_trip_seconds = self.capacity.round_trip_us / 1e6
         else:
             self.capacity, self.round_trip_seconds = known.capacity, known.round_trip_seconds
-        carried = f"this machine carries {self.capacity['aggregate_bps'] / 1e9:.1f} Gbit/s between all nodes together"
+        most = self.capacity.aggregate_bps
+        carried = f"this machine carries {most / 1e9:.1f} Gbit/s between all nodes together"
         if not self.shapable:
             return f"host nodes: loopback, unshaped; {carried}"
         under_test = any(arm.link == "bw" for arm in self.settings.arms)
-        if under_test and self.network.total_bps > _SHARE_OF_CAPACITY * self.capacity["aggregate_bps"]:
+        if under_test and self.network.total_bps > _SHARE_OF_CAPACITY * most:
             asked = f"{format_rate(self.settings.rate_bps)} for {self.settings.nodes} nodes is beyond this machine"
             if self.network.impaired or not self.network.uniform:
                 raise LinkError(f"{asked}, and only a plain rate can be modelled instead: {carried}. Take a lower one.")
@@ -171,13 +173,13 @@ class Links:
         link = self.network.links[0]
         if self.network.uniform and link.down_bps != link.rate_bps and self.settings.accounting == "nic":
             slower = "down" if (link.down_bps or 0) < (link.rate_bps or 0) else "up"
-            lines = [each for each in self._lines("together") if each["direction"] == slower]
+            lines = [each for each in self._lines("together") if each.direction == slower]
         else:
             lines = self.bound()
-        goodputs = [each["goodput_bps"] for each in lines]
+        goodputs = [each.goodput_bps for each in lines]
         return fmean(goodputs) if self.network.uniform else min(goodputs)
 
-    def bound(self) -> list[dict[str, Any]]:
+    def bound(self) -> list[Goodput]:
         """Measured lines that the link alone held back: those under full load, or where none is, each alone."""
         for phase in ("together", "alone"):
             lines = [each for each in self._lines(phase) if _is_bound(each)]
@@ -185,9 +187,9 @@ class Links:
                 return lines
         return []
 
-    def _lines(self, phase: str) -> list[dict[str, Any]]:
+    def _lines(self, phase: str) -> list[Goodput]:
         measured = self.measured.get("before") or self.measured["preflight"]
-        return [each for each in measured["links"] if each["phase"] == phase]
+        return [each for each in measured.links if each.phase == phase]
 
     def pair_goodput_bps(self, arm: Arm) -> float:
         """What one of a node's peers gets while all exchange."""
@@ -264,17 +266,19 @@ class Links:
         }
         write_json(folder / "requested.json", asked)
         write_json(folder / "readback.json", self.readback if kind == "shaped" else {})
-        write_json(folder / "measured.json", self.measured if kind == "shaped" else {"capacity": self.capacity})
+        measured = self.measured if kind == "shaped" else {"capacity": self.capacity}
+        found = {phase: {"schema": each.SCHEMA, **asdict(each)} for phase, each in measured.items() if each}
+        write_json(folder / "measured.json", found)
 
     def evidence(self) -> tuple[LinkGoodput, ...]:
         """Every measured link that was held back by its own rate, flat, for tables and figures."""
         lines: dict[tuple[str, str, str], dict[str, Any]] = {}
         for phase, measured in self.measured.items():
-            for link in filter(_is_bound, measured["links"]):
-                name = f"{link['node']}→{link['peer']}" if link["peer"] else link["node"]
-                line = lines.setdefault((phase, name, link["direction"]), {"expected_bps": link["expected_bps"]})
-                line[f"{link['phase']}_bps"] = link["goodput_bps"]
-                line[f"{link['phase']}_ratio"] = link["ratio"]
+            for link in filter(_is_bound, measured.links):
+                name = f"{link.node}→{link.peer}" if link.peer else link.node
+                line = lines.setdefault((phase, name, link.direction), {"expected_bps": link.expected_bps})
+                line[f"{link.phase}_bps"] = link.goodput_bps
+                line[f"{link.phase}_ratio"] = link.ratio
         return tuple(
             LinkGoodput(phase=phase, name=name, direction=direction, **line)  # pyrefly: ignore
             for (phase, name, direction), line in lines.items()
@@ -297,6 +301,6 @@ def _deepest_bucket(readback: dict[str, Any]) -> int:
     return max(found)
 
 
-def _is_bound(line: dict[str, Any]) -> bool:
+def _is_bound(line: Goodput) -> bool:
     """Whether a measured line says something of its link's rate."""
-    return line["binding"] and line["ratio"] is not None
+    return line.binding and line.ratio is not None

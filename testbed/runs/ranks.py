@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from emulation.nodes.base import Backend
 from testbed.errors import RunFailed
+from testbed.records import received
 
 __all__ = ["Ranks"]
 
@@ -30,6 +31,9 @@ SILENCE_SECONDS = 20.0
 _ROOM_BYTES = 1 << 20
 """Less is a full disk."""
 _WHITELIST = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -104,6 +108,10 @@ class Ranks:
             except BrokenPipeError:
                 self._lost([rank])
         return self._collect(name)
+
+    def ask(self, kind: type[T], name: str, **arguments: Any) -> list[T]:
+        """Order, and what each rank answers as a record of this kind."""
+        return [received(kind, answer, f"rank {rank}") for rank, answer in enumerate(self.order(name, **arguments))]
 
     def _collect(self, name: str) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}

@@ -5,10 +5,10 @@ from typing import Any
 
 from testbed.config import Arm
 from testbed.pace import Plan
-from testbed.records import LearnedSeries, StepEntry, SyncEntry, Validation, received
+from testbed.records import LearnedSeries, StepEntry, SyncEntry, Validation
 from testbed.runs.combine import Step, Sync
 
-__all__ = ["ArmResult", "Learned", "ledger_entry"]
+__all__ = ["ArmResult", "Learned"]
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class ArmResult:
     """Each averaging of the weights as its own event."""
     sync_fraction: float = 1.0
     validations: list[Validation] = field(default_factory=list)
-    ledger: list[list[StepEntry | SyncEntry]] = field(default_factory=list)
+    ledger: list[tuple[StepEntry | SyncEntry, ...]] = field(default_factory=list)
     """By rank."""
     problems: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -47,8 +47,3 @@ class ArmResult:
         if self.arm.sync == "gradients":
             return [step.sync_seconds for step in self.steps if step.valid]
         return [sync.seconds for sync in self.syncs]
-
-
-def ledger_entry(entry: dict[str, Any]) -> StepEntry | SyncEntry:
-    """As a rank sent it."""
-    return received(StepEntry if "step" in entry else SyncEntry, entry, "a rank")

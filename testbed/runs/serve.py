@@ -38,7 +38,21 @@ from testbed.data.source import Source, open_source
 from testbed.errors import PeerLost
 from testbed.pace import Pace, Plan
 from testbed.parallel.transport import Sockets
-from testbed.records import RankStep, RankSync, Spent, StepEntry, SyncEntry
+from testbed.records import (
+    Begun,
+    Finished,
+    FirstLosses,
+    Interpreter,
+    Prepared,
+    RankLearned,
+    RankStep,
+    RankSync,
+    Spent,
+    StepEntry,
+    SyncEntry,
+    ValidationSums,
+    WarmedUp,
+)
 from testbed.runs.combine import combine_validations
 from testbed.runs.directory import interpreter
 from testbed.runs.identity import program_sha256
@@ -88,17 +102,15 @@ class Rank:
 
     # -- orders, one method each
 
-    def prepare(self, preset: dict[str, Any], seed: int) -> dict[str, Any]:
+    def prepare(self, preset: dict[str, Any], seed: int) -> Prepared:
         """Read the data."""
         self.preset, self.seed = parse(Preset, preset, "preset"), seed
         self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks, context=self.preset.context)
-        return {
-            "corpus_sha256": self.mix.sha256,
-            "program_sha256": program_sha256(),
-            "interpreter": interpreter(),
-        }
+        return Prepared(
+            corpus_sha256=self.mix.sha256, program_sha256=program_sha256(), interpreter=Interpreter(**interpreter())
+        )
 
-    def warm_up(self, folder: str) -> dict[str, Any]:
+    def warm_up(self, folder: str) -> WarmedUp:
         """The warm start that all arms share; rank 0 keeps its weights on disk."""
         started = time.perf_counter()
         self.warm = warm_start(self.preset, self.mix, self.transport, seed=self.seed, progress=self._progress)
@@ -108,15 +120,14 @@ class Rank:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_file(self.warm.weights, Path(folder) / "warm_start.safetensors")
         seconds = time.perf_counter() - started
-        return {"seconds": seconds, "sha256": self.warm.sha256, "losses": self.warm.losses}
+        return WarmedUp(seconds=seconds, sha256=self.warm.sha256, losses=tuple(self.warm.losses))
 
-    def reconnect(self) -> dict[str, Any]:
+    def reconnect(self) -> None:
         """New connections: the old ones' windows and round trips belong to links that are no more."""
         self.transport.close()
         self.transport = Sockets.connect(self.rank, self.addresses)
-        return {}
 
-    def begin(self, arm: dict[str, Any], plan: dict[str, Any] | None, folder: str, phase: str) -> dict[str, Any]:
+    def begin(self, arm: dict[str, Any], plan: dict[str, Any] | None, folder: str, phase: str) -> Begun:
         """A fresh trainer of this arm at the warm start."""
         self.finish()
         self.folder, self.phase = Path(folder), phase
@@ -128,9 +139,9 @@ class Rank:
             self.trainer.set_pace(paced)
         self.metrics = MetricsFile(self.folder, self.rank)
         self.clock_seconds, self.ledger = 0.0, []
-        return {"parameters": sum(parameter.numel() for parameter in self.trainer.parameters)}
+        return Begun(parameters=sum(parameter.numel() for parameter in self.trainer.parameters))
 
-    def first_losses(self, steps: int) -> dict[str, Any]:
+    def first_losses(self, steps: int) -> FirstLosses:
         """Of so many steps, at this machine's own speed: what steps on a link are held against."""
         losses = []
         while self.trainer.index < min(steps, self.preset.steps):
@@ -138,9 +149,9 @@ class Rank:
             losses.append([result.loss_sum, result.tokens])
             if self.trainer.sync_due:
                 self.trainer.average_weights()
-        return {"losses": losses}
+        return FirstLosses(losses=losses)
 
-    def learn(self) -> dict[str, Any]:
+    def learn(self) -> RankLearned:
         """All steps, at this machine's own speed; the loss is what is kept."""
         losses, validations = [], []
         while self.trainer.index < self.preset.steps:
@@ -158,10 +169,10 @@ class Rank:
             if last or self.trainer.index % self.preset.validation_every == 0:
                 validations.append(self.validate())
             self._progress(self.trainer.index, self.preset.steps)
-        return {"losses": losses, "validations": validations}
+        return RankLearned(losses=losses, validations=tuple(validations))
 
-    def step(self) -> dict[str, Any]:
-        """One step whose time counts: settled, balanced, written down. A `RankStep`."""
+    def step(self) -> RankStep:
+        """One step whose time counts: settled, balanced, written down."""
         expected, meter = self._expected_payload(), self._meter()
         result = self.trainer.step()
         spent = self._spent(meter, result.overruns)
@@ -170,7 +181,7 @@ class Rank:
         shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "relay_drops", "backlog_bytes", "resent")
         moved = {key: getattr(spent, key) for key in (*shown, "fidelity", "suspect")}
         self._write(result, spent.payload_bytes, moved, spent.problems)
-        answer = RankStep(
+        return RankStep(
             step_seconds=result.step_seconds,
             compute_seconds=result.step_seconds - result.exchange_seconds,
             compute_cpu_seconds=result.compute_cpu_seconds,
@@ -181,25 +192,24 @@ class Rank:
             exchanges=tuple(self.trainer.pace.exchanges) if self.trainer.pace else (),
             spent=spent,
         )
-        return asdict(answer)
 
-    def average(self, fraction: float) -> dict[str, Any]:
-        """Average the weights, with `fraction` of the target's bytes on the wire. A `RankSync`."""
+    def average(self, fraction: float) -> RankSync:
+        """Average the weights, with `fraction` of the target's bytes on the wire."""
         meter = self._meter()
         seconds = self.trainer.average_weights(fraction=fraction)
         spent = self._spent(meter)
         self.clock_seconds += seconds
         self.ledger.append(SyncEntry(after_step=self.trainer.index - 1, fraction=fraction, **vars(spent)))
-        return asdict(RankSync(seconds=seconds, spent=spent))
+        return RankSync(seconds=seconds, spent=spent)
 
-    def validate(self) -> dict[str, Any]:
+    def validate(self) -> ValidationSums:
         """Sums over this rank's share of the validation sequences."""
-        sums = {"step": self.trainer.index, **asdict(self.trainer.validate())}
-        if self.metrics is not None and sums["tokens"]:
+        sums = self.trainer.validate()
+        if self.metrics is not None and sums.tokens:
             self.metrics.write({"phase": self.phase, **asdict(combine_validations([sums]))})
         return sums
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Finished:
         """Write what is still in memory of the arm under way."""
         if self.metrics is not None:
             self.metrics.close()
@@ -207,7 +217,7 @@ class Rank:
             trace.write(self.folder / "trace" / f"rank{self.rank}.json")
             trace.events.clear()
             self.trainer.close()
-        return {"ledger": [asdict(entry) for entry in self.ledger]}
+        return Finished(ledger=tuple(self.ledger))
 
     # -- what they share
 
@@ -343,7 +353,8 @@ def serve() -> None:
             for line in sys.stdin:
                 order = json.loads(line)
                 name = order.pop("do")
-                reply({"done": name, **getattr(rank, name)(**order)})
+                answer = getattr(rank, name)(**order)
+                reply({"done": name, **(asdict(answer) if answer is not None else {})})
         except Exception as error:  # whatever it is, the driver must hear of it and the log must show it
             traceback.print_exc()
             reply({"failed": f"{type(error).__name__}: {error}", "follows": isinstance(error, PeerLost)})

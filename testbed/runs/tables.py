@@ -11,7 +11,7 @@ from rich.table import Table
 from emulation.capability import Capability
 from testbed.analysis.formats import counted
 from testbed.errors import UsageError, in_words
-from testbed.records import ComparisonRecord, read_json, read_record
+from testbed.records import ComparisonRecord, QualityRecord, SweepRecord, read_record
 from testbed.runs.directory import RUNS, read_failed
 
 __all__ = ["capability_table", "list_runs", "runs_table"]
@@ -64,15 +64,14 @@ def _run(folder: Path) -> dict[str, Any]:
             run |= {"state": "failed", "reason": read_failed(folder)}
         if (folder / "comparison.json").exists():
             run |= _comparison(read_record(ComparisonRecord, folder / "comparison.json"))
-        for name, found in (("quality", _quality), ("sweep", _sweep)):
-            if (folder / f"{name}.json").exists():
-                run |= found(read_json(folder / f"{name}.json"))
+        if (folder / "quality.json").exists():
+            run |= _quality(read_record(QualityRecord, folder / "quality.json"))
+        if (folder / "sweep.json").exists():
+            run |= _sweep(read_record(SweepRecord, folder / "sweep.json"))
     except UsageError as error:
         run |= {"state": "broken", "reason": f"{error}"}
     except OSError as error:
         run |= {"state": "broken", "reason": in_words(error)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        run |= {"state": "broken", "reason": f"its record is no such record ({type(error).__name__}: {error})"}
     return run
 
 
@@ -86,20 +85,20 @@ def _comparison(record: ComparisonRecord) -> dict[str, Any]:
     }
 
 
-def _quality(record: dict[str, Any]) -> dict[str, Any]:
+def _quality(record: QualityRecord) -> dict[str, Any]:
     return {
-        "state": "done" if record["cells"] == record["cells_asked"] else "unfinished",
+        "state": "done" if record.cells == record.cells_asked else "unfinished",
         "mode": "learn",
-        "reason": f"{record['cells']} of {record['cells_asked']} cells: {record['title']}",
+        "reason": f"{record.cells} of {record.cells_asked} cells: {record.title}",
     }
 
 
-def _sweep(record: dict[str, Any]) -> dict[str, Any]:
-    counts = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+def _sweep(record: SweepRecord) -> dict[str, Any]:
+    counts = ", ".join(f"{count} {state}" for state, count in record.states.items())
     return {
-        "state": "failed" if record["failed"] else "done" if set(record["states"]) == {"done"} else "unfinished",
+        "state": "failed" if record.failed else "done" if set(record.states) == {"done"} else "unfinished",
         "mode": "sweep",
-        "reason": f"{record['cells']} cells ({counts}): {record['title']}",
+        "reason": f"{record.cells} cells ({counts}): {record.title}",
     }
 
 

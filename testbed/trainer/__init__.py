@@ -2,7 +2,6 @@
 
 from testbed.trainer.loop import StepResult, Trainer
 from testbed.trainer.numbers import agree, digest, learning_rate
-from testbed.trainer.validation import Validation
 from testbed.trainer.warm import WarmStart, warm_start
 
-__all__ = ["StepResult", "Trainer", "Validation", "WarmStart", "agree", "digest", "learning_rate", "warm_start"]
+__all__ = ["StepResult", "Trainer", "WarmStart", "agree", "digest", "learning_rate", "warm_start"]

@@ -105,7 +105,8 @@ def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[st
             trainer.average_weights()  # the end is judged at equal weights
         if last or trainer.index % preset.validation_every == 0:
             for name, exact in (("validation", False), ("validation_exact", True)):
-                metrics.write({"step": trainer.index, name: asdict(trainer.validate(exact=exact))})
+                sums = asdict(trainer.validate(exact=exact))
+                metrics.write({"step": sums.pop("step"), name: sums})
         every = training.checkpoint_every
         if last or (every is not None and trainer.index % every == 0):
             checkpoint.save(trainer, out / "checkpoints", clock=clock)

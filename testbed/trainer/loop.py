@@ -34,9 +34,10 @@ from testbed.parallel.exchanges import Exchange, InProcess, Unpaced, make_exchan
 from testbed.parallel.layout import Layout
 from testbed.parallel.sync import all_reduce, flatten, unflatten
 from testbed.parallel.transport import HEAD_BYTES, Transport
+from testbed.records import ValidationSums
 from testbed.trainer.numbers import agree, digest, learning_rate
 from testbed.trainer.optimizer import AdamW
-from testbed.trainer.validation import Validation, add_validation, judged
+from testbed.trainer.validation import add_validation, judged
 from testbed.trainer.warm import WarmStart
 from testbed.trainer.weights import Weights
 
@@ -353,7 +354,7 @@ class Trainer:
         return found
 
     @torch.no_grad()
-    def validate(self, *, exact: bool = False) -> Validation:
+    def validate(self, *, exact: bool = False) -> ValidationSums:
         """This rank's share of the validation sequences, with all nodes' arithmetic in this process, off the links.
 
         `exact`: with plain attention instead of what was trained. Valid only while all ranks hold the same weights.
@@ -366,7 +367,7 @@ class Trainer:
             ids=self.arm.made_of_ids if not whole else None,
             layout=Layout("contiguous", 1) if whole else self.layout,
         )
-        total = Validation()
+        total = ValidationSums(step=self.index)
         batches = -(-self.preset.validation_sequences // _VALIDATION_BATCH)
         for number in range(self.rank, batches, self.world):
             batch = self.mix.batch("validation", number, _VALIDATION_BATCH, self.preset.context)

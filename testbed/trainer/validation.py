@@ -1,7 +1,6 @@
 """What a model has learned: losses over held-out sequences, and apart from them what an exchange is for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,33 +9,12 @@ from torch.nn import functional as F
 
 from testbed.data.batch import Batch
 from testbed.parallel.layout import Layout
+from testbed.records import ValidationSums
 
-__all__ = ["Validation", "add_validation", "judged", "remote_context"]
+__all__ = ["add_validation", "judged", "remote_context"]
 
 _SLICE = 8192
 """Tokens whose logits are in memory at once."""
-
-
-@dataclass(kw_only=True)
-class Validation:
-    """Sums over validation tokens, in nats; they add up over ranks."""
-
-    loss: float = 0.0
-    tokens: int = 0
-    text_loss: float = 0.0
-    text_tokens: int = 0
-    remote_loss: float = 0.0
-    remote_tokens: int = 0
-    """Tokens whose evidence lies on another node than they do."""
-    remote_right: int = 0
-    local_loss: float = 0.0
-    local_tokens: int = 0
-    """Tokens whose evidence lies on their own."""
-    local_right: int = 0
-    context_loss: list[float] = field(default_factory=lambda: [0.0] * 4)
-    """By how much of a token's own document stands before it on other nodes (`remote_context`): nothing, up to a
-    quarter of a chunk, up to a chunk, more. What an exchange is for in text without questions."""
-    context_tokens: list[int] = field(default_factory=lambda: [0] * 4)
 
 
 def judged(head: Callable[[Tensor], Tensor], hidden_BTC: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +28,7 @@ def judged(head: Callable[[Tensor], Tensor], hidden_BTC: Tensor, labels_BT: Tens
     return torch.cat(losses).view_as(labels_BT), torch.cat(rights).view_as(labels_BT)
 
 
-def add_validation(total: Validation, loss: Tensor, right: Tensor, batch: Batch, layout: Layout) -> None:
+def add_validation(total: ValidationSums, loss: Tensor, right: Tensor, batch: Batch, layout: Layout) -> None:
     """Add a batch of whole sequences that is `judged`, on the CPU."""
     chunk = batch.labels.shape[1] // (layout.per_rank * layout.world)
     position, known = np.arange(batch.labels.shape[1])[None], batch.evidence >= 0

@@ -23,7 +23,7 @@ def test_exact_exchange_solves_it_and_token_ids_do_not():
     for name in ("decentralised", "control", "ids"):
         arm: Arm = arm_named(name)
         found = learn_cell(SMALL, arm, mix, warm, seed=SEED)
-        right[name] = found["validations"][-1]["recall_accuracy_remote"]
-        assert found["clipped"] > 0
+        right[name] = found.validations[-1].recall_accuracy_remote or 0.0
+        assert (found.clipped or 0.0) > 0
     assert right["decentralised"] > 0.95
     assert max(right["control"], right["ids"]) < CHANCE + 0.25, right

@@ -19,7 +19,7 @@ are as deep as for large messages, and a round trip may be 5 ms off."""
 PRELUDE = """
 import json, os, signal, socket, subprocess, sys, time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from emulation import verify
 from emulation.counters import WireCounter
 from emulation.errors import *
@@ -87,7 +87,7 @@ def in_world(body: str, timeout: float = 60, *, prelude: str = "", beside_engine
     indented = "\n".join("    " + line for line in body.strip("\n").splitlines())
     code = (
         f"{PRELUDE}{prelude}\ndef body():\n{indented}\n\n"
-        "def main():\n    print(json.dumps(body()))\n    return 0\n"
+        "def main():\n    print(json.dumps(body(), default=asdict))\n    return 0\n"
         f"sys.exit(run_in_world(main, beside_engine={beside_engine}))"
     )
     done = python(code, timeout, **extra)

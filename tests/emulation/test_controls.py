@@ -98,7 +98,7 @@ def test_a_rate_that_changes_behind_our_back_is_found(world, accounting, line, m
 from emulation.probes import Probers
 network = net(2, "20mbit", "{accounting}")
 with NetnsBackend(network) as backend:
-    ok = verify.verify(backend, network)["ok"]
+    ok = verify.verify(backend, network).ok
     with Probers(backend) as probers:
         start = time.monotonic() + 0.2
         for node, to in zip(network.nodes, ([network.nodes[1].address], []), strict=True):

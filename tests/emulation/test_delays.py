@@ -8,6 +8,7 @@ import pytest
 
 from emulation.datagrams import binomial, needed
 from emulation.judgement import loss_problems
+from emulation.measurement import PathLoss
 from emulation.network import Link, star
 from emulation.shaping.rules import delay_rules, rule_lines
 from tests.emulation.conftest import EMULATED
@@ -19,7 +20,7 @@ MEASURE = """
 network = net({n}, "{rate}", "{accounting}", {link})
 with NetnsBackend(network) as backend:
     measured = verify.verify(backend, network, TOLERANCE)
-    return measured | {{"by": backend.describe()["delays"]}}
+    return asdict(measured) | {{"by": backend.describe()["delays"]}}
 """
 
 
@@ -83,11 +84,11 @@ def test_paths_differ_where_links_do(world):
 links = ((0, 1, Link(delay_us=30_000)), (2, 0, Link(delay_us=4_000)))
 network = replace(net(3, None, "pair"), pair_links=links)
 with NetnsBackend(network) as backend:
-    return verify.verify(backend, network, TOLERANCE)["round_trips"]
+    return verify.verify(backend, network, TOLERANCE).round_trips
 """,
         timeout=120,
     )
-    by_pair = {(each["from"], each["to"]): each["median_us"] for each in trips}
+    by_pair = {(each["source"], each["target"]): each["median_us"] for each in trips}
     assert by_pair["n0", "n1"] == pytest.approx(30_000, abs=SLACK_US)
     assert by_pair["n0", "n2"] == pytest.approx(4_000, abs=SLACK_US)
     assert by_pair["n1", "n2"] < SLACK_US
@@ -100,7 +101,7 @@ with NetnsBackend(network) as backend:
     from emulation.probes import Probers
     def trip():
         with Probers(backend) as probers:
-            return min(probers.pings([network.nodes], 20)[0]["median_us"] for _ in range(3))
+            return min(probers.pings([network.nodes], 20)[0].median_us for _ in range(3))
     found = [trip()]
     for delay in (5_000, 40_000, 0):
         backend.change(linked(network, rate_bps=50_000_000, delay_us=delay))
@@ -170,10 +171,10 @@ def test_a_dead_relay_lets_nothing_pass(world):
 from emulation.probes import Probers
 network = net(2, "50mbit", "nic", delay_us=10_000)
 with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
-    before = probers.pings([network.nodes], 20)[0]["lost"]
+    before = probers.pings([network.nodes], 20)[0].lost
     os.kill(backend.delay_line.pid, signal.SIGKILL)
     time.sleep(0.2)
-    return [before, probers.pings([network.nodes], 20)[0]["lost"]]
+    return [before, probers.pings([network.nodes], 20)[0].lost]
 """)
     assert lost == [0, 20]
 
@@ -189,10 +190,11 @@ with NetnsBackend(linked(network, rate_bps=50_000_000, delay_us=12_000)) as back
 
 WRONG = """
 from emulation.probes import Probers
+from tests.emulation.measured import measurement
 network = net({n}, "50mbit", "pair", {asked})
 with NetnsBackend({made}) as backend, Probers(backend) as probers:
     round_trips, losses = verify.datagrams(probers, network)
-return verify.check({{"links": [], "round_trips": round_trips, "losses": losses}})
+return verify.check(replace(measurement([], round_trips), losses=losses))
 """
 
 
@@ -221,12 +223,13 @@ def test_a_wrong_loss_or_jitter_is_found(world, n, asked, made, says):
 def test_a_path_that_should_lose_nothing_is_watched_beside_one_that_should(world):
     problems = world("""
 from emulation.probes import Probers
+from tests.emulation.measured import measurement
 base = net(3, "50mbit", "pair")
 network = replace(base, pair_links=((0, 1, Link(rate_bps=50_000_000, loss=0.05)),))
 wrong = replace(network, pair_links=(*network.pair_links, (1, 0, Link(rate_bps=50_000_000, loss=0.05))))
 with NetnsBackend(wrong) as backend, Probers(backend) as probers:
     round_trips, losses = verify.datagrams(probers, network)
-return verify.check({"links": [], "round_trips": round_trips, "losses": losses})
+return verify.check(replace(measurement([], round_trips), losses=losses))
 """)
     assert any(each.startswith("n1 -> n0") and "asked for 0.000%" in each for each in problems), problems
 
@@ -236,7 +239,10 @@ def test_a_loss_too_rare_to_be_proven_is_no_proven_loss():
     low, high = binomial(round(needed(rare)), rare)
     assert 0 < low < 0.001 < high
     low, high = binomial(2000, rare)
-    line = {"from": "n0", "to": "n1", "sent": 2000, "loss": 0.001, "asked": 0.001, "lowest": low, "highest": high}
+    line = PathLoss(
+        source="n0", target="n1", sent=2000, lost=2, loss=0.001, asked=0.001, lowest=low, highest=high,
+        run=None, run_asked=None, runs=0,
+    )  # fmt: skip
     assert "cannot tell a loss of 0.100% from none" in loss_problems(line)[0]
 
 

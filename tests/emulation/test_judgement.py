@@ -1,27 +1,35 @@
 """Which measurements prove a link, at their bounds: no network is needed to know."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from emulation.judgement import Tolerance, check
+from emulation.measurement import Goodput, RoundTrip
+from tests.emulation.measured import measurement
 
 
-def link(ratio: float | None, *, phase: str = "alone", peer: str = "n1", **more: Any) -> dict[str, Any]:
+def link(ratio: float | None, *, phase: str = "alone", peer: str = "n1", first_ratio: float = 1.0) -> Goodput:
     """A link of 100 Mbit/s on which so many times the expected goodput arrived; without a peer, an access link."""
-    found = {"node": "n0", "peer": peer, "direction": "up", "phase": phase, "ratio": ratio, "binding": True}
-    found |= {"expected_bps": 1e8, "arrived_bps": 1e8 * (ratio or 0), "first_seconds": 0.1, "first_ratio": 1.0}
-    return found | more
+    arrived = round(1e8 * (ratio or 0))
+    return Goodput(
+        node="n0", peer=peer or None, direction="up", phase=phase, ratio=ratio, binding=True, expected_bps=10**8,
+        goodput_bps=arrived, arrived_bps=arrived, ack_share=0.0, first_seconds=0.1, first_ratio=first_ratio,
+        resent_segments=0,
+    )  # fmt: skip
 
 
-def ping(**more: Any) -> dict[str, Any]:
+def ping(**more: Any) -> RoundTrip:
     """Twenty echoes over 10 ms each way, as asked for."""
-    found = {"from": "n0", "to": "n1", "sent": 20, "lost": 0, "loss_asked": 0.0, "median_us": 20_000.0}
-    return found | {"expected_us": 20_000, "skew_us": 0, "spread_us": 0, "iqr_us": 10, "reorder": 0} | more
+    found = RoundTrip(
+        source="n0", target="n1", sent=20, lost=0, median_us=20_000.0, p99_us=20_100.0, iqr_us=10.0, expected_us=20_000
+    )  # fmt: skip
+    return replace(found, **more)
 
 
-def problems(*links: dict[str, Any], pings: tuple[dict[str, Any], ...] = ()) -> list[str]:
-    return check({"links": list(links), "round_trips": list(pings), "losses": []}, Tolerance())
+def problems(*links: Goodput, pings: tuple[RoundTrip, ...] = ()) -> list[str]:
+    return check(measurement(links, pings), Tolerance())
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def main():
         backend.kill(b)
         # both measure at once, on one machine: what passes here is the right rate and no other, not its last percent
         measured = verify.verify(backend, network, verify.Tolerance(rate=0.05, round_trip_us=5000))
-        print(json.dumps([measured["ok"], [node.address for node in network.nodes]]), flush=True)
+        print(json.dumps([measured.ok, [node.address for node in network.nodes]]), flush=True)
     return 0
 sys.exit(run_in_world(main))
 """

@@ -29,7 +29,7 @@ def main():
         node = network.nodes[0]
         argv = [sys.executable, "-c", COUNT, json.dumps(backend.counter(node))]
         counted = int(backend.popen(node, argv, stdout=subprocess.PIPE).communicate()[0])
-    ratios = [each["ratio"] for each in measured["links"]]
+    ratios = [each.ratio for each in measured.links]
     print(json.dumps({"uid": os.getuid(), "ratios": ratios, "counted": counted}))
     return 0
 assert os.getuid() == 65534

@@ -6,20 +6,22 @@ from typing import Any
 import pytest
 
 from emulation import verify
+from emulation.measurement import Goodput
 from emulation.network import Link, star
 from emulation.verify import Tolerance
 from testbed.runs import arm_record, execute
 from testbed.runs.links import Links
 from testbed.runs.settings import Request, resolve
+from tests.emulation.measured import measurement, proof
 from tests.runs.tiny import PRESET
 
 
-def line(phase, direction, goodput, ratio, *, binding=True):
-    return {
-        "node": "n0", "peer": None, "phase": phase, "direction": direction, "goodput_bps": goodput,
-        "arrived_bps": goodput, "expected_bps": None if ratio is None else round(goodput / ratio), "ratio": ratio,
-        "binding": binding, "first_ratio": None,
-    }  # fmt: skip
+def line(phase, direction, goodput, ratio, *, binding=True) -> Goodput:
+    return Goodput(
+        node="n0", peer=None, phase=phase, direction=direction, goodput_bps=goodput, arrived_bps=goodput, ratio=ratio,
+        expected_bps=None if ratio is None else round(goodput / ratio), binding=binding, first_ratio=None,
+        first_seconds=0.1, ack_share=None, resent_segments=0,
+    )  # fmt: skip
 
 
 def links_with(lines, **asked) -> Links:
@@ -27,7 +29,7 @@ def links_with(lines, **asked) -> Links:
     settings = resolve(Request(**wanted), command="")
     backend: Any = SimpleNamespace(network=settings.network.unshaped())
     links = Links(settings, backend)
-    links.measured["before"] = {"links": lines, "round_trips": [], "losses": []}
+    links.measured["before"] = proof(lines)
     return links
 
 
@@ -68,9 +70,8 @@ def test_links_without_a_rate_say_nothing():
 
 def test_verify_counts_what_it_measured(capsys):
     """And says a tolerance of half a percent as such."""
-    measured = {"links": CABLE, "round_trips": [], "losses": []}
     network = star(2, Link(rate_bps=40_000_000, rate_down_bps=300_000_000), "nic")
-    execute._print_measured(network, measured, [], Tolerance(rate=0.005))
+    execute._print_measured(network, proof(CABLE), Tolerance(rate=0.005))
     said = " ".join(capsys.readouterr().out.split())
     assert "(0.5% allowed): 40mbit per node asked, goodput within" in said
     assert "on all 2 measurements" in said
@@ -79,5 +80,5 @@ def test_verify_counts_what_it_measured(capsys):
 def test_where_all_send_to_all_the_mean_is_said():
     """Beside the worst of the others, for congestion control divides those."""
     lines = [line("alone", "up", 38e6, 0.99), line("together", "up", 36e6, 0.9), line("together", "down", 40e6, 1.02)]
-    said = verify.proof(star(2, Link(rate_bps=40_000_000), "nic"), {"links": lines, "round_trips": [], "losses": []})
+    said = verify.proof(star(2, Link(rate_bps=40_000_000), "nic"), measurement(lines))
     assert "goodput within 1.00% of the expected on all 1 measurements, -4.00% in the mean of 2 where all" in said

@@ -91,7 +91,9 @@ def test_code_decides(package, file, old, new):
     assert digest() != before
 
 
-RECORDS = {f"records.{name}" for name in ("arm", "comparison", "environment", "files", "learned", "rank", "sweep")}
+RECORDS = {
+    f"records.{name}" for name in ("arm", "comparison", "environment", "files", "learned", "quality", "rank", "sweep")
+}
 """What results are written down in, which makes none."""
 
 

@@ -16,6 +16,7 @@ from testbed.config import Preset, load_toml
 from testbed.config.arm import OWN_REPLICAS
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
+from testbed.records import QualityRecord, read_record
 from testbed.runs import experiment
 from testbed.runs.experiment import cells_of, load_experiment
 from testbed.runs.identity import LEARNING, code_sha256
@@ -40,7 +41,7 @@ def write(folder: Path, text: str = EXPERIMENT) -> str:
     return str(folder / "tiny.toml")
 
 
-def quietly(file: str, **asked) -> dict:
+def quietly(file: str, **asked) -> tuple[QualityRecord, dict[str, str]]:
     return learn(Learn(file=file, **asked), lambda _: None)
 
 
@@ -50,8 +51,8 @@ def learned(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        record = quietly(write(folder), jobs=2)
-    assert (record["cells"], record["cells_asked"], record["failed"]) == (6, 6, {})
+        record, failed = quietly(write(folder), jobs=2)
+    assert (record.cells, record.cells_asked, failed) == (6, 6, {})
     return folder
 
 
@@ -98,11 +99,11 @@ def test_cells_of_another_code_are_told_apart(learned, tmp_path, monkeypatch):
         cell["environment"]["sources_sha256"] = "5" * 64
         path.write_text(json.dumps(cell))
     said: list[str] = []
-    record = learn(Learn(file=write(tmp_path), jobs=0), said.append)
-    assert [state["cells"] for state in record["code"]] == [4, 2]
+    record, _ = learn(Learn(file=write(tmp_path), jobs=0), said.append)
+    assert [state.cells for state in record.code] == [4, 2]
     assert any(line.startswith("warning: Not all cells were learned by the same code: 4 by") for line in said)
     assert "2 by sources 555555555" in (tmp_path / "runs/tiny/quality.md").read_text()
-    assert json.loads((tmp_path / "runs/tiny/quality.json").read_text())["code"] == record["code"]
+    assert read_record(QualityRecord, tmp_path / "runs/tiny/quality.json") == record
     assert "by the same code" not in (learned / "runs/tiny/quality.md").read_text()
 
 
@@ -135,7 +136,7 @@ def test_cells_of_another_state_are_left_aside_or_kept_and_named(learned, tmp_pa
     plain, kept = dry_run(Learn(file=file)), dry_run(Learn(file=file, keep_older=True))
     assert (plain.count("missing"), kept.count("missing")) == (6, 0)
     assert "6 cells are there of another state (code) and left aside: --keep-older" in plain
-    assert quietly(file, keep_older=True)["cells"] == 6
+    assert quietly(file, keep_older=True)[0].cells == 6
 
 
 def test_replicas_that_are_not_alike_are_said_to_be_so_at_once(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from emulation.network import Link, star
 from emulation.nodes.host import HostBackend
 from testbed.config import Arm, CodecConfig, Preset, SubspaceConfig, load_toml
+from testbed.records import RankLearned, RankStep
 from testbed.runs.ranks import Ranks
 from tests.runs.tiny import PRESET
 
@@ -30,16 +31,16 @@ def test_a_codec_may_be_unplugged_on_the_way(ranks, tmp_path, unplug):
     codec = CodecConfig(name="subspace", ranks=(3, 6), subspace=SubspaceConfig(unplug=unplug, unplug_at=0.5))
     arm = asdict(Arm(name=unplug, exchange="all-gather", codec=codec, sync="average", link="bw"))
     ranks.order("begin", arm=arm, plan=None, folder=str(tmp_path / "learned"), phase="learned")
-    learned = ranks.order("learn")
+    learned = ranks.ask(RankLearned, "learn")
     ranks.order("begin", arm=arm, plan=None, folder=str(tmp_path / "trained"), phase="trained")
     steps = []
     for step in range(TINY.steps):
-        steps.append(ranks.order("step"))
+        steps.append(ranks.ask(RankStep, "step"))
         if step % TINY.sync_every == TINY.sync_every - 1:
             ranks.order("average", fraction=1.0)
     for rank, answer in enumerate(learned):
-        assert [step[rank]["loss_sum"] for step in steps] == [loss for loss, _ in answer["losses"]]
-        sent = [sum(step[rank]["payload_bytes"].values()) for step in steps]
+        assert [step[rank].loss_sum for step in steps] == [loss for loss, _ in answer.losses]
+        sent = [sum(step[rank].spent.payload_bytes.values()) for step in steps]
         assert len(set(sent[:3])) == len(set(sent[3:])) == 1
         assert sent[3] > sent[0] if unplug == "literal" else sent[3] < sent[0]
     ranks.order("finish")

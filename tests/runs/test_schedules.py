@@ -8,6 +8,7 @@ import pytest
 
 from emulation import verify
 from emulation.errors import LinkError
+from emulation.measurement import Capacity
 from testbed.analysis.words import sentences
 from testbed.errors import UsageError
 from testbed.runs.links import Links
@@ -39,7 +40,10 @@ def test_what_cannot_be_played_is_refused(tmp_path, text, asked, says):
 def test_a_modelled_link_plays_none(tmp_path, monkeypatch):
     """A rate beyond the machine is modelled, which the record must not call a link that changed."""
     settings = resolved(tmp_path, CHANGE)
-    monkeypatch.setattr(verify, "capacity", lambda _: {"aggregate_bps": 10**6, "round_trip_us": 50.0})
+    little = Capacity(
+        aggregate_bps=10**6, per_pair_bps=10**6, slowest_pair_bps=10**6, per_node_bps=10**6, nodes=2, round_trip_us=50.0
+    )
+    monkeypatch.setattr(verify, "capacity", lambda _: little)
     links = Links(settings, type("Backend", (), {"network": settings.network.unshaped()})())
     with pytest.raises(LinkError, match="a modelled link plays no schedule"):
         links.preflight()

@@ -1,6 +1,6 @@
 """An averaging whose measurement broke is timed again, a bounded number of times, and never counted."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,19 +42,19 @@ def timed():
         asked = iter(problems)
         count = 0
 
-        def order(_name: str, fraction: float):
+        def ask(_kind: type, _name: str, fraction: float):
             nonlocal count
             count += 1
             problem = next(asked, problems[-1])
             said = [problem] if isinstance(problem, str) else []
             seconds = problem if isinstance(problem, float) else 1.0
             spent = replace(SPENT, problems=tuple(said))
-            return [asdict(RankSync(seconds=seconds, spent=spent))] * 2
+            return [RankSync(seconds=seconds, spent=spent)] * 2
 
         comparison: Any = object.__new__(Comparison)
         network = SimpleNamespace(longest_round_trip_us=0)
         comparison.settings = SimpleNamespace(thrifty=thrifty, accounting="pair", network=network)
-        comparison.ranks = SimpleNamespace(order=order)
+        comparison.ranks = SimpleNamespace(ask=ask)
         comparison.links = SimpleNamespace(
             pair_goodput_bps=lambda _: 1e6, closed_form_seconds=lambda *_: 1.0, chancy=False
         )

@@ -6,8 +6,9 @@ import torch
 
 from testbed.data.batch import Batch
 from testbed.parallel.layout import Layout
+from testbed.records import ValidationSums
 from testbed.trainer import loop, validation
-from testbed.trainer.validation import Validation, add_validation, judged, remote_context
+from testbed.trainer.validation import add_validation, judged, remote_context
 from tests.trainer.small import arm, on_ranks
 
 
@@ -32,7 +33,7 @@ def asked(query: int, fact: int, context: int = 16) -> Batch:
 )
 def test_remote_is_what_another_node_holds(layout, query, fact, remote):
     """By owner and not by chunk: a zigzag rank has two."""
-    total = Validation()
+    total = ValidationSums()
     add_validation(total, torch.ones(1, 16), torch.ones(1, 16, dtype=torch.bool), asked(query, fact), Layout(layout, 4))
     assert (total.remote_tokens, total.remote_right, total.local_tokens) == (remote, remote, 1 - remote)
 
@@ -72,7 +73,7 @@ def test_losses_by_remote_context_are_all_of_the_loss():
     """Four shares of every counted token; without another node, all in the first."""
     batch, loss = asked(15, 0), torch.rand(1, 16)
     for world in (1, 2):
-        total = Validation()
+        total = ValidationSums()
         add_validation(total, loss, torch.ones(1, 16, dtype=torch.bool), batch, Layout("contiguous", world))
         assert sum(total.context_tokens) == total.tokens == 16
         assert sum(total.context_loss) == pytest.approx(total.loss)
