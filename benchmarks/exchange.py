@@ -32,16 +32,16 @@ def main() -> int:
     if options.rank:
         run_rank(options)
         return 0
-    from emulation.world import run_in_world
+    from emulation.kernel.world import run_in_world
 
     return run_in_world(lambda: run_all(options))
 
 
 def run_all(options: argparse.Namespace) -> int:
     """Build the network, run a rank on every node, print the table."""
-    from emulation.network import Link, goodput_bps, star
     from emulation.nodes.netns import NetnsBackend
-    from emulation.units import parse_rate
+    from emulation.spec.network import Link, goodput_bps, star
+    from emulation.spec.units import parse_rate
 
     link = Link(rate_bps=parse_rate(options.bw))
     with NetnsBackend(star(options.nodes, link, options.accounting)) as backend:

@@ -21,14 +21,14 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emulation import verify
 from emulation.errors import EmulationError
-from emulation.network import Link, Network, goodput_bps, star
+from emulation.kernel.world import run_in_world
+from emulation.measure import verify
+from emulation.measure.probe_client import Probers, quantile
 from emulation.nodes.netns import NetnsBackend
-from emulation.probes import Probers, quantile
 from emulation.shaping.sizes import segments_of, sizes
-from emulation.units import format_delay, format_rate, format_size
-from emulation.world import run_in_world
+from emulation.spec.network import Link, Network, goodput_bps, star
+from emulation.spec.units import format_delay, format_rate, format_size
 
 RATES = (10_000_000, 100_000_000, 300_000_000, 1_000_000_000)
 DELAYS_US = (0, 10_000, 25_000, 50_000)

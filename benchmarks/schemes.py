@@ -80,7 +80,7 @@ def main() -> int:
     if options.rank:
         run_rank(options)
         return 0
-    from emulation.world import run_in_world
+    from emulation.kernel.world import run_in_world
 
     return run_in_world(lambda: run_all(options))
 
@@ -115,10 +115,10 @@ def over(
     """(figures by scheme, goodput of a link in bit/s) of one network."""
     from dataclasses import replace
 
-    from emulation.network import Link, star
+    from emulation.measure.verify import measure
     from emulation.nodes.netns import NetnsBackend
-    from emulation.units import parse_rate
-    from emulation.verify import measure
+    from emulation.spec.network import Link, star
+    from emulation.spec.units import parse_rate
 
     network = star(NODES, Link(rate_bps=parse_rate(bw)), accounting)
     network = replace(network, smallest_message_bytes=smallest)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from testbed.analysis.sweep_figures import write_sweep_figures
-from testbed.analysis.sweeps import conclude, load_sweep
+from testbed.analysis.sweep.figures import write_sweep_figures
+from testbed.analysis.sweep.results import conclude, load_sweep
 from tests.analysis.made_up_sweep import made_up_sweep
 
 MOST_SECONDS, MOST_BYTES = 20.0, 1e9

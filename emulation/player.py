@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from emulation.errors import EmulationError, UsageError
-from emulation.events import Change, Fault, Schedule
-from emulation.network import Network, Node
+from emulation.spec.events import Change, Fault, Schedule
+from emulation.spec.network import Network, Node
 
 __all__ = ["Playable", "Player", "Programs"]
 

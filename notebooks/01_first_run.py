@@ -17,15 +17,15 @@
 # %matplotlib inline
 from rich.console import Console
 
-from testbed.analysis.figures import (
+from testbed.analysis.comparison.figures import (
     figure_bytes,
     figure_links,
     figure_loss_against_hours,
     figure_loss_against_step,
     figure_step_time,
 )
-from testbed.analysis.load import load_comparison, run_of_notebook
-from testbed.analysis.summary import print_summary
+from testbed.analysis.comparison.load import load_comparison, run_of_notebook
+from testbed.analysis.comparison.summary import print_summary
 
 comparison = load_comparison(run_of_notebook("TESTBED_COMPARISON", "first"))
 

@@ -17,15 +17,15 @@
 # %matplotlib inline
 from rich.console import Console
 
-from testbed.analysis.load import run_of_notebook
-from testbed.analysis.sweep_figures import (
+from testbed.analysis.comparison.load import run_of_notebook
+from testbed.analysis.sweep.figures import (
     data_bandwidth_needed,
     figure_bandwidth_needed,
     figure_speedup,
     figure_throughput,
 )
-from testbed.analysis.sweep_summary import print_sweep
-from testbed.analysis.sweeps import load_sweep
+from testbed.analysis.sweep.results import load_sweep
+from testbed.analysis.sweep.summary import print_sweep
 
 sweep = load_sweep(run_of_notebook("TESTBED_SWEEP", "bandwidth_latency"))
 

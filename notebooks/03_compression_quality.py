@@ -18,9 +18,9 @@
 
 from IPython.display import Markdown
 
-from testbed.analysis.load import run_of_notebook
-from testbed.analysis.quality_figures import data_recovered, figure_recovered
-from testbed.analysis.quality_pages import markdown
+from testbed.analysis.comparison.load import run_of_notebook
+from testbed.analysis.quality.figures import data_recovered, figure_recovered
+from testbed.analysis.quality.pages import markdown
 from testbed.records import QualityRecord, read_record
 
 record = read_record(QualityRecord, run_of_notebook("TESTBED_QUALITY", "figure5_baselines") / "quality.json")

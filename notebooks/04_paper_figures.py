@@ -17,13 +17,13 @@
 
 # %%
 # %matplotlib inline
-from testbed.analysis.load import run_of_notebook
-from testbed.analysis.sweep_figures import (
+from testbed.analysis.comparison.load import run_of_notebook
+from testbed.analysis.sweep.figures import (
     data_loss_against_bandwidth,
     figure_loss_against_bandwidth,
     figure_loss_against_hours,
 )
-from testbed.analysis.sweeps import load_sweep
+from testbed.analysis.sweep.results import load_sweep
 
 convergence = load_sweep(run_of_notebook("TESTBED_FIGURE2", "figure2_convergence"))
 bandwidths = load_sweep(run_of_notebook("TESTBED_FIGURE14", "figure14_bandwidths"))

@@ -14,7 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
-from testbed.runs.rank import SELDOM
+from testbed.driver.rank import SELDOM
 from tests.resume import Resume
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done

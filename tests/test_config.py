@@ -8,7 +8,7 @@ import pytest
 from testbed.config import EXPERIMENTS, Arm, WeightSync, names_in
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
-from testbed.runs.experiment import cells_of, load_experiment
+from testbed.learn.experiment import cells_of, load_experiment
 
 LEARNED = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "presets = " in path.read_text()]
 

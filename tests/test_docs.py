@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from emulation.network import Link, Network, star
-from emulation.schedule import load_schedule
+from emulation.spec.network import Link, Network, star
+from emulation.spec.schedule import load_schedule
 from testbed.config import names_in
 from testbed.config.arms import arm_named
 from testbed.config.training import Train, resolve_training
-from testbed.networks import network_from
+from testbed.settings.networks import network_from
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLE = re.compile(r"^`([\w-]+\.\w+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)

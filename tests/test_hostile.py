@@ -14,8 +14,8 @@ import pytest
 
 from emulation.errors import EmulationError
 from emulation.errors import UsageError as NetworkUsageError
-from emulation.network import Link, star
-from emulation.schedule import load_schedule
+from emulation.spec.network import Link, star
+from emulation.spec.schedule import load_schedule
 from testbed.analysis.report import write_report
 from testbed.cli import main
 from testbed.config import Arm, Preset
@@ -23,9 +23,9 @@ from testbed.config.training import Train, resolve_training
 from testbed.config.tree import load_toml, read_toml
 from testbed.data.hub import HubSet
 from testbed.errors import UsageError
-from testbed.networks import NetworkSpec
 from testbed.records import read_json
-from testbed.runs.directory import check_name, run_folder
+from testbed.rundir.directory import check_name, run_folder
+from testbed.settings.networks import NetworkSpec
 from testbed.sweep.grid import Sweep
 from testbed.targets import Target
 from tests.analysis.test_report import NASTY, comparison_folder

@@ -3,11 +3,11 @@
 import pytest
 
 from emulation.errors import UsageError as EmulationUsageError
-from emulation.network import Link, Network
-from emulation.units import parse_delay, parse_rate
+from emulation.spec.network import Link, Network
+from emulation.spec.units import parse_delay, parse_rate
 from testbed.config import names_in
 from testbed.errors import UsageError
-from testbed.networks import network_from, network_spec
+from testbed.settings.networks import network_from, network_spec
 
 NODES = {
     "adsl2plus": 4, "cable": 4, "fibre": 4, "islands": 4, "lte": 4, "nr": 4, "paper-nic": 8, "paper-pair": 4,

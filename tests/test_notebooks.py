@@ -8,7 +8,7 @@ import nbclient
 import pytest
 from nbformat import NotebookNode
 
-from testbed.analysis.load import run_of_notebook
+from testbed.analysis.comparison.load import run_of_notebook
 from testbed.errors import UsageError
 from tests.runs.tiny import PRESET, run_testbed
 from tests.worlds import needs_world

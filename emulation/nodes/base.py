@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from emulation.mark import mark
-from emulation.network import Network, Node
-from emulation.syscalls import at
+from emulation.kernel.process_tag import mark
+from emulation.kernel.syscalls import at
+from emulation.spec.network import Network, Node
 
 __all__ = ["MASTER_PORT", "Backend"]
 
@@ -62,6 +62,15 @@ class Backend(ABC):
     @abstractmethod
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         """The readback, proven to be what `shape` asked for; LinkError otherwise."""
+
+    @abstractmethod
+    def check_isolated(self) -> None:
+        """Raise LinkError if nodes have another path to each other than their links."""
+
+    @property
+    def delays_used(self) -> str | None:
+        """What delays and loses packets now: netem, or the delay line; None: nothing, or it is not known yet."""
+        return None
 
     @abstractmethod
     def popen(

@@ -23,11 +23,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from emulation.counters import CounterServer
 from emulation.errors import CapabilityError, EmulationError, LinkError
-from emulation.mark import VARIABLE, mark, sees
-from emulation.network import Network, Node
-from emulation.nodes.channel import Channel, Door
+from emulation.kernel.counters import CounterServer
+from emulation.kernel.process_tag import VARIABLE, mark, sees
+from emulation.kernel.syscalls import MS_BIND, mount, netns_path
 from emulation.nodes.engine import (
     IMAGE,
     OWNER,
@@ -46,7 +45,8 @@ from emulation.nodes.engine import (
 )
 from emulation.nodes.helper import programs, signal_programs
 from emulation.nodes.netns import NetnsBackend
-from emulation.syscalls import MS_BIND, mount, netns_path
+from emulation.nodes.rpc import Channel, Door
+from emulation.spec.network import Network, Node
 
 __all__ = ["DockerBackend"]
 

@@ -1,8 +1,8 @@
 """The container engine: whether there is one that can be used, what of ours is on it, and the end of what is left.
 
-Every container of ours carries labels: whose it is (the mark of its driver, `emulation.mark`) and of which run. One
-whose driver is gone belongs to nobody, and is removed by the next run and by `testbed clean`. Nothing without our label
-is ever touched.
+Every container of ours carries labels: whose it is (the mark of its driver, `emulation.kernel.process_tag`) and of
+which run. One whose driver is gone belongs to nobody, and is removed by the next run and by `testbed clean`. Nothing
+without our label is ever touched.
 """
 
 import os
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from emulation.errors import CapabilityError, EmulationError, UsageError
-from emulation.mark import VARIABLE, lives, mark, sees
-from emulation.network import Node
-from emulation.nodes.reading import SWITCH
+from emulation.kernel.process_tag import VARIABLE, lives, mark, sees
+from emulation.nodes.readback import SWITCH
+from emulation.spec.network import Node
 
 __all__ = [
     "IMAGE",

@@ -5,7 +5,7 @@
 in a node     sends signals to its programs, says which there are
 in a shaper   configures and reads the network that it shares with a node, or the switch's
 
-It connects to the driver's socket and says its name (`emulation.nodes.channel`). The driver's death closes the
+It connects to the driver's socket and says its name (`emulation.nodes.rpc`). The driver's death closes the
 connection, whatever killed it; that is the end of the helper, and of its container.
 """
 
@@ -18,14 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emulation.commands import iptables, run_batch, write_sysctl
-from emulation.counters import open_end
 from emulation.errors import EmulationError
-from emulation.isolation import ip_json
-from emulation.nodes.channel import receive, send
-from emulation.nodes.reading import read_cuts, read_devices, try_netem
+from emulation.kernel.commands import ip_json, iptables, run_batch, write_sysctl
+from emulation.kernel.counters import open_end
+from emulation.kernel.syscalls import netns_path
+from emulation.nodes.readback import read_cuts, read_devices, try_netem
+from emulation.nodes.rpc import receive, send
 from emulation.shaping.delays import lost_by_queues
-from emulation.syscalls import netns_path
 
 __all__ = ["hand_over_end", "hand_over_namespace", "name_namespace", "programs", "signal_programs"]
 

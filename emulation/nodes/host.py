@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from emulation.errors import EmulationError, UsageError
-from emulation.network import Link, Network, Node
 from emulation.nodes.base import Backend
+from emulation.spec.network import Link, Network, Node
 
 __all__ = ["HostBackend", "free_port"]
 
@@ -75,6 +75,9 @@ class HostBackend(Backend):
 
     def readback(self) -> dict[str, Any]:
         return {node.name: {"unshaped": True} for node in self.network.nodes}
+
+    def check_isolated(self) -> None:
+        pass
 
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         return self.readback() if readback is None else readback

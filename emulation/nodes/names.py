@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from emulation.errors import CapabilityError
-from emulation.network import Network, Node
-from emulation.nodes.reading import port_of
-from emulation.syscalls import MS_BIND, mount, netns_path
+from emulation.kernel.syscalls import MS_BIND, mount, netns_path
+from emulation.nodes.readback import port_of
+from emulation.spec.network import Network, Node
 
 __all__ = ["PREFIX_LENGTH", "name_nodes", "node_lines", "processes_in", "switch_lines"]
 

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
-from emulation.commands import Batch, run_all, tool_path, write_sysctl
 from emulation.errors import CapabilityError, LinkError
-from emulation.isolation import check_isolation
-from emulation.network import FRAMING_BYTES, Network, Node, goodput_bps
+from emulation.kernel.commands import Batch, run_all, tool_path, write_sysctl
+from emulation.kernel.syscalls import in_netns, named, netns_path
 from emulation.nodes.base import Backend
+from emulation.nodes.isolation import check_isolation
 from emulation.nodes.names import PREFIX_LENGTH, name_nodes, node_lines, processes_in, switch_lines
-from emulation.nodes.reading import (
+from emulation.nodes.readback import (
     CUT_PRIORITY,
     SWITCH,
     cut_differences,
@@ -37,8 +37,8 @@ from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine
 from emulation.shaping.rules import Rule, delay_rules, relay_rates, relay_rules, with_room
 from emulation.shaping.sizes import relay_segments, segments_of
-from emulation.syscalls import in_netns, named, netns_path
-from emulation.units import format_rate
+from emulation.spec.network import FRAMING_BYTES, Network, Node, goodput_bps
+from emulation.spec.units import format_rate
 
 __all__ = ["SWITCH", "NetnsBackend"]
 
@@ -96,7 +96,7 @@ class NetnsBackend(Backend):
             self._congestion_control = {node.name: self._choose_congestion_control(node) for node in self.network.nodes}
             self.shape(self.network)
             self.check_readback()
-            check_isolation(self)
+            self.check_isolated()
         except BaseException:
             self.close()
             raise
@@ -116,21 +116,18 @@ class NetnsBackend(Backend):
             self._delete()
 
     def _delete(self) -> None:
-        names = [SWITCH, *(node.name for node in self.network.nodes)]
-        argv, lines = [tool_path("ip") or "ip", "-force", "-batch", "-"], [f"netns del {name}\n" for name in names]
+        argv = [tool_path("ip") or "ip", "-force", "-batch", "-"]
+        lines = [f"netns del {name}\n" for name in self.namespaces]
         subprocess.run(argv, input="".join(lines), text=True, capture_output=True, check=False)
 
     # -- building
 
     def _build_batches(self) -> list[Batch]:
-        nodes = self.network.nodes
-        names = (SWITCH, *(node.name for node in nodes))
-        quiet = tuple(line for line in IPV6_OFF if has_ipv6())
-        received = steering()
+        nodes, names = self.network.nodes, self.namespaces
+        settings = (tuple(line for line in IPV6_OFF if has_ipv6()), steering())
         made = [name for name in names if name not in self._given]
         batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))] if made else []
-        batches += [Batch(tool="sysctl", netns=name, lines=quiet) for name in names if quiet]
-        batches += [Batch(tool="sysctl", netns=name, lines=received) for name in names if received]
+        batches += [Batch(tool="sysctl", netns=name, lines=each) for each in settings for name in names if each]
         batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
         batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(switch_lines(self.network))))
         for node in nodes:
@@ -247,8 +244,8 @@ class NetnsBackend(Backend):
             return False  # without rates a node has one queue for all pairs, and one netem would delay them alike
         return network.impaired and self.delays == "netem"
 
-    def _delays_used(self) -> str | None:
-        """What delays and loses packets now; None: nothing does, or what will is not known yet."""
+    @property
+    def delays_used(self) -> str | None:
         if not self.network.impaired or self.delays is None:
             return None
         return "netem" if self._by_netem(self.network) else "delay line"
@@ -270,6 +267,9 @@ class NetnsBackend(Backend):
                 | ({"cuts": cuts} if cuts else {})
                 | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
             )
+
+    def check_isolated(self) -> None:
+        check_isolation(self.network, self.at)
 
     def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
         with self._lock:
@@ -390,7 +390,7 @@ class NetnsBackend(Backend):
             "framing_bytes": FRAMING_BYTES[network.framing],
             "rate_bps": rate,
             "goodput_expected_bps": goodput_bps(rate, network.mtu, network.framing) if rate else None,
-            "delays": self._delays_used(),
+            "delays": self.delays_used,
             "delay_line_priority": self.delay_line.priority,
             "delay_line": self.delay_line.lines(),
             "mtu": self.network.mtu,

@@ -16,12 +16,12 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from emulation.counters import open_end
-from emulation.netlink import TcSocket
+from emulation.kernel.counters import open_end
+from emulation.kernel.netlink import TcSocket
 from emulation.nodes.docker import DockerBackend
 from emulation.nodes.engine import require_image, shaper_image, shaper_of
 from emulation.nodes.helper import hand_over_end, hand_over_namespace, name_namespace
-from emulation.nodes.reading import SWITCH
+from emulation.nodes.readback import SWITCH
 from emulation.shaping.delays import DelayLine
 
 __all__ = ["SidecarBackend"]

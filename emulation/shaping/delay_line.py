@@ -30,8 +30,8 @@ import time
 from collections import deque
 from typing import Any
 
+from emulation.kernel.syscalls import in_netns
 from emulation.shaping.waiting import Line, Rate, Served
-from emulation.syscalls import in_netns
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
@@ -68,7 +68,7 @@ _LENGTH_HEAD = struct.pack("=HH", 4 + 4, 10)  # NFQA_PAYLOAD, of which the first
 _LENGTH = struct.Struct(">2xH")  # RFC 791: version, service, total length
 _COPIED_BYTES = 4
 _HEADERS_BYTES = 52
-"""Of each TCP segment, as `emulation.network.TCP_IP_HEADER_BYTES`; not imported, for the relay starts lean."""
+"""Of each TCP segment, as `emulation.spec.network.TCP_IP_HEADER_BYTES`; not imported, for the relay starts lean."""
 
 
 def _message(kind: int, flags: int, queue: int, attributes: bytes) -> bytes:

@@ -18,12 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emulation.commands import At, Batch, iptables, run_all
 from emulation.errors import CapabilityError, EmulationError, LinkError
-from emulation.mark import mark
+from emulation.kernel.commands import At, Batch, iptables, run_all
+from emulation.kernel.process_tag import mark
+from emulation.kernel.syscalls import at
 from emulation.shaping.delay_line import COUNTERS, SLOT
 from emulation.shaping.rules import RelayRate, Rule, rule_lines
-from emulation.syscalls import at
 
 __all__ = ["DelayCounter", "DelayLine", "lost_by_queues"]
 

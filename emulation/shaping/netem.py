@@ -7,7 +7,7 @@ Its limit is in packets, a super-packet counting as one: queue plus bandwidth-de
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from emulation.network import Distribution, Link
+from emulation.spec.network import Distribution, Link
 
 __all__ = ["Netem"]
 

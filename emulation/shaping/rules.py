@@ -4,9 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulation.network import FRAMING_BYTES, LARGEST_RATE_BPS, Link, Network
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import sizes
+from emulation.spec.network import FRAMING_BYTES, LARGEST_RATE_BPS, Link, Network
 
 __all__ = ["RelayRate", "Rule", "delay_rules", "relay_rates", "relay_rules", "rule_lines", "with_room"]
 

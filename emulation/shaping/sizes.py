@@ -16,7 +16,7 @@ smallest message of interest needs.
 import math
 from dataclasses import dataclass
 
-from emulation.network import FRAMING_BYTES, Link, Network
+from emulation.spec.network import FRAMING_BYTES, Link, Network
 
 __all__ = ["PEAK", "Sizes", "relay_segments", "segments_of", "sizes"]
 

@@ -10,9 +10,10 @@ is, so that one of another kind is always a new one.
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulation.network import ETHERNET_HEADER_BYTES, FRAMING_BYTES, Link, Network, Node
+from emulation.kernel.netlink import TICK_NS
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import Sizes, segments_of, sizes
+from emulation.spec.network import ETHERNET_HEADER_BYTES, FRAMING_BYTES, Link, Network, Node
 
 __all__ = ["Htb", "HtbClass", "Pfifo", "Shaper", "Tbf", "change_lines", "differences", "node_shapers"]
 
@@ -21,8 +22,6 @@ OPEN_QUEUE_PACKETS = 10_000
 REST_RATE_BPS = 1_000_000
 """For what matches no class. Nothing should: addresses are static, IPv6 and multicast are off."""
 REST_CLASS = 0xFFF
-TICK_NS = 64
-"""The kernel keeps a bucket's depth as time at the rate, in ticks of 64 ns (PSCHED_SHIFT)."""
 LAST_HANDLE, _SPARE_HANDLE = 0xFFE, 0xFFF
 """Of shapers, and of what stands for a moment between two of different kinds. Queues behind them have higher ones."""
 

@@ -17,17 +17,17 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from testbed.analysis.captions import link_words
-from testbed.analysis.figures import FIGURES, write_figures
-from testbed.analysis.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
-from testbed.analysis.load import Comparison, load_comparison
-from testbed.analysis.svg import inline_svg
-from testbed.analysis.sweep_figures import sweep_figures, write_sweep_figures
-from testbed.analysis.sweep_summary import verdict
-from testbed.analysis.sweep_tables import marks
-from testbed.analysis.sweeps import Sweep, load_sweep
-from testbed.analysis.words import sentences
+from testbed.analysis.comparison.captions import link_words
+from testbed.analysis.comparison.figures import FIGURES, write_figures
+from testbed.analysis.comparison.findings import sentences
+from testbed.analysis.comparison.load import Comparison, load_comparison
+from testbed.analysis.plot.svg import inline_svg
+from testbed.analysis.sweep.doubts import marks
+from testbed.analysis.sweep.figures import sweep_figures, write_sweep_figures
+from testbed.analysis.sweep.results import Sweep, load_sweep
+from testbed.analysis.sweep.summary import verdict
 from testbed.errors import UsageError
+from testbed.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
 from testbed.records import ArmRecord, CheckRow, Conditions
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report", "write_run_figures"]

@@ -16,10 +16,10 @@ from typing import Any
 
 from testbed.config.data import CORPORA, DESCRIPTION, STDLIB, read_description
 from testbed.config.tree import load_toml, names_in
+from testbed.data.corpus_writer import Shelf, differing
 from testbed.data.files import Cut, Documents, Files
 from testbed.data.hub import Hub, HubSet
 from testbed.data.integrity import verify
-from testbed.data.shelf import Shelf, differing
 from testbed.data.tokens import (
     BPE,
     Tokenizer,

@@ -9,7 +9,7 @@ A message is a 24-byte head, the payload, and ballast: random bytes that fill it
 emulated node would send. Ballast is sent from a memory file without copying and dropped by the receiving
 kernel without copying, so that two cores can carry full-size exchanges of several nodes.
 
-Several exchanges may be under way at once; `testbed.parallel.pump` moves their bytes.
+Several exchanges may be under way at once; `testbed.parallel.io_loop` moves their bytes.
 
 Synchronisation: every rank must post the same exchanges in the same order; the head's running number and
 sizes are checked at the other end.
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from testbed.errors import PeerLost
 from testbed.parallel.greeting import Secret, accept, call, listen
-from testbed.parallel.pump import Pump, PumpThread
+from testbed.parallel.io_loop import Pump, PumpThread
 
 __all__ = ["HEAD_BYTES", "Sockets", "Ticket", "Transport"]
 

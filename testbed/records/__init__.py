@@ -46,6 +46,7 @@ from testbed.records.sweep import (
     PointNetwork,
     SweepConfig,
     SweepRecord,
+    described,
 )
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "Validation",
     "ValidationSums",
     "WarmedUp",
+    "described",
     "plain",
     "read_json",
     "read_record",

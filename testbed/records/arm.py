@@ -172,7 +172,7 @@ class ArmRecord:
     wall_seconds: float
     other_accounting_step_seconds: float | None
     step_time_vs_centralised: float | None = None
-    """From here on: against the other arms (`testbed.analysis.relations`); None without a partner."""
+    """From here on: against the other arms (`testbed.analysis.comparison.baselines`); None without a partner."""
     kv_bytes_vs_decentralised: float | None = None
     wire_bytes_vs_decentralised: float | None = None
     val_loss_vs_centralised: float | None = None

@@ -43,7 +43,7 @@ class Conditions:
     loss: float
     """The largest share of packets that a link is asked to lose."""
     network_links: tuple[dict[str, Any], ...]
-    """Fields of `emulation.network.Link`."""
+    """Fields of `emulation.spec.network.Link`."""
     preset: str
     target: str | None
     pace: str

@@ -46,7 +46,7 @@ class Spent:
     """Packets, of all nodes, in the delay line."""
     backlog_bytes: int | None
     fidelity: dict[str, float | None]
-    """Shares of the time (`testbed.collector.fidelity`)."""
+    """Shares of the time (`testbed.collector.host_load`)."""
     suspect: tuple[str, ...]
     problems: tuple[str, ...]
     """What does not balance."""

@@ -19,6 +19,7 @@ __all__ = [
     "PointNetwork",
     "SweepConfig",
     "SweepRecord",
+    "described",
 ]
 
 
@@ -198,3 +199,8 @@ class SweepRecord:
     failed: dict[str, str]
     """Reasons by cell."""
     checks: tuple[CheckRow, ...] = field(default=())
+
+
+def described(point: dict[str, Any]) -> str:
+    """A point in words, for messages."""
+    return ", ".join(f"{key} {value}" for key, value in point.items()) or "the only point"

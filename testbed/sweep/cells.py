@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from testbed.config import Arm, Preset, parse
+from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
-from testbed.runs.experiment import Cell, arms_of, merged
-from testbed.runs.identity import timing_content, unnamed
-from testbed.runs.nodes import image_digest
-from testbed.runs.settings import Request, Settings, preset_of, settle, target_of
-from testbed.sweep.grid import Point, Sweep, described, flat, points_of
+from testbed.learn.experiment import Cell, arms_of, merged
+from testbed.records import described
+from testbed.rundir.identity import timing_content, unnamed
+from testbed.settings.emulate import Request, Settings, preset_of, settle, target_of
+from testbed.sweep.grid import Point, Sweep, flat, points_of
 from testbed.targets import Target
 
 __all__ = ["LINKS", "TIMED_VERSION", "Timed", "cells_of", "checks_of"]

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulation.schedule import load_schedule
-from testbed.analysis.formats import counted
+from emulation.spec.schedule import load_schedule
 from testbed.config import parse
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
-from testbed.records import CommandSummary, read_record, write_json
-from testbed.runs.asked import Asked, network_for
-from testbed.runs.directory import environment, write_failed
-from testbed.runs.progress import minutes
-from testbed.sweep.grid import Point, Sweep, described, points_of
+from testbed.formats import counted
+from testbed.records import CommandSummary, described, read_record, write_json
+from testbed.rundir.directory import environment, write_failed
+from testbed.rundir.progress import minutes
+from testbed.settings.network_flags import Asked, network_for
+from testbed.sweep.grid import Point, Sweep, points_of
 
 __all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
 

@@ -48,10 +48,10 @@ from typing import Any
 from testbed.config import STRICT, Preset
 from testbed.config.arm import Arm
 from testbed.errors import UsageError
-from testbed.runs.asked import Asked
+from testbed.settings.network_flags import Asked
 from testbed.targets import Target
 
-__all__ = ["MOST_POINTS", "Excluded", "Point", "Sweep", "described", "flat", "points_of"]
+__all__ = ["MOST_POINTS", "Excluded", "Point", "Sweep", "flat", "points_of"]
 
 MOST_POINTS = 10_000
 """Of a grid, before exclusion."""
@@ -171,11 +171,6 @@ def points_of(sweep: Sweep) -> tuple[list[Point], list[Excluded]]:
     if not points:
         raise UsageError("every point of the grid is excluded: nothing is left to run")
     return points, excluded
-
-
-def described(point: Point) -> str:
-    """In words, for messages."""
-    return ", ".join(f"{key} {value}" for key, value in point.items()) or "the only point"
 
 
 def _combinations(axes: list[dict[str, list[Any]]]) -> Iterator[Point]:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from testbed.child import start_child
 from testbed.errors import UsageError
-from testbed.runs.child import start_child
 
 __all__ = ["RESOURCE", "Hosts"]
 

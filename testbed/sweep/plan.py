@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from testbed.learn.experiment import Cell
 from testbed.records import CellSummary, read_record
-from testbed.runs.experiment import Cell
-from testbed.runs.older import Older, find_older
+from testbed.rundir.older import Older, find_older
 from testbed.sweep.cells import LINKS, Timed
 from testbed.sweep.grid import Excluded, Sweep
 
@@ -132,6 +132,6 @@ def estimate(cells: list[Timed]) -> float:
 
 def seconds(cell: Timed) -> float:
     """Of one cell's timed steps and averagings."""
-    from testbed.runs.budget import timed_seconds  # and with it torch
+    from testbed.driver.budget import timed_seconds  # and with it torch
 
     return timed_seconds(cell.settings, cell.arm)

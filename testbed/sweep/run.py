@@ -21,10 +21,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from testbed.analysis.formats import counted
 from testbed.commandline import flag
 from testbed.config.tree import read_toml
+from testbed.driver.backends import require_image
 from testbed.errors import UsageError
+from testbed.formats import counted
+from testbed.learn.experiment import Cell
+from testbed.learn.pool import Learning, groups_of, order_of
+from testbed.learn.run import alone, named_folder, rehearse_all
 from testbed.records import (
     CellEntry,
     CheckEntry,
@@ -33,21 +37,18 @@ from testbed.records import (
     PointNetwork,
     SweepConfig,
     SweepRecord,
+    described,
     write_json,
 )
-from testbed.runs.directory import environment, interpreter
-from testbed.runs.experiment import Cell
-from testbed.runs.learn import alone, named_folder, rehearse_all
-from testbed.runs.learning import Learning, groups_of, order_of
-from testbed.runs.nodes import require_image
-from testbed.runs.older import left_aside
-from testbed.runs.progress import Report, minutes
+from testbed.rundir.directory import environment, interpreter
+from testbed.rundir.older import left_aside
+from testbed.rundir.progress import Report, minutes
 from testbed.sweep.cells import Timed, cells_of, checks_of
 from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
-from testbed.sweep.grid import Sweep, described, points_of
+from testbed.sweep.grid import Sweep, points_of
 from testbed.sweep.hosts import Hosts
 from testbed.sweep.plan import Plan, by, estimate, learning_seconds
-from testbed.sweep.times import time_missing
+from testbed.sweep.schedule import time_missing
 
 __all__ = ["SweepCommand", "dry_run", "folder_of", "sweep"]
 
@@ -168,7 +169,7 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
 
 
 def _rehearse_codecs(plan: Plan) -> None:
-    from testbed.runs.rehearsal import rehearse_codecs  # and with it torch
+    from testbed.learn.dry_build import rehearse_codecs  # and with it torch
 
     alike = by(plan.timed.values(), lambda cell: json.dumps([cell.asked[key] for key in ("preset", "target", "arm")]))
     for cell, *_ in alike.values():  # whatever their links are
@@ -193,7 +194,7 @@ def _require_containers(plan: Plan) -> None:
 
 
 def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> SweepRecord:
-    from testbed.analysis.sweeps import conclude
+    from testbed.analysis.sweep.results import conclude
 
     failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
     return conclude(plan.folder, failed).record
@@ -222,7 +223,7 @@ def _errands(command: SweepCommand, asked: Sweep) -> list[Errand]:
 
 
 def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Report) -> SweepRecord:
-    from testbed.analysis.sweeps import conclude_commands
+    from testbed.analysis.sweep.results import conclude_commands
 
     own = _errands(command, asked)
     for image in {point.get("image") for point in points_of(asked)[0] if point.get("backend") == "docker"}:
@@ -314,7 +315,7 @@ def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Report) -> 
     failed: dict[str, str] = {}
     while missing:
         orders, before = [order_of(group, Path("learned")) for group in groups_of(missing)], len(failed)
-        for order, messages in hosts.serve("testbed.runs.learners", orders, plan.folder):
+        for order, messages in hosts.serve("testbed.learn.worker", orders, plan.folder):
             lost = [name for name in order["arms"] if not plan.learned_name(name).is_file()]
             said = [message for message in messages if "failed" in message]
             named = {name: message["why"] for message in said for name in lost if name == message["failed"]}

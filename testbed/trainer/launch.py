@@ -22,7 +22,7 @@ from testbed.parallel.greeting import Secret, find_secret, listen
 from testbed.parallel.transport import Sockets, Transport
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
-from testbed.trainer.meeting import JOIN_SECONDS, Meeting, first_step, same_training, store_client
+from testbed.trainer.rendezvous import JOIN_SECONDS, Meeting, first_step, same_training, store_client
 from testbed.trainer.warm import warm_start
 from testbed.trainer.watchdog import Clock, Watchdog
 

@@ -38,7 +38,7 @@ from testbed.records import ValidationSums
 from testbed.trainer.numbers import agree, digest, learning_rate
 from testbed.trainer.optimizer import AdamW
 from testbed.trainer.validation import add_validation, judged
-from testbed.trainer.warm import WarmStart
+from testbed.trainer.warm_weights import WarmStart
 from testbed.trainer.weights import Weights
 
 __all__ = ["StepResult", "Trainer"]

@@ -1,8 +1,7 @@
 """The warm start: uncompressed steps on short contexts, done once and given to every arm."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,31 +10,15 @@ from testbed.config import Arm, Preset
 from testbed.data.source import Source
 from testbed.parallel.exchanges import InProcess, Local
 from testbed.parallel.transport import Transport
+from testbed.trainer.loop import Trainer
 from testbed.trainer.numbers import agree, digest
+from testbed.trainer.warm_weights import WarmStart
 
-if TYPE_CHECKING:
-    from testbed.trainer.loop import Trainer
-
-__all__ = ["WarmStart", "warm_start"]
+__all__ = ["warm_start"]
 
 _RECORDED_BATCHES = 8
 _RECORDED_TOKENS = 65536
 """At most, of all batches; a whole sequence in any case."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """What every arm starts from."""
-
-    weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]
-    """Optimiser state by parameter name."""
-    activations: list[Tensor]
-    """Of each layer, (tokens, 2·d_kv): [K, V] on short contexts."""
-    losses: list[float]
-    """Of each step, this rank's."""
-    sha256: str
-    """Of the weights."""
 
 
 def warm_start(
@@ -48,8 +31,6 @@ def warm_start(
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> WarmStart:
     """Uncompressed steps on short contexts, each rank on sequences of its own, gradients all-reduced every step."""
-    from testbed.trainer.loop import Trainer
-
     arm = Arm(name="warm start", exchange="local", sync="gradients", overlap=False, link="fast")
     trainer = Trainer(replace(preset, accumulate=1), arm, mix, transport, seed=seed, warm=None, device=device)
     trainer.exchange = Local(preset.model)  # every sequence starts at position 0, whichever rank reads it
@@ -81,7 +62,7 @@ def warm_start(
 
 
 @torch.no_grad()
-def _activations(trainer: "Trainer", mix: Source, context: int) -> list[Tensor]:
+def _activations(trainer: Trainer, mix: Source, context: int) -> list[Tensor]:
     """[K, V] of each layer over a few short batches, the same on every rank."""
     recorder = InProcess(trainer.preset.model, None, nodes=1)
     recorder.record = True

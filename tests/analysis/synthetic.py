@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from testbed.analysis.load import Comparison, results_table
-from testbed.analysis.relations import relate
+from testbed.analysis.comparison.baselines import relate
+from testbed.analysis.comparison.load import Comparison, results_table
 from testbed.records import (
     ArmRecord,
     ArmSummary,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.analysis.compose import compose
-from testbed.analysis.intervals import known_within, mean_interval, t_quantile
+from testbed.analysis.comparison.timeline import compose
+from testbed.intervals import known_within, mean_interval, t_quantile
 
 SECONDS = st.floats(0.001, 1e4)
 

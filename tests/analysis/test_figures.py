@@ -12,16 +12,16 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
-from testbed.analysis.bars import figure_bytes, figure_step_time
-from testbed.analysis.captions import caption
-from testbed.analysis.figures import (
+from testbed.analysis.comparison.bars import figure_bytes, figure_step_time
+from testbed.analysis.comparison.captions import caption
+from testbed.analysis.comparison.figures import (
     FIGURES,
     figure_loss_against_hours,
     figure_loss_against_step,
     write_figures,
 )
-from testbed.analysis.load import Comparison
-from testbed.analysis.style import KINDS, styled
+from testbed.analysis.comparison.load import Comparison
+from testbed.analysis.plot.style import KINDS, styled
 from testbed.records import ArmRecord
 from tests.analysis.synthetic import Mode, made_up, shown, with_arm
 

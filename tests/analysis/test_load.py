@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from testbed.analysis.load import COLUMNS, Comparison, load_comparison, results_table, write_results
+from testbed.analysis.comparison.load import COLUMNS, Comparison, load_comparison, results_table, write_results
 from testbed.errors import UsageError
 from testbed.records import TimedSeries, Validation, write_json
 from tests.analysis.synthetic import Mode, made_up, step_record

@@ -8,10 +8,10 @@ from typing import Any, get_type_hints
 import pandas as pd
 import pytest
 
-from testbed.analysis.quality import COLUMNS, judge
-from testbed.analysis.quality_pages import markdown
+from testbed.analysis.quality.judge import COLUMNS, judge
+from testbed.analysis.quality.pages import markdown
 from testbed.config import Arm, Preset
-from testbed.runs.experiment import Cell, cells_of, load_experiment
+from testbed.learn.experiment import Cell, cells_of, load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 WITH_ROWS = sorted(path.stem for path in EXPERIMENTS.glob("*.csv"))

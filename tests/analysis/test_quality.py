@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from testbed.analysis.quality import Learned, code_of, interval, judge, results_table
-from testbed.analysis.quality_figures import data_recovered, figure_recovered
-from testbed.analysis.quality_pages import markdown, write_quality
+from testbed.analysis.quality.figures import data_recovered, figure_recovered
+from testbed.analysis.quality.judge import Learned, code_of, interval, judge, results_table
+from testbed.analysis.quality.pages import markdown, write_quality
 from testbed.config.arm import OWN_REPLICAS
 from testbed.errors import UsageError
 from testbed.records import LearnedCell, Place, QualityRecord, Validation

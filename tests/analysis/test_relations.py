@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from testbed.analysis.formats import nats_above
-from testbed.analysis.relations import relate, void_reason, with_nats
+from testbed.analysis.comparison.baselines import relate, void_reason, with_nats
+from testbed.formats import nats_above
 from testbed.records import ArmRecord
 from tests.analysis.synthetic import made_up
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from testbed.analysis.load import write_results
+from testbed.analysis.comparison.load import write_results
 from testbed.analysis.report import write_report
-from testbed.analysis.sweeps import conclude
+from testbed.analysis.sweep.results import conclude
 from testbed.errors import UsageError
 from testbed.records import write_json
 from tests.analysis.made_up_sweep import made_up_sweep

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed.analysis.captions import caption
-from testbed.analysis.formats import duration, percent, rate, significant, size
-from testbed.analysis.summary import print_summary
+from testbed.analysis.comparison.captions import caption
+from testbed.analysis.comparison.summary import print_summary
+from testbed.formats import duration, percent, rate, significant, size
 from testbed.records import ArmRecord, ArmSummary, ComparisonRecord
 from tests.analysis.synthetic import made_up, shown, with_arm
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from testbed.analysis.report import write_report
-from testbed.analysis.sweep_figures import (
+from testbed.analysis.sweep.figures import (
     crossovers,
     data_bandwidth_needed,
     data_loss_against_bandwidth,
@@ -18,8 +18,8 @@ from testbed.analysis.sweep_figures import (
     sweep_figures,
     write_sweep_figures,
 )
-from testbed.analysis.sweep_summary import print_sweep, verdict
-from testbed.analysis.sweeps import conclude, conclude_commands, load_sweep
+from testbed.analysis.sweep.results import conclude, conclude_commands, load_sweep
+from testbed.analysis.sweep.summary import print_sweep, verdict
 from testbed.errors import UsageError
 from testbed.records import CommandEntry, CommandSummary, SweepConfig, write_json
 from tests.analysis.made_up_sweep import BITS, COMPUTE, EXCHANGES, LOSS, MACHINE, made_up_sweep, seconds

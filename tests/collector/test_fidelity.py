@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from testbed.collector.fidelity import Fidelity, Pulse, judge
+from testbed.collector.host_load import Fidelity, Pulse, judge
 
 pytestmark = pytest.mark.alone
 

@@ -206,7 +206,7 @@ def test_what_has_been_written_beyond_the_journal_does_not_count(tmp_path, monke
             file.write(b"\0" * 64)
     monkeypatch.undo()
     if not cut_back:
-        monkeypatch.setattr("testbed.data.shelf._cut_back", lambda *_: None)
+        monkeypatch.setattr("testbed.data.corpus_writer._cut_back", lambda *_: None)
     folder, _ = prepare(request)
     assert (contents(folder) == contents(whole)) == cut_back
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.analysis.relations import guessed
+from testbed.analysis.comparison.baselines import guessed
 from testbed.config import Data, Model, Preset
 from testbed.config.data import vocabulary_needed
 from testbed.data.snapshot import Snapshot

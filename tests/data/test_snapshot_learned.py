@@ -7,7 +7,7 @@ import pytest
 from testbed.config import Arm, Preset, load_toml
 from testbed.config.arms import arm_named
 from testbed.data.source import open_source
-from testbed.runs.learners import Shared, learn_cell, warm_up
+from testbed.learn.worker import Shared, learn_cell, warm_up
 
 SMALL = replace(load_toml(Preset, "presets", "snapshot-small"), warm_steps=300, steps=50, validation_every=50)
 """A little sooner done."""

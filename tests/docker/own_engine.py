@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from emulation.commands import tool_path
+from emulation.kernel.commands import tool_path
 
 BASE = "slowlink-testbed-test-base"
 """What the Dockerfile begins with here."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emulation.mark import mark, sees
+from emulation.kernel.process_tag import mark, sees
 from emulation.nodes.engine import OWNER, RUN, SEEN_BY, engine_address
 from tests.docker.conftest import IMAGE, build, fill
 from tests.docker.own_engine import BASE, make_base
@@ -383,7 +383,7 @@ def test_an_image_of_other_sources_is_refused(image, tmp_path):
     """What is measured is what one reads: said before anything is made, of programs that only measure links too."""
     changed = docker(
         *("run", "-d", "--network", "none", "--user", "0:0", image),
-        *("sh", "-c", "echo >> /opt/testbed/src/emulation/prober.py"),
+        *("sh", "-c", "echo >> /opt/testbed/src/emulation/measure/probe_agent.py"),
     )
     try:
         docker("wait", changed)

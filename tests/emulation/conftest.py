@@ -20,15 +20,15 @@ PRELUDE = """
 import json, os, signal, socket, subprocess, sys, time
 from contextlib import suppress
 from dataclasses import asdict, replace
-from emulation import verify
-from emulation.counters import WireCounter
+from emulation.measure import verify
+from emulation.kernel.counters import WireCounter
 from emulation.errors import *
-from emulation.isolation import check_isolation
-from emulation.network import *
+from emulation.nodes.isolation import check_isolation
+from emulation.spec.network import *
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
-from emulation.units import *
-from emulation.world import run_in_world
+from emulation.spec.units import *
+from emulation.kernel.world import run_in_world
 
 with suppress(OSError):  # what is measured here is the links, not how long a busy machine keeps a prober waiting
     os.setpriority(os.PRIO_PROCESS, 0, -10)

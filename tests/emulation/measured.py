@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from emulation.measurement import Goodput, Measurement, Proof, RoundTrip
+from emulation.measure.measurement import Goodput, Measurement, Proof, RoundTrip
 
 __all__ = ["measurement", "proof"]
 

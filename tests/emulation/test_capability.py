@@ -7,15 +7,16 @@ import sys
 
 import pytest
 
-from emulation import capability, machine
+from emulation.doctor import capability
+from emulation.doctor import hardware as machine
 from emulation.errors import CapabilityError
-from emulation.refusal import EVERYTHING, remedy_for
+from emulation.kernel.unshare_errors import EVERYTHING, remedy_for
 from tests.emulation.conftest import PRELUDE, ROOT, environment, python
 
 
 @pytest.mark.world
 def test_probe_tries_everything_and_leaves_nothing():
-    code = "from dataclasses import asdict\nfrom emulation.doctor import probe\n"
+    code = "from dataclasses import asdict\nfrom emulation.doctor.probe import probe\n"
     code += "before = sorted(os.listdir('/sys/class/net')), sorted(os.listdir('/dev/shm'))\n"
     code += "found = [asdict(each) for each in probe()]\n"
     code += "assert before == (sorted(os.listdir('/sys/class/net')), sorted(os.listdir('/dev/shm')))\n"
@@ -45,7 +46,7 @@ def test_without_worlds_all_else_is_still_said():
     outside = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh"]
     if subprocess.run([*outside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel does not let a nested user namespace forbid namespaces")
-    argv = [*outside, sys.executable, "-m", "emulation.doctor"]
+    argv = [*outside, sys.executable, "-m", "emulation.doctor.probe"]
     done = subprocess.run(argv, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = {each["name"]: each for each in json.loads(done.stdout)}
@@ -60,7 +61,7 @@ def test_without_worlds_all_else_is_still_said():
 @pytest.mark.world
 def test_a_trial_that_fails_says_why_and_nothing_else_is_printed():
     """Negative control: what cannot work is found not to."""
-    code = "from emulation.trials import attempt, _run\n"
+    code = "from emulation.doctor.kernel_checks import attempt, _run\n"
     code += "print(json.dumps(attempt(lambda: _run(('ip', 'link add x type nonsense')))))\n"
     code += "print(json.dumps(attempt(lambda: os._exit(3))))"
     done = python(PRELUDE + code)

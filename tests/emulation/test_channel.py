@@ -9,12 +9,12 @@ from contextlib import closing
 
 import pytest
 
-from emulation.commands import _numbers
 from emulation.errors import CapabilityError, EmulationError, LinkError
-from emulation.nodes import channel
-from emulation.nodes.channel import Door
+from emulation.kernel.commands import _numbers
+from emulation.nodes import rpc as channel
 from emulation.nodes.helper import hand_over_end, hand_over_namespace, programs
-from emulation.nodes.reading import read_devices
+from emulation.nodes.readback import read_devices
+from emulation.nodes.rpc import Door
 from tests.emulation.conftest import ROOT, environment
 from tests.runs.nobody import nobodys
 

@@ -95,7 +95,7 @@ def test_a_network_that_is_wrong_is_found(world, accounting, lines, readback, me
 def test_a_rate_that_changes_behind_our_back_is_found(world, accounting, line, measured):
     """After the links were proven, while they are used."""
     ok, said, problems = world(f"""
-from emulation.probes import Probers
+from emulation.measure.probe_client import Probers
 network = net(2, "20mbit", "{accounting}")
 with NetnsBackend(network) as backend:
     ok = verify.verify(backend, network).ok
@@ -150,7 +150,7 @@ def test_a_way_past_the_links_shows_in_the_bytes(world, accounting, how, shows):
     """Programs that meet on loopback or in shared memory have sent nothing; over their links, everything."""
     size = 500_000
     statuses, sent, pairs = world(f"""
-from emulation.traffic import Traffic
+from emulation.measure.traffic import Traffic
 network = net(2, "20mbit", "{accounting}")
 with NetnsBackend(network) as backend:
     traffic = Traffic(backend)

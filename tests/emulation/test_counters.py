@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from emulation.netlink import _statistics
+from emulation.kernel.netlink import _statistics
 
 
 def attribute(kind: int, value: bytes) -> bytes:

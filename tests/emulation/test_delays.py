@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from emulation.datagrams import binomial, needed
-from emulation.judgement import loss_problems
-from emulation.measurement import PathLoss
-from emulation.network import Link, star
+from emulation.measure.datagrams import binomial, needed
+from emulation.measure.measurement import PathLoss
+from emulation.measure.tolerance import loss_problems
 from emulation.shaping.rules import delay_rules, rule_lines
+from emulation.spec.network import Link, star
 from tests.emulation.conftest import EMULATED
 
 pytestmark = pytest.mark.world
@@ -46,7 +46,7 @@ PACKETS = """
 import statistics
 network = net(2, None, "nic", {link})
 with NetnsBackend(network) as backend:
-    from emulation.probes import Probers
+    from emulation.measure.probe_client import Probers
     a, b = network.nodes
     with Probers(backend) as probers:
         probers.tell(a, do="ping", to=b.address, count=600, interval=0.002, patience=1.0)
@@ -98,7 +98,7 @@ def test_a_delay_changes_in_place_and_goes_again(world):
     trips = world("""
 network = net(2, "50mbit", "nic", delay_us=20_000)
 with NetnsBackend(network) as backend:
-    from emulation.probes import Probers
+    from emulation.measure.probe_client import Probers
     def trip():
         with Probers(backend) as probers:
             return min(probers.pings([network.nodes], 20)[0].median_us for _ in range(3))
@@ -168,7 +168,7 @@ def test_a_broken_delay_line_is_found(world, act, then, says):
 def test_a_dead_relay_lets_nothing_pass(world):
     """Not delayed must not become not shaped: there is no bypass."""
     lost = world("""
-from emulation.probes import Probers
+from emulation.measure.probe_client import Probers
 network = net(2, "50mbit", "nic", delay_us=10_000)
 with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
     before = probers.pings([network.nodes], 20)[0].lost
@@ -189,7 +189,7 @@ with NetnsBackend(linked(network, rate_bps=50_000_000, delay_us=12_000)) as back
 
 
 WRONG = """
-from emulation.probes import Probers
+from emulation.measure.probe_client import Probers
 from tests.emulation.measured import measurement
 network = net({n}, "50mbit", "pair", {asked})
 with NetnsBackend({made}) as backend, Probers(backend) as probers:
@@ -222,7 +222,7 @@ def test_a_wrong_loss_or_jitter_is_found(world, n, asked, made, says):
 
 def test_a_path_that_should_lose_nothing_is_watched_beside_one_that_should(world):
     problems = world("""
-from emulation.probes import Probers
+from emulation.measure.probe_client import Probers
 from tests.emulation.measured import measurement
 base = net(3, "50mbit", "pair")
 network = replace(base, pair_links=((0, 1, Link(rate_bps=50_000_000, loss=0.05)),))
@@ -270,7 +270,7 @@ def test_few_rules_tell_the_paths_apart():
 def test_jitter_ends_without_a_loss(world):
     """Packets that wait in a heap and packets that come in order must not be let go by one verdict."""
     times = world("""
-from emulation.probes import Probers
+from emulation.measure.probe_client import Probers
 network = net(2, None, "nic", delay_us=40_000, jitter_us=15_000)
 with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
     a, b = network.nodes

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from emulation.judgement import Tolerance, check
-from emulation.measurement import Goodput, RoundTrip
+from emulation.measure.measurement import Goodput, RoundTrip
+from emulation.measure.tolerance import Tolerance, check
 from tests.emulation.measured import measurement
 
 

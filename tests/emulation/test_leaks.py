@@ -71,7 +71,7 @@ def main():
     a, b = network.nodes
     with NetnsBackend(network) as backend:
         if sys.argv[1] == "listens":
-            argv = [sys.executable, "-S", "-m", "emulation.prober", b.address]
+            argv = [sys.executable, "-S", "-m", "emulation.measure.probe_agent", b.address]
             server = backend.popen(b, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             server.stdout.readline()
         print(json.dumps("up"), flush=True)

@@ -11,8 +11,8 @@ LATENCY_SECONDS = 0.25
 
 LIVE = """
 from emulation.player import Player
-from emulation.probes import Probers
-from emulation.schedule import Change, Fault, Schedule, load_schedule
+from emulation.measure.probe_client import Probers
+from emulation.spec.schedule import Change, Fault, Schedule, load_schedule
 
 def change(at, nodes=None, **settings):
     return Change(at_seconds=at, nodes=nodes, settings=settings)
@@ -258,7 +258,7 @@ schedule = Schedule(events=(fault(1.0, "down", 1), fault(2.0, "up", 1)))
 with NetnsBackend(network) as backend, Probers(backend) as probers, Player(backend, schedule) as player:
     player.start()
     cut, whole = pinged(probers, [(n0, n1), (n2, n0)], 300, 0.01)
-    check_isolation(backend)
+    check_isolation(backend.network, backend.at)
     backend.check_readback()
     return [cut, whole, player.events]
 """)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from emulation.mark import VARIABLE, mark, orphans
+from emulation.kernel.process_tag import VARIABLE, mark, orphans
 from tests.emulation.conftest import ROOT, environment
 
 
@@ -37,8 +37,8 @@ def test_everything_in_a_world_carries_the_mark(world):
     """Probers, relay and programs; the first process knows it; inside the world none of them is an orphan."""
     found = world("""
 from pathlib import Path
-from emulation.mark import VARIABLE, orphans
-from emulation.probes import Probers
+from emulation.kernel.process_tag import VARIABLE, orphans
+from emulation.measure.probe_client import Probers
 network = net(2, "50mbit", delay_us=1000)
 marks = {}
 with NetnsBackend(network, delays="delay line") as backend, Probers(backend) as probers:
@@ -59,7 +59,7 @@ return {"marks": list(marks.values()), "own": os.environ[VARIABLE], "orphans": o
 
 @pytest.mark.world
 def test_the_mark_names_the_driver():
-    code = "from emulation.world import run_in_world\nimport os\n"
+    code = "from emulation.kernel.world import run_in_world\nimport os\n"
     code += "print(os.getpid(), flush=True)\nrun_in_world(lambda: print(os.environ['TESTBED_WORLD']) or 0)\n"
     code += "assert 'TESTBED_WORLD' not in os.environ"
     done = subprocess.run(

@@ -111,7 +111,7 @@ with NetnsBackend(net(2, "300mbit")) as backend:
 
 def test_a_command_that_fails_raises_and_leaves_nothing(world):
     said = world("""
-from emulation.commands import Batch
+from emulation.kernel.commands import Batch
 with NetnsBackend(net(2)) as backend:
     try:
         Batch(tool="ip", netns="n0", lines=("link set lo up", "link set nothing up")).run()
@@ -163,7 +163,7 @@ except OSError:
 """
 COUNT = """
 import json, sys
-from emulation.counters import WireCounter
+from emulation.kernel.counters import WireCounter
 with WireCounter(json.loads(sys.argv[1])) as counter:
     print(counter.read().tx_bytes, flush=True)
     sys.stdin.readline()
@@ -260,7 +260,7 @@ def test_with_eth0_down_no_byte_reaches_a_peer(world):
 probe = {REACH!r}
 with NetnsBackend(net(2)) as backend:
     a, b = backend.network.nodes
-    server = backend.popen(b, [sys.executable, "-S", "-m", "emulation.prober", b.address],
+    server = backend.popen(b, [sys.executable, "-S", "-m", "emulation.measure.probe_agent", b.address],
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server.stdout.readline()
     def reached():
@@ -286,10 +286,10 @@ with NetnsBackend(net(2)) as backend:
 def test_a_second_path_is_found(world, path):
     said = world(f"""
 with NetnsBackend(net(2)) as backend:
-    check_isolation(backend)
+    check_isolation(backend.network, backend.at)
     sh("{path}")
     try:
-        check_isolation(backend)
+        check_isolation(backend.network, backend.at)
     except LinkError as error:
         return str(error)
 """)

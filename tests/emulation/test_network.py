@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.errors import UsageError
-from emulation.network import Link, Network, goodput_bps, star
 from emulation.shaping.sizes import PEAK, segments_of, sizes
+from emulation.spec.network import Link, Network, goodput_bps, star
 
 
 def test_a_star_numbers_and_addresses_its_nodes():

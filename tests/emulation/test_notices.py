@@ -5,7 +5,7 @@ import pytest
 pytestmark = pytest.mark.world
 
 LISTEN = """
-from emulation.notices import Notices
+from emulation.nodes.notices import Notices
 with NetnsBackend(net(2, "20mbit", ACCOUNTING)) as backend, Notices(backend) as notices:
     backend.check_readback()
     counters = [WireCounter(backend.counter(node)) for node in backend.network.nodes]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import pytest
 
 from emulation.errors import EmulationError, LinkError, UsageError
-from emulation.network import Link, Network, Node, star
 from emulation.player import Player
-from emulation.schedule import Change, Fault, Schedule
+from emulation.spec.network import Link, Network, Node, star
+from emulation.spec.schedule import Change, Fault, Schedule
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from emulation import probes
 from emulation.errors import EmulationError
-from emulation.network import Link, star
-from emulation.probes import Probers
+from emulation.measure import probe_client as probes
+from emulation.measure.probe_client import Probers
+from emulation.spec.network import Link, star
 
 
 class Shells:

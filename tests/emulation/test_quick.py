@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from emulation.errors import EmulationError, UsageError
-from emulation.events import Change, Fault, Schedule
-from emulation.network import Link, star
 from emulation.player import AHEAD_SECONDS, Player
-from emulation.schedule import load_schedule
 from emulation.shaping.delay_line import Relay
 from emulation.shaping.rules import relay_rates, relay_rules, with_room
 from emulation.shaping.waiting import Line, Rate
+from emulation.spec.events import Change, Fault, Schedule
+from emulation.spec.network import Link, star
+from emulation.spec.schedule import load_schedule
 from tests.emulation.test_player import Recorder, play
 
 MBIT = 1_000_000
@@ -339,11 +339,13 @@ def played(
 ) -> list[float]:
     """What arrives each second over what the file has there; `kernel`: by its token buckets."""
     file = write(tmp_path, trace)
-    by_kernel = "import emulation.events; emulation.events.Schedule.quick = lambda self: False" if kernel else ""
+    by_kernel = (
+        "import emulation.spec.events; emulation.spec.events.Schedule.quick = lambda self: False" if kernel else ""
+    )
     times, events = world(
         f"""
 from emulation.player import Player
-from emulation.schedule import load_schedule
+from emulation.spec.schedule import load_schedule
 {by_kernel}
 network = net(2, "30mbit", "{accounting}")
 schedule = load_schedule({str(file)!r}, network)
@@ -395,8 +397,8 @@ def test_delays_losses_and_both_directions_are_kept_and_the_kernel_takes_over_ag
     times, trips, during, after, lost = world(
         """
 from emulation.player import Player
-from emulation.probes import Probers
-from emulation.schedule import Change, Schedule
+from emulation.measure.probe_client import Probers
+from emulation.spec.schedule import Change, Schedule
 def every(nodes, bps, down):
     return [Change(at_seconds=k / 100, nodes=nodes, settings={"rate_bps": bps[k % 2], "rate_down_bps": down[k % 2]})
             for k in range(600)]
@@ -444,7 +446,7 @@ def test_rates_that_are_not_what_was_asked_for_end_playing(world, behind, says):
     """And nothing does as long as they are."""
     said, before = world(f"""
 from emulation.player import Player
-from emulation.schedule import Change, Schedule
+from emulation.spec.schedule import Change, Schedule
 events = tuple(Change(at_seconds=k / 10, settings={{"rate_bps": 5_000_000 + k}}) for k in range(60))
 network = net(2, "10mbit", "nic")
 with NetnsBackend(network) as backend:

@@ -19,7 +19,7 @@ CODE = (
     + """
 COUNT = '''
 import json, sys
-from emulation.counters import WireCounter
+from emulation.kernel.counters import WireCounter
 print(WireCounter(json.loads(sys.argv[1])).read().tx_bytes)
 '''
 def main():

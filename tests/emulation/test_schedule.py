@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.errors import UsageError
-from emulation.events import QUICK_TOTAL_BPS
-from emulation.network import SMALLEST_RATE_BPS, Link, Network, star
-from emulation.schedule import Change, Fault, Schedule, load_schedule
-from emulation.traces import read_mahimahi
+from emulation.spec.events import QUICK_TOTAL_BPS
+from emulation.spec.network import SMALLEST_RATE_BPS, Link, Network, star
+from emulation.spec.schedule import Change, Fault, Schedule, load_schedule
+from emulation.spec.traces import read_mahimahi
 from tests.emulation.conftest import ROOT
 
 ASYMMETRIC = Link(

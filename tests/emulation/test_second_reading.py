@@ -31,7 +31,7 @@ with IPRoute() as route:
     print(json.dumps(sorted(read)))
 """
 READ = f"""
-from emulation.netlink import TcSocket
+from emulation.kernel.netlink import TcSocket
 def ours():
     reader, index = TcSocket(), socket.if_nametoindex("eth0")
     found = [each for each in reader.qdiscs() if each["ifindex"] == index] + reader.classes(index)

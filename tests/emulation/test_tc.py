@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulation.errors import UsageError
-from emulation.netlink import decode_tc
-from emulation.network import Accounting, Link, star
+from emulation.kernel.netlink import decode_tc
 from emulation.nodes import netns
 from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from emulation.shaping import tc
 from emulation.shaping.netem import Netem
+from emulation.spec.network import Accounting, Link, star
 
 FAST = Link(rate_bps=300_000_000)
 

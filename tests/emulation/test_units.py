@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulation import units
 from emulation.errors import UsageError
+from emulation.spec import units
 
 REFUSED_RATES = [
     "", "300", "0mbit", "-1mbit", "nanmbit", "infmbit", "1e400bit", "1e3mbit", "mbit", "3 0mbit", "0.5bit",

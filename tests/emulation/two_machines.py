@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 
-from emulation.syscalls import netns_path
-from emulation.world import run_in_world
+from emulation.kernel.syscalls import netns_path
+from emulation.kernel.world import run_in_world
 
 ENDS = {"a": "10.78.0.1", "b": "10.78.0.2"}
 OTHERS = (
@@ -27,9 +27,9 @@ OTHERS = (
 """What somebody else may have put on an interface."""
 _MEASURE = """
 import json, sys
-from emulation.ring import measure
-from testbed.runs.asked import AskedLink
-from testbed.runs.shape import link_of
+from emulation.measure.neighbour_check import measure
+from testbed.settings.network_flags import AskedLink
+from testbed.settings.network_flags import link_of
 rank, *words = sys.argv[1:]
 asked = dict(zip(words[::2], words[1::2]))
 link = link_of(AskedLink(**{key.strip("-"): value for key, value in asked.items()}).changes())

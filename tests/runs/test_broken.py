@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import _guarded, main
+from testbed.cli.dispatch import _guarded, main
+from testbed.cli.tables import list_runs
 from testbed.config import Preset
 from testbed.config.tree import read_toml
+from testbed.driver import ranks as ranks_module
 from testbed.errors import UsageError, in_words
 from testbed.records import plain, read_json
-from testbed.runs import ranks as ranks_module
-from testbed.runs.directory import read_failed, write_failed
-from testbed.runs.tables import list_runs
+from testbed.rundir.directory import read_failed, write_failed
 from tests.analysis.synthetic import made_up
 from tests.runs.tiny import PRESET
 
@@ -150,7 +150,7 @@ def test_what_is_no_number_is_refused_as_such(tmp_path, line):
 
 def test_the_same_name_twice_at_once_is_refused(tmp_path, monkeypatch):
     """Taken between the check and the run: a usage error, and the other's folder stays as it is."""
-    from testbed.runs.emulate import emulate
+    from testbed.driver.emulate import emulate
 
     class Taken:
         folder = tmp_path / "run"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from emulation.mark import VARIABLE, mark
+from emulation.kernel.process_tag import VARIABLE, mark
 from testbed.errors import UsageError
 from tests.emulation.conftest import ROOT, environment
 from tests.worlds import needs_world
@@ -17,7 +17,7 @@ GONE = {VARIABLE: "4194303:1"}
 @pytest.fixture
 def own_locks(tmp_path, monkeypatch):
     """No run of anybody else's on this machine is in the way."""
-    monkeypatch.setattr("testbed.runs.machine_lock._FOLDER", tmp_path)
+    monkeypatch.setattr("testbed.rundir.machine_lock._FOLDER", tmp_path)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def sleepers():
 
 
 def test_an_orphan_of_ours_is_ended_and_no_other(own_locks, sleepers, tmp_path, monkeypatch):
-    from testbed.runs import clean
+    from testbed.cli import clean
 
     monkeypatch.chdir(tmp_path)
     orphan, alive, foreign = sleepers(**GONE), sleepers(**mark()), sleepers()
@@ -55,15 +55,15 @@ def test_an_orphan_of_ours_is_ended_and_no_other(own_locks, sleepers, tmp_path, 
 
 
 def _orphans() -> list[int]:
-    from emulation.mark import orphans
+    from emulation.kernel.process_tag import orphans
 
     return orphans()
 
 
 def test_it_waits_for_runs(own_locks):
     """Refused while one is under way."""
-    from testbed.runs import clean
-    from testbed.runs.machine_lock import machine_lock
+    from testbed.cli import clean
+    from testbed.rundir.machine_lock import machine_lock
 
     with machine_lock(share=True), pytest.raises(UsageError, match="under way"):
         clean.clean(dry_run=True)
@@ -72,8 +72,8 @@ def test_it_waits_for_runs(own_locks):
 FOREIGN = """
 import json, os, subprocess, sys, time
 from pathlib import Path
-from emulation.commands import tool_path
-from emulation.world import run_in_world
+from emulation.kernel.commands import tool_path
+from emulation.kernel.world import run_in_world
 
 def sh(line):
     return subprocess.run(line, shell=True, check=True, capture_output=True, text=True).stdout
@@ -84,7 +84,8 @@ def state():
             sh("ip -n foreign -o link | cut -d: -f2"), rules, sorted(os.listdir("/dev/shm"))]
 
 def main():
-    from testbed.runs import clean, machine_lock
+    from testbed.cli import clean
+    from testbed.rundir import machine_lock
     machine_lock._FOLDER = here = Path("/dev/shm")
     os.chdir(here)
     for name in (*machine_lock._NAMES, "delay_line.foreign"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import UsageError
-from testbed.runs.machine_lock import machine_lock
+from testbed.rundir.machine_lock import machine_lock
 from tests.runs.tiny import PRESET, command, environment, run_testbed
 from tests.worlds import needs_world
 
@@ -257,7 +257,7 @@ def test_dry_run_prints_config_and_commands_and_does_nothing(tmp_path):
 
 def test_a_second_run_is_refused_unless_shared(tmp_path, monkeypatch):
     """Two runs at once disturb each other's times."""
-    monkeypatch.setattr("testbed.runs.machine_lock._FOLDER", tmp_path)
+    monkeypatch.setattr("testbed.rundir.machine_lock._FOLDER", tmp_path)
     with machine_lock(share=False):
         with pytest.raises(UsageError, match="--share"), machine_lock(share=False):
             pass
@@ -320,6 +320,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
 def test_constants_agree():
     """What settings check without torch is what the rooms that need torch say."""
     from testbed.codecs.subspace import SUB_CHUNKS
-    from testbed.runs import settings
+    from testbed.settings import emulate as settings
 
     assert settings.SUB_CHUNKS == SUB_CHUNKS

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from testbed.runs.console import WIDE, console_of
+from testbed.cli.console import WIDE, console_of
 
 
 def test_a_pipe_gets_whole_tables_and_may_end(capsys, monkeypatch):

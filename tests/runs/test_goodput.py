@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from emulation import verify
-from emulation.measurement import Goodput
-from emulation.network import Link, star
-from emulation.verify import Tolerance
-from testbed.runs import arm_record, execute
-from testbed.runs.links import Links
-from testbed.runs.settings import Request, resolve
+from emulation.measure import verify
+from emulation.measure.measurement import Goodput
+from emulation.measure.verify import Tolerance
+from emulation.spec.network import Link, star
+from testbed.cli import execute
+from testbed.driver import arm_record
+from testbed.driver.links import Links
+from testbed.settings.emulate import Request, resolve
 from tests.emulation.measured import measurement, proof
 from tests.runs.tiny import PRESET
 

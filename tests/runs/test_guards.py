@@ -77,7 +77,7 @@ def test_a_rate_that_measures_wrong_ends_the_run_before_training(tmp_path):
 def test_a_loss_that_differs_on_the_link_ends_the_run(tmp_path):
     """Invariant 2: a learned loss that is off by one part in 10^12."""
     sabotage = """
-from testbed.runs import comparison
+from testbed.driver import comparison
 real = comparison.Comparison._learn
 def learn(self):
     learned = real(self)
@@ -88,7 +88,7 @@ comparison.Comparison._learn = learn
 """
     # the sabotage imports torch, so it must wait until the world is entered: patch when the run begins
     late = f"""
-import testbed.cli as cli
+import testbed.cli.dispatch as cli
 inner = cli._in_world
 def in_world(main, backend):
     def sabotaged():
@@ -162,11 +162,11 @@ def test_an_exchange_that_does_nothing_is_noticed(tmp_path):
 def test_a_link_that_changes_behind_our_back_makes_the_arms_invalid(tmp_path):
     """Measured again after the steps: exit 1, and each arm says why."""
     late = """
-import testbed.cli as cli
+import testbed.cli.dispatch as cli
 inner = cli._in_world
 def in_world(main, backend):
     def sabotaged():
-        from testbed.runs.links import Links
+        from testbed.driver.links import Links
         from dataclasses import replace
         real = Links.verify_again
         def verify_again(self):
@@ -188,12 +188,12 @@ cli._in_world = in_world
 def test_a_relay_that_dies_ends_the_run(tmp_path):
     """Packets on delayed links go nowhere then: the run must not wait for them, and say why."""
     deadly = """
-import testbed.cli as cli
+import testbed.cli.dispatch as cli
 inner = cli._in_world
 def in_world(main, backend):
     def sabotaged():
         import os, signal
-        from testbed.runs.comparison import Comparison
+        from testbed.driver.comparison import Comparison
         from emulation.nodes.netns import NetnsBackend
         NetnsBackend._by_netem = lambda self, network: False
         real = Comparison._train_steps
@@ -222,13 +222,13 @@ def test_a_rate_beyond_the_machine_is_modelled_and_says_so(tmp_path):
 
 
 TAMPER = """
-import testbed.cli as cli
+import testbed.cli.dispatch as cli
 inner = cli._in_world
 def in_world(main, backend):
     def sabotaged():
         import os, signal, subprocess, threading, time
         from dataclasses import replace
-        from testbed.runs.comparison import Comparison
+        from testbed.driver.comparison import Comparison
         real, under_way = Comparison._begin, []
         def tamper(deed, backend):
             exec(deed, {"backend": backend, "replace": replace, "subprocess": subprocess, "time": time})

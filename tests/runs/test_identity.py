@@ -14,10 +14,10 @@ from testbed.config.arms import arm_named
 from testbed.config.data import Data
 from testbed.data.prepare import Prepare, prepare
 from testbed.errors import TestbedError
-from testbed.runs import identity
-from testbed.runs.experiment import Cell
-from testbed.runs.identity import check_host, code_sha256, host_content
-from testbed.runs.older import find_older, left_aside
+from testbed.learn.experiment import Cell
+from testbed.rundir import identity
+from testbed.rundir.identity import check_host, code_sha256, host_content
+from testbed.rundir.older import find_older, left_aside
 from testbed.sweep.commands import errands_of
 from testbed.sweep.grid import Sweep
 from tests.codecs.plugged import install
@@ -101,35 +101,35 @@ RECORDS = {
     ("entry", "patterns", "other"),
     [
         (
-            "testbed.runs.learners",
+            "testbed.learn.worker",
             identity.LEARNING,
             {
-                "analysis.intervals",
+                "intervals",
                 "collector.trace",
                 "emulation.errors",
                 "errors",
                 "pace",
-                "runs.child",
-                "runs.directory",
-                "runs.identity",
+                "child",
+                "rundir.directory",
+                "rundir.identity",
                 "targets",
             },
         ),
-        ("testbed.runs.serve", identity.TIMING, {"analysis.intervals", "errors", "runs.directory", "runs.identity"}),
+        ("testbed.driver.serve", identity.TIMING, {"intervals", "errors", "rundir.directory", "rundir.identity"}),
         (
-            "testbed.runs.comparison",
+            "testbed.driver.comparison",
             identity.TIMING,
             {
-                "analysis.formats",
-                "analysis.intervals",
+                "formats",
+                "intervals",
                 "commandline",
                 "errors",
-                "networks",
-                "runs.asked",
-                "runs.directory",
-                "runs.identity",
-                "runs.progress",
-                "runs.settings",
+                "rundir.directory",
+                "rundir.identity",
+                "rundir.progress",
+                "settings.emulate",
+                "settings.network_flags",
+                "settings.networks",
             },
         ),
     ],
@@ -172,7 +172,7 @@ def test_a_corpus_is_known_by_content(tmp_path, monkeypatch):
 def test_versions_and_code_are_part_of_a_cell(monkeypatch, part):
     before = cell().hash
     now = cell().content | {part: "another"}
-    monkeypatch.setattr("testbed.runs.experiment.learning_content", lambda *_: now)
+    monkeypatch.setattr("testbed.learn.experiment.learning_content", lambda *_: now)
     assert cell().hash != before
 
 

@@ -39,7 +39,7 @@ def ranks_of(mark: str) -> list[int]:
     found = {}
     for pid in family(mark):
         with suppress(OSError):
-            if b"testbed.runs.rank" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"testbed.driver.rank" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 found[next(v for v in variables if v.startswith(b"RANK="))] = pid
     return [found[key] for key in sorted(found)]

@@ -12,16 +12,16 @@ import pytest
 
 import testbed
 from testbed.cli import main
+from testbed.cli.tables import list_runs
 from testbed.config import Preset, load_toml
 from testbed.config.arm import OWN_REPLICAS
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
+from testbed.learn import experiment
+from testbed.learn.experiment import cells_of, load_experiment
+from testbed.learn.run import Learn, dry_run, learn
 from testbed.records import QualityRecord, read_record
-from testbed.runs import experiment
-from testbed.runs.experiment import cells_of, load_experiment
-from testbed.runs.identity import LEARNING, code_sha256
-from testbed.runs.learn import Learn, dry_run, learn
-from testbed.runs.tables import list_runs
+from testbed.rundir.identity import LEARNING, code_sha256
 from tests.runs.tiny import PRESET, command, environment, marked
 from tests.trainer.small import on_ranks, steps
 
@@ -78,7 +78,7 @@ def test_nothing_is_learned_twice(learned, monkeypatch):
     """Another start makes the same table and starts no process."""
     monkeypatch.chdir(learned)
     before = {name: (learned / "runs/tiny" / name).read_bytes() for name in RESULTS}
-    monkeypatch.setattr("testbed.runs.learn.Learning", lambda *_: pytest.fail("something is learned"))
+    monkeypatch.setattr("testbed.learn.run.Learning", lambda *_: pytest.fail("something is learned"))
     quietly(str(learned / "tiny.toml"))
     assert {name: (learned / "runs/tiny" / name).read_bytes() for name in RESULTS} == before
 
@@ -115,7 +115,7 @@ def test_a_digest_knows_the_sources_that_decide(tmp_path):
         for package in ("testbed", "emulation"):
             shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = code_sha256(LEARNING)
-    (copies[0] / "testbed/analysis/quality.py").write_text("")
+    (copies[0] / "testbed/analysis/quality/judge.py").write_text("")
     assert code_sha256(LEARNING, copies[0]) == before
     found = {before}
     names = ("codecs/topk.py", "config/preset.py", "data/mqar.py", "model.py", "runs/learners.py")
@@ -260,7 +260,7 @@ def test_bad_flags_are_one_sentence(asked, said, tmp_path, monkeypatch, capsys):
 
 def test_one_at_a_time(learned, monkeypatch):
     """A second learner of the same folder is refused while the first is at work."""
-    import testbed.runs.learn as module
+    import testbed.learn.run as module
 
     monkeypatch.chdir(learned)
     with module.alone(learned / "runs/tiny"), pytest.raises(UsageError, match="at work"):

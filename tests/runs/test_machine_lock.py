@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import UsageError
-from testbed.runs.machine_lock import machine_lock
+from testbed.rundir.machine_lock import machine_lock
 
 NAMES = ("slowlink-testbed.lock", "slowlink-testbed.shared.lock")
 
@@ -18,7 +18,7 @@ NAMES = ("slowlink-testbed.lock", "slowlink-testbed.shared.lock")
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
     """Where the locks are, and a home for one's own."""
-    monkeypatch.setattr("testbed.runs.machine_lock._FOLDER", tmp_path / "locks")
+    monkeypatch.setattr("testbed.rundir.machine_lock._FOLDER", tmp_path / "locks")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "locks").mkdir()

@@ -10,7 +10,7 @@ from testbed.codecs import codec_names
 from testbed.config import Preset, load_toml
 from testbed.config.arms import arm_named
 from testbed.errors import UsageError
-from testbed.runs.rehearsal import rehearse
+from testbed.learn.dry_build import rehearse
 from tests.codecs.plugged import install
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 

@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from testbed.runs.progress import Progress, facts_line, minutes, watch
+from testbed.rundir.progress import Progress, facts_line, minutes, watch
 
 FACTS = {
     "link": "300mbit per pair asked",
@@ -84,7 +84,7 @@ def test_a_run_that_has_gone_is_noticed(tmp_path):
 
 def test_a_stage_of_minutes_is_no_silence(tmp_path, monkeypatch):
     """Whoever lives says so, however long nothing happens."""
-    monkeypatch.setattr("testbed.runs.progress._BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("testbed.rundir.progress._BEAT_SECONDS", 0.05)
     with Progress(plain(), tmp_path) as progress:
         progress.report("a long step")
         first = json.loads((tmp_path / "state.json").read_text())["at"]

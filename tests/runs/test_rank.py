@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import pytest
 
-from emulation.network import Link, star
 from emulation.nodes.host import HostBackend
+from emulation.spec.network import Link, star
 from testbed.config import Arm, CodecConfig, Preset, SubspaceConfig, load_toml
+from testbed.driver.ranks import Ranks
 from testbed.records import RankLearned, RankStep
-from testbed.runs.ranks import Ranks
 from tests.runs.tiny import PRESET
 
 TINY = load_toml(Preset, "presets", PRESET)

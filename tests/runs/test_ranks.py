@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from emulation.errors import LinkError
-from emulation.network import Link, star
+from emulation.spec.network import Link, star
+from testbed.driver import ranks as module
+from testbed.driver.ranks import Ranks
 from testbed.errors import RunFailed
-from testbed.runs import ranks as module
-from testbed.runs.ranks import Ranks
 
 pytestmark = pytest.mark.alone
 

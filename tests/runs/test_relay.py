@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from emulation.errors import LinkError
-from emulation.events import Change, Schedule
-from emulation.network import Link, star
 from emulation.nodes.base import Backend
-from testbed.runs import execute
-from testbed.runs.execute import Errand, run_everywhere
-from testbed.runs.terminal import shell_on
+from emulation.spec.events import Change, Schedule
+from emulation.spec.network import Link, star
+from testbed.cli import execute
+from testbed.cli.execute import Errand, run_everywhere
+from testbed.cli.terminal import shell_on
 
 NETWORK = star(2, Link(rate_bps=50_000_000), "nic")
 

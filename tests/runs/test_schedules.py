@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from emulation import verify
 from emulation.errors import LinkError
-from emulation.measurement import Capacity
-from testbed.analysis.words import sentences
+from emulation.measure import verify
+from emulation.measure.measurement import Capacity
+from testbed.analysis.comparison.findings import sentences
+from testbed.driver.links import Links
 from testbed.errors import UsageError
-from testbed.runs.links import Links
-from testbed.runs.settings import Request, resolve
+from testbed.settings.emulate import Request, resolve
 from tests.analysis.synthetic import made_up, shown, with_arm
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.worlds import needs_world

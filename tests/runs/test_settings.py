@@ -7,7 +7,7 @@ import pytest
 
 from testbed.config import STANDARD_ARMS
 from testbed.errors import UsageError
-from testbed.runs.settings import Request, Settings, resolve
+from testbed.settings.emulate import Request, Settings, resolve
 from tests.runs.tiny import PRESET
 
 ARM = 'name = "own"\nexchange = "all-gather"\nsync = "average"\nlink = "bw"\n'

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from testbed.driver.comparison import Comparison
+from testbed.driver.links import Meanwhile
+from testbed.driver.results import ArmResult
 from testbed.records import RankSync, Spent
-from testbed.runs.comparison import Comparison
-from testbed.runs.links import Meanwhile
-from testbed.runs.results import ArmResult
 
 BROKEN = "the delay line was late"
 SPENT = Spent(

@@ -5,10 +5,10 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from testbed.analysis.sweeps import conclude
+from testbed.analysis.sweep.results import conclude
+from testbed.cli.tensorboard import export
 from testbed.collector.metrics import read_metrics
 from testbed.errors import UsageError
-from testbed.runs.track import export
 from tests.analysis.made_up_sweep import made_up_sweep
 
 

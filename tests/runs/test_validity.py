@@ -2,7 +2,7 @@
 
 import pytest
 
-from testbed.runs.validity import Limits, judged, resends
+from testbed.driver.validity import Limits, judged, resends
 
 FORM = Limits(closed_form_seconds=1.0)
 NIC = Limits(closed_form_seconds=1.0, converging=True)

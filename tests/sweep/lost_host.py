@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from emulation.world import run_in_world
+from emulation.kernel.world import run_in_world
 
 _WAIT_SECONDS = 60
 _MODULE = "tests.sweep.slow_order"
@@ -77,8 +77,8 @@ def meet(place: Path, *, stranger: bool) -> dict[str, Any]:
     """A worker whose checkout is a copy, which a stranger has changed by a comment, is told to learn."""
     from testbed.config import Preset, load_toml
     from testbed.config.arms import arm_named
-    from testbed.runs.experiment import Cell
-    from testbed.runs.learning import order_of
+    from testbed.learn.experiment import Cell
+    from testbed.learn.pool import order_of
     from testbed.sweep.hosts import RESOURCE, Hosts
 
     root = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ def meet(place: Path, *, stranger: bool) -> dict[str, Any]:
     cluster = _head()
     cluster.add_node(**_HERE, resources={RESOURCE: 1}, env_vars={"PYTHONPATH": str(place / "checkout")})
     with Hosts(cluster.address) as hosts:
-        served = list(hosts.serve("testbed.runs.learners", [order_of([cell], Path("learned"))], place / "out"))
+        served = list(hosts.serve("testbed.learn.worker", [order_of([cell], Path("learned"))], place / "out"))
     return {"said": served[0][1], "files": [path.name for path in (place / "out").rglob("*.json")], "cell": cell.hash}
 
 

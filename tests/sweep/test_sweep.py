@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from testbed.config import Arm
+from testbed.driver.results import ArmResult
 from testbed.errors import RunFailed
 from testbed.records import Validation
-from testbed.runs.results import ArmResult
-from testbed.sweep.timing import Trained, check_learned
+from testbed.sweep.worker import Trained, check_learned
 from tests.runs.tiny import command, environment, run_testbed
 from tests.sweep.tiny import ARMS, grid
 from tests.worlds import needs_world

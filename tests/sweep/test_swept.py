@@ -96,10 +96,10 @@ def test_cells_that_have_read_another_text_are_left_aside_or_kept_and_marked(swe
 
 KILLS = [
     ("to learn after", "driver"),
-    ("to learn after", "testbed.runs.learners"),
+    ("to learn after", "testbed.learn.worker"),
     ("to time, about", "driver"),
-    ("to time, about", "testbed.sweep.timing"),
-    ("to time, about", "testbed.runs.rank"),
+    ("to time, about", "testbed.sweep.worker"),
+    ("to time, about", "testbed.driver.rank"),
     ("to time, about", "first process"),
     ("s a step", "driver"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from testbed.config import Arm, Preset, load_toml
 from testbed.config.arms import arm_named
 from testbed.data.source import Source, open_source
-from testbed.runs.learners import Shared
+from testbed.learn.worker import Shared
 from testbed.trainer import Trainer, WarmStart, warm_start
 from tests.ranks import run_ranks
 from tests.runs.tiny import PRESET

@@ -264,7 +264,7 @@ def test_nan_stops_with_the_step(tmp_path):
 
 
 LATE = """
-from testbed.trainer.meeting import Meeting
+from testbed.trainer.rendezvous import Meeting
 told = Meeting._told
 Meeting._told = lambda self, what, other: (time.sleep(self.rank), told(self, what, other))[1]
 """

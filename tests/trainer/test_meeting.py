@@ -12,7 +12,7 @@ from emulation.nodes.host import free_port
 from testbed.errors import RunFailed, UsageError
 from testbed.parallel.greeting import Secret
 from testbed.trainer.launch import _transport
-from testbed.trainer.meeting import Meeting, first_step, same_training, store_client
+from testbed.trainer.rendezvous import Meeting, first_step, same_training, store_client
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_step_is_everybodys_once_everybody_has_said_so(meet):
 
 def test_a_rank_that_does_not_come_is_named(meet, monkeypatch):
     """Which rank, what it was waited for, how long; and where the store should be."""
-    monkeypatch.setattr("testbed.trainer.meeting.JOIN_SECONDS", 1.0)
+    monkeypatch.setattr("testbed.trainer.rendezvous.JOIN_SECONDS", 1.0)
     first, _ = meet(2, lambda m: m.told("checkpoints", "") if m.rank == 0 else None)
     assert isinstance(first, RunFailed)
     assert "rank 1 has not come: rank 0 has waited 1 s for its checkpoints" in str(first)

@@ -17,11 +17,11 @@ from torch import Tensor
 from testbed.codecs import Direction, Shape
 from testbed.errors import UsageError
 from testbed.parallel.autograd import Context, operation
+from testbed.parallel.block_masks import Piece, Sight
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads, joined
-from testbed.parallel.exchanges.coded import Coded, Far, Parts, added
+from testbed.parallel.exchanges.codec_io import Coded, Far, Parts, added
 from testbed.parallel.exchanges.local import own_backward, own_pieces
 from testbed.parallel.layout import Layout
-from testbed.parallel.sight import Piece, Sight
 
 __all__ = ["AllGather", "MaskAware"]
 

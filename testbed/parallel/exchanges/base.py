@@ -18,8 +18,8 @@ from testbed.collector.trace import current as trace
 from testbed.collector.trace import span
 from testbed.config import Model
 from testbed.parallel.attention import rotary_tables, rotate, split_heads
+from testbed.parallel.block_masks import Sight
 from testbed.parallel.layout import Layout
-from testbed.parallel.sight import Sight
 from testbed.parallel.transport import Ticket, Transport
 
 __all__ = ["Alone", "Exchange", "Pacer", "Traffic", "Unpaced", "at_least_fp32", "flat_heads", "joined"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from testbed.codecs import Direction
 from testbed.parallel.autograd import Context, operation
+from testbed.parallel.block_masks import Piece, Sight
 from testbed.parallel.exchanges.base import Exchange, Pacer, Traffic, flat_heads, joined
-from testbed.parallel.sight import Piece, Sight
 
 __all__ = ["Local", "own_pieces"]
 

@@ -16,10 +16,10 @@ from testbed.codecs import Direction, Shape
 from testbed.codecs.wire import Float
 from testbed.errors import UsageError
 from testbed.parallel.autograd import Context, operation
+from testbed.parallel.block_masks import Sight
 from testbed.parallel.exchanges.base import Exchange, Traffic, flat_heads, joined
-from testbed.parallel.exchanges.coded import Coded, Parts, added
+from testbed.parallel.exchanges.codec_io import Coded, Parts, added
 from testbed.parallel.exchanges.local import own_backward, own_pieces
-from testbed.parallel.sight import Sight
 
 __all__ = ["Ring"]
 

@@ -1,0 +1,1 @@
+"""What links are found to be, and whether that is what was asked."""

@@ -1,0 +1,1 @@
+"""What is made of one comparison: tables, sentences, figures."""

@@ -1,0 +1,1 @@
+"""What is made of trainers learned off the network: how much of an exchange each arm recovers."""

@@ -1,0 +1,1 @@
+"""What is made of a sweep: tables, sentences, figures."""

@@ -1,0 +1,5 @@
+"""The command `testbed`, and what it prints."""
+
+from testbed.cli.dispatch import main
+
+__all__ = ["main"]

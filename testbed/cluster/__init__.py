@@ -1,0 +1,1 @@
+"""What a container of docker-compose.yml does: node, shaper, check, collector."""

@@ -1,0 +1,1 @@
+"""One comparison: nodes up, links proven, ranks started and ordered, results written."""

@@ -1,0 +1,1 @@
+"""Trainers learned off the network, by processes at a time."""

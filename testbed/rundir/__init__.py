@@ -1,0 +1,1 @@
+"""The folder of a run: its name, its lock, what decides its results, its progress."""

@@ -1,0 +1,22 @@
+"""What the warm start leaves, and every arm begins with."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["WarmStart"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """What every arm starts from."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    """Optimiser state by parameter name."""
+    activations: list[Tensor]
+    """Of each layer, (tokens, 2·d_kv): [K, V] on short contexts."""
+    losses: list[float]
+    """Of each step, this rank's."""
+    sha256: str
+    """Of the weights."""
