@@ -169,7 +169,7 @@ FAULTS = tuple(
         ("learning_content", '"data": data_identity(data),', "", "tests/runs/test_identity.py"),
         ("Cell.config", '| {"content": self.content}', "", "tests/runs/test_identity.py"),
         ("check_host", "if asked.get(part) != here.get(part)", "if False", "tests/runs/test_identity.py"),
-        ("Errand.hash", ', "content": self.content', "", "tests/runs/test_identity.py"),
+        ("CommandCell.hash", ', "content": self.content', "", "tests/runs/test_identity.py"),
         ("_tree", "{_definition(root, node.module, alias.name)}", "", "tests/runs/test_identity.py"),
         ("judged", "median_low(good)", "max(good)", "tests/runs/test_validity.py"),
         ("_judge", "(1 - _FASTER) * least", "0 * least", "tests/runs/test_validity.py"),

@@ -26,7 +26,7 @@ from testbed.errors import UsageError
 from testbed.records import read_json
 from testbed.rundir.directory import check_name, run_folder
 from testbed.settings.networks import NetworkSpec
-from testbed.sweep.grid import Sweep
+from testbed.sweep.grid import Grid
 from testbed.targets import Target
 from tests.analysis.test_report import NASTY, comparison_folder
 
@@ -160,7 +160,7 @@ READERS = {
     "target": lambda path: read_toml(Target, path),
     "arm": lambda path: read_toml(Arm, path),
     "network": lambda path: read_toml(NetworkSpec, path),
-    "grid": lambda path: read_toml(Sweep, path),
+    "grid": lambda path: read_toml(Grid, path),
     "hub set": lambda path: read_toml(HubSet, path),
     "training": _training,
     "schedule": _schedule,

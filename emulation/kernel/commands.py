@@ -12,7 +12,7 @@ from typing import Any, Literal
 from emulation.errors import CapabilityError, EmulationError
 from emulation.kernel import syscalls
 
-__all__ = ["At", "Batch", "ip_json", "iptables", "run_all", "run_batch", "tool_path", "write_sysctl"]
+__all__ = ["At", "ToolBatch", "ip_json", "iptables", "run_all", "run_batch", "tool_path", "write_sysctl"]
 
 Tool = Literal["ip", "tc", "sysctl", "iptables"]
 At = Callable[..., Any]
@@ -27,7 +27,7 @@ def tool_path(name: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class ToolBatch:
     """Lines for one tool in one network namespace."""
 
     tool: Tool
@@ -131,11 +131,11 @@ def _numbers(value: str) -> list[str]:
 
 
 def run_batch(tool: Tool, netns: str | None, lines: Sequence[str], table: str) -> None:
-    """Run a `Batch` of these fields."""
-    Batch(tool=tool, netns=netns, lines=tuple(lines), table=table).run()
+    """Run a `ToolBatch` of these fields."""
+    ToolBatch(tool=tool, netns=netns, lines=tuple(lines), table=table).run()
 
 
-def run_all(batches: Sequence[Batch], at: At = syscalls.at) -> None:
+def run_all(batches: Sequence[ToolBatch], at: At = syscalls.at) -> None:
     """Run batches in order, each where `at` says."""
     for batch in batches:
         at(batch.netns, run_batch, batch.tool, batch.netns, batch.lines, batch.table)

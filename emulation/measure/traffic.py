@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulation.errors import EmulationError
-from emulation.kernel.commands import Batch, iptables, run_all
+from emulation.kernel.commands import ToolBatch, iptables, run_all
 from emulation.kernel.counters import WireBytes, WireCounter
 from emulation.nodes.base import Backend
 from emulation.nodes.readback import SWITCH
@@ -52,7 +52,7 @@ class Traffic:
         pairs = [(a.index, b.index) for a, b in self._backend.network.pairs]
         lines = tuple(f"-A FORWARD -i sw{a} -o sw{b}" for a, b in pairs)
         try:
-            run_all([Batch(tool="iptables", netns=SWITCH, lines=lines, table="filter")], self._backend.at)
+            run_all([ToolBatch(tool="iptables", netns=SWITCH, lines=lines, table="filter")], self._backend.at)
         except EmulationError:
             return False
         return True

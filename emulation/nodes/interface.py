@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from emulation.errors import CapabilityError, LinkError, UsageError
-from emulation.kernel.commands import Batch, iptables, tool_path
+from emulation.kernel.commands import ToolBatch, iptables, tool_path
 from emulation.nodes.readback import read_devices
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine
@@ -249,6 +249,6 @@ def _json(tool: str, *words: str) -> list[dict[str, Any]]:
 def _run(tool: Any, *lines: str) -> None:
     """In the present namespace; CapabilityError that says what it takes."""
     try:
-        Batch(tool=tool, netns=None, lines=lines).run()
+        ToolBatch(tool=tool, netns=None, lines=lines).run()
     except CapabilityError as error:
         raise CapabilityError(f"{error} Shaping an interface takes root (NET_ADMIN).") from None

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from emulation.errors import CapabilityError, LinkError
-from emulation.kernel.commands import Batch, run_all, tool_path, write_sysctl
+from emulation.kernel.commands import ToolBatch, run_all, tool_path, write_sysctl
 from emulation.kernel.syscalls import in_netns, named, netns_path
 from emulation.nodes.base import Backend
 from emulation.nodes.isolation import check_isolation
@@ -122,17 +122,17 @@ class NetnsBackend(Backend):
 
     # -- building
 
-    def _build_batches(self) -> list[Batch]:
+    def _build_batches(self) -> list[ToolBatch]:
         nodes, names = self.network.nodes, self.namespaces
         settings = (tuple(line for line in IPV6_OFF if has_ipv6()), steering())
         made = [name for name in names if name not in self._given]
-        batches = [Batch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))] if made else []
-        batches += [Batch(tool="sysctl", netns=name, lines=each) for each in settings for name in names if each]
-        batches.append(Batch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
-        batches.append(Batch(tool="ip", netns=SWITCH, lines=tuple(switch_lines(self.network))))
+        batches = [ToolBatch(tool="ip", netns=None, lines=tuple(f"netns add {name}" for name in made))] if made else []
+        batches += [ToolBatch(tool="sysctl", netns=name, lines=each) for each in settings for name in names if each]
+        batches.append(ToolBatch(tool="sysctl", netns=SWITCH, lines=FORWARDING))
+        batches.append(ToolBatch(tool="ip", netns=SWITCH, lines=tuple(switch_lines(self.network))))
         for node in nodes:
-            batches.append(Batch(tool="ip", netns=node.name, lines=tuple(node_lines(self.network, node))))
-            batches.append(Batch(tool="sysctl", netns=node.name, lines=TCP_SYSCTLS))
+            batches.append(ToolBatch(tool="ip", netns=node.name, lines=tuple(node_lines(self.network, node))))
+            batches.append(ToolBatch(tool="sysctl", netns=node.name, lines=TCP_SYSCTLS))
         return batches
 
     def _choose_congestion_control(self, node: Node) -> str:
@@ -144,7 +144,7 @@ class NetnsBackend(Backend):
         except CapabilityError:
             subnet = node.address.rpartition(".")[0] + f".0/{PREFIX_LENGTH}"
             line = f"route replace {subnet} dev eth0 proto kernel scope link src {node.address} congctl {wanted}"
-            run_all([Batch(tool="ip", netns=node.name, lines=(line,))], self.at)
+            run_all([ToolBatch(tool="ip", netns=node.name, lines=(line,))], self.at)
             return f"{wanted} (by route)"
 
     # -- shaping
@@ -206,7 +206,7 @@ class NetnsBackend(Backend):
     def _same_nodes(self, network: Network) -> None:
         assert network.nodes == self.network.nodes, "links change, nodes do not"
 
-    def _shape_batches(self, network: Network, before: Network | None = None) -> list[Batch]:
+    def _shape_batches(self, network: Network, before: Network | None = None) -> list[ToolBatch]:
         """New shapers for `network`; or, with `before`, only what is different from there."""
         batches, switch_lines = [], []
         for node in network.nodes:
@@ -221,10 +221,10 @@ class NetnsBackend(Backend):
                 )
             if before is None or segments != self._segments(before, node):
                 line = f"link set dev eth0 gso_max_segs {segments}"
-                batches.append(Batch(tool="ip", netns=node.name, lines=(line,)))
-            batches.append(Batch(tool="tc", netns=node.name, lines=tuple(egress)))
+                batches.append(ToolBatch(tool="ip", netns=node.name, lines=(line,)))
+            batches.append(ToolBatch(tool="tc", netns=node.name, lines=tuple(egress)))
             switch_lines += ingress
-        batches.append(Batch(tool="tc", netns=SWITCH, lines=tuple(switch_lines)))
+        batches.append(ToolBatch(tool="tc", netns=SWITCH, lines=tuple(switch_lines)))
         return [batch for batch in batches if batch.lines]
 
     def _shapers(self, network: Network, node: Node) -> tuple[tc.Shaper, tc.Shaper]:
@@ -334,7 +334,7 @@ class NetnsBackend(Backend):
         lines = [rule.format("add", port_of(a), b.address) for a, b in sorted(cut - self._cut, key=str)]
         lines += [rule.format("del", port_of(a), b.address) for a, b in sorted(self._cut - cut, key=str)]
         if lines:
-            run_all([Batch(tool="ip", netns=SWITCH, lines=tuple(lines))], self.at)
+            run_all([ToolBatch(tool="ip", netns=SWITCH, lines=tuple(lines))], self.at)
         self._cut = cut
 
     def signal(self, node: Node, number: int) -> None:
@@ -373,7 +373,7 @@ class NetnsBackend(Backend):
         wanted = self.network.congestion_control or DEFAULT_CONGESTION_CONTROL
         batches = self._build_batches()
         setting = (f"net.ipv4.tcp_congestion_control={wanted}",)
-        batches += [Batch(tool="sysctl", netns=node.name, lines=setting) for node in self.network.nodes]
+        batches += [ToolBatch(tool="sysctl", netns=node.name, lines=setting) for node in self.network.nodes]
         self._handle = 1
         batches += self._shape_batches(self.network)
         rules = self._delay_rules(self.network)

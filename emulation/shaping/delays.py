@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emulation.errors import CapabilityError, EmulationError, LinkError
-from emulation.kernel.commands import At, Batch, iptables, run_all
+from emulation.kernel.commands import At, ToolBatch, iptables, run_all
 from emulation.kernel.process_tag import mark
 from emulation.kernel.syscalls import at
 from emulation.shaping.delay_line import COUNTERS, SLOT
@@ -114,9 +114,9 @@ class DelayLine:
     def _kernel_lines(self, rules: list[Rule]) -> list[str]:
         return rule_lines(rules, self.nodes)
 
-    def batch(self, rules: list[Rule]) -> Batch:
+    def batch(self, rules: list[Rule]) -> ToolBatch:
         """The command that puts `rules` in place of those before."""
-        return Batch(tool="iptables", netns=self.netns, lines=tuple(rule_lines(rules, self.nodes)))
+        return ToolBatch(tool="iptables", netns=self.netns, lines=tuple(rule_lines(rules, self.nodes)))
 
     def read_rules(self) -> list[str]:
         """The rules that the kernel has, and what the relay holds for the queues in use."""

@@ -207,13 +207,13 @@ def _verify(command: Verify, _: list[str]) -> int:
 
 def _exec(command: Exec, program: list[str]) -> int:
     from emulation.spec.schedule import load_schedule
-    from testbed.cli.execute import Errand, run_everywhere
+    from testbed.cli.execute import ExecRequest, run_everywhere
     from testbed.rundir.machine_lock import machine_lock
 
     if not program and command.shell is None:
         raise UsageError("no command was given: type it behind '--', as in: testbed exec --bw 300mbit -- hostname -I")
     network = _network(command)
-    errand = Errand(
+    errand = ExecRequest(
         program,
         schedule=load_schedule(command.schedule, network) if command.schedule else None,
         shell=command.shell,
@@ -302,7 +302,7 @@ def _sweep(command: SweepCommand, _: list[str]) -> int:
 
 
 def _data(command: DataCommand, _: list[str]) -> int:
-    from testbed.data.commands import prepare_corpus, show_corpus
+    from testbed.cli.corpora import prepare_corpus, show_corpus
 
     if isinstance(command.what, DataShow):
         return show_corpus(command.what.folder, as_json=command.what.json)

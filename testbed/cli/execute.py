@@ -31,7 +31,7 @@ from emulation.spec.units import format_percent, format_size, parse_size
 from testbed.cli.terminal import line_end, shell_on
 from testbed.errors import RunFailed, UsageError
 
-__all__ = ["Errand", "run_everywhere", "verify_links"]
+__all__ = ["ExecRequest", "run_everywhere", "verify_links"]
 
 _STOP_SECONDS = 5.0
 _ROUND_SECONDS, _REAP_SECONDS = 0.2, 0.02
@@ -99,7 +99,7 @@ def _print_measured(network: Network, measured: Proof, tolerance: verify.Toleran
 # -- exec
 
 
-class Errand:
+class ExecRequest:
     """What `testbed exec` was asked to do."""
 
     def __init__(
@@ -265,7 +265,7 @@ def _as_shell(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def run_everywhere(nodes: Backend, errand: Errand) -> int:
+def run_everywhere(nodes: Backend, errand: ExecRequest) -> int:
     """The program on every node, or a shell on one; the worst exit status. Runs inside a world."""
     network = nodes.network
     with nodes as backend, ExitStack() as stack:
@@ -346,7 +346,7 @@ def _told(event: dict[str, Any]) -> str:
     return f"{event['applied_seconds']:.2f} s: {event['what']}"
 
 
-def _check_expected(errand: Errand, record: dict[str, Any]) -> None:
+def _check_expected(errand: ExecRequest, record: dict[str, Any]) -> None:
     """A program that went past its links has sent too few bytes through them."""
     if errand.expect_bytes is None:
         return

@@ -4,7 +4,7 @@ from statistics import fmean, median
 from typing import Any
 
 from testbed.driver.combine import Step
-from testbed.driver.comparison import MOST_INVALID, Comparison
+from testbed.driver.comparison import MOST_INVALID, ComparisonRun
 from testbed.driver.results import ArmResult
 from testbed.intervals import mean_interval
 from testbed.records import ArmRecord, Ledger, StepEntry
@@ -12,7 +12,7 @@ from testbed.records import ArmRecord, Ledger, StepEntry
 __all__ = ["arm_record"]
 
 
-def arm_record(comparison: Comparison, result: ArmResult) -> ArmRecord:
+def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
     """An arm, before it is related to the others."""
     used = [step for step in result.steps if step.valid] or result.steps
     payload = _payload(result, comparison.settings.nodes)
@@ -27,7 +27,7 @@ def arm_record(comparison: Comparison, result: ArmResult) -> ArmRecord:
     )
 
 
-def _what(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
+def _what(comparison: ComparisonRun, result: ArmResult) -> dict[str, Any]:
     """The trainer, its link, and whether its figures can be believed."""
     links, plan, arm = comparison.links, result.plan, result.arm
     shaped = result.link == "shaped"
@@ -81,7 +81,7 @@ def _ledger(result: ArmResult) -> Ledger | None:
     )
 
 
-def _quality(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
+def _quality(comparison: ComparisonRun, result: ArmResult) -> dict[str, Any]:
     """Losses in nats per token at the last validation, and how many steps led there."""
     composed, last = comparison.settings.mode == "composed", result.validations[-1]
     return {
@@ -94,7 +94,7 @@ def _quality(comparison: Comparison, result: ArmResult) -> dict[str, Any]:
     }
 
 
-def _times(comparison: Comparison, result: ArmResult, used: list[Step]) -> dict[str, Any]:
+def _times(comparison: ComparisonRun, result: ArmResult, used: list[Step]) -> dict[str, Any]:
     """Of a step without synchronisation, and of a synchronisation."""
     plan = result.plan
     mean, interval = mean_interval([step.step_seconds for step in used])
@@ -129,7 +129,7 @@ def _bytes(result: ArmResult, used: list[Step], payload: dict[str, float]) -> di
     }
 
 
-def _whole_run(comparison: Comparison, result: ArmResult, times: dict[str, Any]) -> dict[str, Any]:
+def _whole_run(comparison: ComparisonRun, result: ArmResult, times: dict[str, Any]) -> dict[str, Any]:
     """Of all steps with their synchronisations; warm start apart."""
     settings, plan = comparison.settings, result.plan
     seconds = times["step_seconds_mean"] + (times["sync_seconds_per_step"] or 0.0)
@@ -147,7 +147,7 @@ def _whole_run(comparison: Comparison, result: ArmResult, times: dict[str, Any])
 
 
 def _closed_form(
-    comparison: Comparison, result: ArmResult, used: list[Step], payload: dict[str, float]
+    comparison: ComparisonRun, result: ArmResult, used: list[Step], payload: dict[str, float]
 ) -> float | None:
     """Compute + bytes / measured goodput: the target's compute if paced, else what was measured of this machine's."""
     links = comparison.links
@@ -160,7 +160,7 @@ def _closed_form(
     return median(step.compute_seconds for step in used) + exchange
 
 
-def _rate_measured(comparison: Comparison) -> float | None:
+def _rate_measured(comparison: ComparisonRun) -> float | None:
     """The rate that the measured goodput amounts to, as the shaper counts; None where no link was at its rate."""
     ratios = [link.ratio for link in comparison.links.bound() if link.ratio is not None]
     return comparison.settings.rate_bps * fmean(ratios) if ratios else None

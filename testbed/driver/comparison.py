@@ -42,10 +42,10 @@ from testbed.records import (
     WarmedUp,
 )
 from testbed.rundir.identity import program_sha256
-from testbed.rundir.progress import Report
+from testbed.rundir.progress import Reporter
 from testbed.settings.emulate import Settings
 
-__all__ = ["MOST_INVALID", "Comparison"]
+__all__ = ["MOST_INVALID", "ComparisonRun"]
 
 MOST_INVALID = 0.05
 """An arm that is trained live with a larger share of invalid steps is invalid."""
@@ -54,10 +54,10 @@ _SECONDS_PER_STEP_AND_NODE = 0.02
 """Of the `quick` model on two cores; for the estimate only."""
 
 
-class Comparison:
+class ComparisonRun:
     """Runs the arms of `settings` on `backend`; results in `results`, by arm name."""
 
-    def __init__(self, settings: Settings, backend: Backend, report: Report) -> None:
+    def __init__(self, settings: Settings, backend: Backend, report: Reporter) -> None:
         self.settings = settings
         self.report = report
         self.links = Links(settings, backend)
@@ -95,7 +95,7 @@ class Comparison:
         self.interpreter = data[0].interpreter
         self._warm_up(data[0].corpus_sha256)
 
-    def go_on_from(self, other: "Comparison") -> None:
+    def go_on_from(self, other: "ComparisonRun") -> None:
         """The ranks of another comparison, whose data and warm start are this one's too, on links of its own."""
         self.links.backend.shape(self.links.network.unshaped())
         self._use(other.ranks)

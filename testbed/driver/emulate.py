@@ -12,7 +12,7 @@ from testbed.config import Arm
 from testbed.config.data import STDLIB, corpus_folder
 from testbed.driver.arm_record import arm_record
 from testbed.driver.backends import make_nodes
-from testbed.driver.comparison import Comparison
+from testbed.driver.comparison import ComparisonRun
 from testbed.driver.results import ArmResult
 from testbed.errors import UsageError
 from testbed.pace import plan_for
@@ -27,7 +27,7 @@ from testbed.records import (
     write_json,
 )
 from testbed.rundir.directory import environment, write_failed
-from testbed.rundir.progress import Report
+from testbed.rundir.progress import Reporter
 from testbed.settings.emulate import Settings
 
 __all__ = ["conditions", "emulate", "make_backend", "summary_of", "write_arm"]
@@ -46,7 +46,7 @@ def make_backend(settings: Settings) -> Backend:
     )
 
 
-def emulate(settings: Settings, report: Report) -> ComparisonRecord:
+def emulate(settings: Settings, report: Reporter) -> ComparisonRecord:
     """Run the comparison; what is in `comparison.json`. Whatever stops it is written to FAILED and raised."""
     try:
         settings.folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def emulate(settings: Settings, report: Report) -> ComparisonRecord:
     try:
         with ExitStack() as stack:
             backend = stack.enter_context(make_backend(settings))
-            comparison = Comparison(settings, backend, report)
+            comparison = ComparisonRun(settings, backend, report)
             comparison.run()
             record = _write_all(comparison, where, time.monotonic() - started)
     except BaseException as error:
@@ -78,7 +78,7 @@ def _config(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "network"} | {"nodes": settings.nodes}
 
 
-def _write_all(comparison: Comparison, where: Environment, wall_seconds: float) -> ComparisonRecord:
+def _write_all(comparison: ComparisonRun, where: Environment, wall_seconds: float) -> ComparisonRecord:
     settings, guess = comparison.settings, guessed(comparison.settings.preset.data)
     results = list(comparison.results.values())
     arms = relate([arm_record(comparison, result) for result in results], guess)
@@ -107,7 +107,7 @@ def summary_of(result: ArmResult, record: ArmRecord) -> ArmSummary:
     )
 
 
-def write_arm(comparison: Comparison, result: ArmResult, summary: ArmSummary, where: Environment) -> None:
+def write_arm(comparison: ComparisonRun, result: ArmResult, summary: ArmSummary, where: Environment) -> None:
     """The folder of an arm; its summary is written last."""
     folder = comparison.settings.folder_of(result.arm)
     comparison.links.write(result.arm, result.link)
@@ -120,7 +120,7 @@ def write_arm(comparison: Comparison, result: ArmResult, summary: ArmSummary, wh
     write_json(folder / "summary.json", summary)
 
 
-def conditions(comparison: Comparison) -> Conditions:
+def conditions(comparison: ComparisonRun) -> Conditions:
     """What all arms of a comparison share."""
     settings, target = comparison.settings, comparison.settings.target
     warm_seconds, warm_kind = _warm_start(comparison)
@@ -151,7 +151,7 @@ def conditions(comparison: Comparison) -> Conditions:
     )
 
 
-def _warm_start(comparison: Comparison) -> tuple[float, Literal["measured", "modelled"]]:
+def _warm_start(comparison: ComparisonRun) -> tuple[float, Literal["measured", "modelled"]]:
     """Its time, charged to every arm: at the target's speed on the cluster's link, or as this machine took.
 
     Paced, each step is the target's compute for short contexts and a gradient all-reduce on the fast link.

@@ -219,11 +219,11 @@ def _conclude(
     report: Callable[[str], None],
 ) -> QualityRecord:
     """Everything that is made of the cells that are there."""
-    from testbed.analysis.quality.judge import Learned, code_of, judge, results_table
+    from testbed.analysis.quality.judge import NamedCell, code_of, judge, results_table
     from testbed.analysis.quality.pages import mixture, write_quality
 
     there = [
-        Learned(preset=cell.preset_name, arm=cell.arm.name, cell=read_record(LearnedCell, files[cell.hash]))
+        NamedCell(preset=cell.preset_name, arm=cell.arm.name, cell=read_record(LearnedCell, files[cell.hash]))
         for cell in cells
         if files[cell.hash].is_file()
     ]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.text import Text
 
-__all__ = ["Progress", "Report", "facts_line", "minutes", "watch"]
+__all__ = ["Progress", "Reporter", "facts_line", "minutes", "watch"]
 
 STATE = "state.json"
 _PLAIN_EVERY_SECONDS = 5.0
@@ -20,7 +20,7 @@ _STATE_EVERY_SECONDS = 0.5
 _BEAT_SECONDS, _SILENT_SECONDS = 5.0, 60.0
 
 
-class Report(Protocol):
+class Reporter(Protocol):
     """Say something. Text that starts with blanks is progress within a stage; other text starts one. Facts: link, arm,
     step, of, loss, step_seconds, wire_mb; each stays until it is said anew."""
 

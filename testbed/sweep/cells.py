@@ -19,7 +19,7 @@ from testbed.learn.experiment import Cell, arms_of, merged
 from testbed.records import described
 from testbed.rundir.identity import timing_content, unnamed
 from testbed.settings.emulate import Request, Settings, preset_of, settle, target_of
-from testbed.sweep.grid import Point, Sweep, flat, points_of
+from testbed.sweep.grid import Grid, Point, flat, points_of
 from testbed.targets import Target
 
 __all__ = ["LINKS", "TIMED_VERSION", "Timed", "cells_of", "checks_of"]
@@ -108,7 +108,7 @@ class Timed:
         ]
 
 
-def cells_of(sweep: Sweep, folder: Path, command: str) -> list[Timed]:
+def cells_of(sweep: Grid, folder: Path, command: str) -> list[Timed]:
     """Every arm at every point, in the order of the file; raises `UsageError` that names what is wrong."""
     cells = []
     keys = [key for axis in sweep.axes() for key in axis]
@@ -123,7 +123,7 @@ def cells_of(sweep: Sweep, folder: Path, command: str) -> list[Timed]:
     return cells
 
 
-def checks_of(sweep: Sweep, cells: list[Timed], *, full: bool) -> list[Timed]:
+def checks_of(sweep: Grid, cells: list[Timed], *, full: bool) -> list[Timed]:
     """Cells that are also trained step by step on their links, by as many nodes as learn, to be held against what was
     composed: those that the file names; or one, that of a compressed arm on the link that asks least of this machine;
     or, with `full`, all, with every seed and to the end."""
@@ -160,7 +160,7 @@ def _trained(cell: Timed, seed: int, steps: int | None) -> Timed:
     return replace(cell, settings=replace(cell.whole, seed=seed, live_steps=steps), seeds=(seed,))
 
 
-def _settings(sweep: Sweep, point: Point, folder: Path, command: str) -> list[tuple[Settings, Settings]]:
+def _settings(sweep: Grid, point: Point, folder: Path, command: str) -> list[tuple[Settings, Settings]]:
     """Of a point, arms that share a preset together: on the nodes that are timed, and on those that learn."""
     asked = parse(Request, {key: value for key, value in point.items() if "." not in key}, "a point of the grid")
     preset = parse(Preset, merged(asdict(preset_of(asked)), _changes(point, "preset")), "preset")

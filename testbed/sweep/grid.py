@@ -51,7 +51,7 @@ from testbed.errors import UsageError
 from testbed.settings.network_flags import Asked
 from testbed.targets import Target
 
-__all__ = ["MOST_POINTS", "Excluded", "Point", "Sweep", "flat", "points_of"]
+__all__ = ["MOST_POINTS", "Excluded", "Grid", "Point", "flat", "points_of"]
 
 MOST_POINTS = 10_000
 """Of a grid, before exclusion."""
@@ -88,7 +88,7 @@ class Excluded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Grid:
     """What stands in the file."""
 
     __pydantic_config__ = STRICT
@@ -158,7 +158,7 @@ class Sweep:
         return found
 
 
-def points_of(sweep: Sweep) -> tuple[list[Point], list[Excluded]]:
+def points_of(sweep: Grid) -> tuple[list[Point], list[Excluded]]:
     """Every point in the order of the file, the last key varying fastest; and those that are left out, with reasons."""
     common = flat(sweep.settings)
     points, excluded = [], []
@@ -229,7 +229,7 @@ def _check_key(key: str, keys: _Keys) -> None:
     raise UsageError(f"unknown key '{key}': a grid varies {keys.words}{hint}")
 
 
-def _check_check(check: Mapping[str, Any], varied: Mapping[str, list[Any]], sweep: Sweep, where: str) -> None:
+def _check_check(check: Mapping[str, Any], varied: Mapping[str, list[Any]], sweep: Grid, where: str) -> None:
     if sweep.command:
         raise UsageError(f"{where}: a command is run as it is; checks are for arms")
     wanted = {key: value for key, value in flat(check).items() if key not in ("arm", "steps", "seed")}

@@ -11,9 +11,9 @@ from testbed.learn.experiment import Cell
 from testbed.records import CellSummary, read_record
 from testbed.rundir.older import Older, find_older
 from testbed.sweep.cells import LINKS, Timed
-from testbed.sweep.grid import Excluded, Sweep
+from testbed.sweep.grid import Excluded, Grid
 
-__all__ = ["Plan", "by", "estimate", "learning_seconds", "nodes_of", "point_of", "seconds"]
+__all__ = ["SweepPlan", "by", "estimate", "learning_seconds", "nodes_of", "point_of", "seconds"]
 
 T = TypeVar("T")
 _SECONDS_PER_STEP = 0.07
@@ -24,10 +24,10 @@ _PROOF_SECONDS = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """A sweep, resolved."""
 
-    sweep: Sweep
+    sweep: Grid
     cells: list[Timed]
     excluded: list[Excluded]
     folder: Path

@@ -42,13 +42,13 @@ from testbed.records import (
 )
 from testbed.rundir.directory import environment, interpreter
 from testbed.rundir.older import left_aside
-from testbed.rundir.progress import Report, minutes
+from testbed.rundir.progress import Reporter, minutes
 from testbed.sweep.cells import Timed, cells_of, checks_of
-from testbed.sweep.commands import Errand, dry_run_errands, errands_of, run_errands
-from testbed.sweep.grid import Sweep, points_of
+from testbed.sweep.grid import Grid, points_of
 from testbed.sweep.hosts import Hosts
-from testbed.sweep.plan import Plan, by, estimate, learning_seconds
+from testbed.sweep.plan import SweepPlan, by, estimate, learning_seconds
 from testbed.sweep.schedule import time_missing
+from testbed.sweep.user_commands import CommandCell, command_cells_of, dry_run_commands, run_commands
 
 __all__ = ["SweepCommand", "dry_run", "folder_of", "sweep"]
 
@@ -90,20 +90,20 @@ def folder_of(asked: SweepCommand) -> Path:
     return named_folder(asked.name if asked.name is not None else Path(asked.file).stem)
 
 
-def _asked(asked: SweepCommand) -> tuple[Sweep, Path]:
+def _asked(asked: SweepCommand) -> tuple[Grid, Path]:
     """The file, and the folder in runs/."""
     path = Path(asked.file)
-    sweep = read_toml(Sweep, path)
+    sweep = read_toml(Grid, path)
     folder = folder_of(asked)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "learned").is_dir():
         raise UsageError(f"{folder} is another command's; choose another with --name")
     return sweep, folder
 
 
-def _plan(asked: SweepCommand, sweep: Sweep, folder: Path) -> Plan:
+def _plan(asked: SweepCommand, sweep: Grid, folder: Path) -> SweepPlan:
     """What was asked for, checked as far as can be without torch."""
     cells = cells_of(sweep, folder, shlex.join(["testbed", *sys.argv[1:]]))
-    return Plan(
+    return SweepPlan(
         sweep=sweep,
         cells=cells,
         excluded=points_of(sweep)[1],
@@ -128,7 +128,7 @@ def dry_run(asked: SweepCommand) -> str:
     """Every cell in the order in which they are timed, and what is left out."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
-        return dry_run_errands(_errands(asked, asked_for), folder)
+        return dry_run_commands(_errands(asked, asked_for), folder)
     plan = _plan(asked, asked_for, folder)
     timed = plan.timed
     lines = [
@@ -150,7 +150,7 @@ def dry_run(asked: SweepCommand) -> str:
     )
 
 
-def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[Path, SweepRecord]:
+def sweep(asked: SweepCommand, report: Reporter, *, live: bool = False) -> tuple[Path, SweepRecord]:
     """Do what is missing, then write the tables; the folder, and the record with `failed` reasons by cell."""
     asked_for, folder = _asked(asked)
     if asked_for.command:
@@ -168,7 +168,7 @@ def sweep(asked: SweepCommand, report: Report, *, live: bool = False) -> tuple[P
             return folder, _done(plan, report, hosts, live)
 
 
-def _rehearse_codecs(plan: Plan) -> None:
+def _rehearse_codecs(plan: SweepPlan) -> None:
     from testbed.learn.dry_build import rehearse_codecs  # and with it torch
 
     alike = by(plan.timed.values(), lambda cell: json.dumps([cell.asked[key] for key in ("preset", "target", "arm")]))
@@ -176,7 +176,7 @@ def _rehearse_codecs(plan: Plan) -> None:
         rehearse_codecs(cell.settings, [cell.arm])
 
 
-def _require_containers(plan: Plan) -> None:
+def _require_containers(plan: SweepPlan) -> None:
     """Before anything is made: this machine's engine has what the grid's containers are of, and what is learned here
     can be found again in them, to the last bit."""
     wanted = [cell.settings for cell in (*plan.cells, *plan.checks) if cell.settings.backend == "docker"]
@@ -193,7 +193,7 @@ def _require_containers(plan: Plan) -> None:
                 )
 
 
-def _done(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> SweepRecord:
+def _done(plan: SweepPlan, report: Reporter, hosts: Hosts | None, live: bool) -> SweepRecord:
     from testbed.analysis.sweep.results import conclude
 
     failed = time_missing(plan, report, hosts, unlearned=_learn(plan, report, hosts, live))
@@ -212,25 +212,25 @@ def _hosts(asked: SweepCommand) -> Iterator[Hosts | None]:
         yield hosts
 
 
-def _errands(command: SweepCommand, asked: Sweep) -> list[Errand]:
+def _errands(command: SweepCommand, asked: Grid) -> list[CommandCell]:
     """This part's of a user's own command."""
     flags = {"--launcher ray": command.launcher == "ray", "--full": command.full, "--keep-older": command.keep_older}
     for name, given in flags.items():
         if given:
             raise UsageError(f"{name} is for grids of arms; a command is run here, and on several machines by --shard")
     which, of = _shard(command.shard)
-    return errands_of(asked)[which::of]
+    return command_cells_of(asked)[which::of]
 
 
-def _sweep_command(command: SweepCommand, asked: Sweep, folder: Path, report: Report) -> SweepRecord:
+def _sweep_command(command: SweepCommand, asked: Grid, folder: Path, report: Reporter) -> SweepRecord:
     from testbed.analysis.sweep.results import conclude_commands
 
     own = _errands(command, asked)
     for image in {point.get("image") for point in points_of(asked)[0] if point.get("backend") == "docker"}:
         require_image(image)
-    cells = tuple(CommandEntry(cell=each.hash, seed=each.seed, point=each.varied) for each in errands_of(asked))
+    cells = tuple(CommandEntry(cell=each.hash, seed=each.seed, point=each.varied) for each in command_cells_of(asked))
     with _folder(folder, replace(_about(asked), commands=cells)):
-        return conclude_commands(folder, run_errands(own, folder, report)).record
+        return conclude_commands(folder, run_commands(own, folder, report)).record
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _folder(folder: Path, config: SweepConfig) -> Iterator[None]:
         yield
 
 
-def _config(plan: Plan) -> SweepConfig:
+def _config(plan: SweepPlan) -> SweepConfig:
     cells = tuple(
         CellEntry(
             cell=plan.used(cell.hash),
@@ -276,14 +276,14 @@ def _config(plan: Plan) -> SweepConfig:
     return replace(_about(plan.sweep), cells=cells, checks=checks)
 
 
-def _why_older(plan: Plan, cell: Timed) -> str:
+def _why_older(plan: SweepPlan, cell: Timed) -> str:
     """What of a cell another state has made, and in what it differs; empty if it is all of this one."""
     parts = {"time": {plan.why_older(cell.hash)}, "loss": {plan.why_older(each.hash) for each in cell.learned}}
     named = {part: ", ".join(sorted(whys - {""})) for part, whys in parts.items()}
     return "; ".join(f"{part} of other {why}" for part, why in named.items() if why)
 
 
-def _about(sweep: Sweep) -> SweepConfig:
+def _about(sweep: Grid) -> SweepConfig:
     """Without its cells."""
     return SweepConfig(
         kind="command" if sweep.command else "sweep",
@@ -297,7 +297,7 @@ def _about(sweep: Sweep) -> SweepConfig:
     )
 
 
-def _learn(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[str, str]:
+def _learn(plan: SweepPlan, report: Reporter, hosts: Hosts | None, live: bool) -> dict[str, str]:
     """Learn what is missing; reasons by trainer of what failed."""
     trainers = plan.trainers
     missing = [trainer for trainer in trainers.values() if not plan.learned_file(trainer).is_file()]
@@ -310,7 +310,7 @@ def _learn(plan: Plan, report: Report, hosts: Hosts | None, live: bool) -> dict[
     return learning.run(os.cpu_count() or 1)
 
 
-def _learn_on(hosts: Hosts, plan: Plan, missing: list[Cell], report: Report) -> dict[str, str]:
+def _learn_on(hosts: Hosts, plan: SweepPlan, missing: list[Cell], report: Reporter) -> dict[str, str]:
     report(f"{counted(len(plan.trainers), 'trainer')}: {len(missing)} to learn, on the hosts of Ray")
     failed: dict[str, str] = {}
     while missing:

@@ -12,10 +12,10 @@ from testbed.child import start_child
 from testbed.formats import counted
 from testbed.records import LearnedCell, read_record
 from testbed.rundir.directory import write_failed
-from testbed.rundir.progress import Report, minutes
+from testbed.rundir.progress import Reporter, minutes
 from testbed.sweep.cells import Timed
 from testbed.sweep.hosts import Hosts
-from testbed.sweep.plan import Plan, by, estimate, nodes_of, point_of, seconds
+from testbed.sweep.plan import SweepPlan, by, estimate, nodes_of, point_of, seconds
 from testbed.sweep.worker import Trained, as_order
 
 __all__ = ["time_missing"]
@@ -23,7 +23,7 @@ __all__ = ["time_missing"]
 _ATTEMPTS = 2
 
 
-def time_missing(plan: Plan, report: Report, hosts: Hosts | None, unlearned: dict[str, str]) -> dict[str, str]:
+def time_missing(plan: SweepPlan, report: Reporter, hosts: Hosts | None, unlearned: dict[str, str]) -> dict[str, str]:
     """Time what is missing, one set of nodes after the other; reasons by cell of what failed."""
     failed = {
         cell.hash: f"its trainer was not learned with seed {each.seed}: {unlearned[each.hash]}"
@@ -48,7 +48,7 @@ def time_missing(plan: Plan, report: Report, hosts: Hosts | None, unlearned: dic
 class _Timing:
     """Cells under way and done, and how long the rest will take."""
 
-    def __init__(self, plan: Plan, report: Report, missing: dict[str, Timed]) -> None:
+    def __init__(self, plan: SweepPlan, report: Reporter, missing: dict[str, Timed]) -> None:
         self.plan, self.report, self.missing = plan, report, missing
         self.failed: dict[str, str] = {}
         self.total, self.done = len(plan.timed), len(plan.timed) - len(missing)

@@ -29,7 +29,7 @@ from testbed.sweep.cells import Timed
 from testbed.targets import Target
 
 if TYPE_CHECKING:
-    from testbed.driver.comparison import Comparison
+    from testbed.driver.comparison import ComparisonRun
     from testbed.driver.results import ArmResult, Learned
 
 __all__ = ["Trained", "as_order", "check_learned"]
@@ -95,8 +95,8 @@ class _Session:
         self.order, self.reply = order, reply
         self.folder = Path(order["folder"])
         self.environment = environment()
-        self.before: Comparison | None = None
-        self.now: Comparison | None = None
+        self.before: ComparisonRun | None = None
+        self.now: ComparisonRun | None = None
         """Of the point before, and of the one under way."""
         self.cells: dict[str, str] = {}
         """Of the point under way, by arm."""
@@ -138,10 +138,10 @@ class _Session:
 
     def _take(self, group: dict[str, Any], backend: Any, stack: ExitStack, blame: list[str]) -> None:
         """One point. `blame` loses every cell that is done."""
-        from testbed.driver.comparison import Comparison
+        from testbed.driver.comparison import ComparisonRun
         from testbed.driver.ranks import Ranks
 
-        comparison = Comparison(self._settings(group), backend, self._say)
+        comparison = ComparisonRun(self._settings(group), backend, self._say)
         self.now = comparison
         names = self.cells = {arm["name"]: cell for cell, arm in group["arms"].items()}
         if self.before is None:
@@ -165,7 +165,7 @@ class _Session:
             invalid = summary.why[0] if summary.why else None
             self.reply({"done": cell, "step_seconds": summary.step_seconds_mean, "invalid": invalid})
 
-    def _all_learned(self, comparison: "Comparison", blame: list[str]) -> "dict[str, Learned]":
+    def _all_learned(self, comparison: "ComparisonRun", blame: list[str]) -> "dict[str, Learned]":
         """By arm; those whose first steps are not the learned ones fail, and are out of `blame`. None of a live arm."""
         learned = {}
         for arm in comparison.settings.arms if comparison.settings.mode == "composed" else ():
@@ -183,7 +183,7 @@ class _Session:
     def _say(self, text: str, **facts: Any) -> None:
         self.reply({"say": text, "facts": facts})
 
-    def _learned(self, arm: Arm, cell: str, comparison: "Comparison") -> "Learned":
+    def _learned(self, arm: Arm, cell: str, comparison: "ComparisonRun") -> "Learned":
         """What the arm's timed steps are held against: the same nodes' steps off the link, once for all points."""
         from testbed.driver.results import Learned
 
@@ -203,7 +203,7 @@ class _Session:
     def _known(self, cell: str) -> Trained:
         return received(Trained, self.order["learned"][cell], "the order")
 
-    def _write(self, comparison: "Comparison", name: str, cell: str, group: dict[str, Any]) -> CellSummary:
+    def _write(self, comparison: "ComparisonRun", name: str, cell: str, group: dict[str, Any]) -> CellSummary:
         from testbed.driver.arm_record import arm_record
         from testbed.driver.emulate import conditions, summary_of, write_arm
 

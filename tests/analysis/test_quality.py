@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from testbed.analysis.quality.figures import data_recovered, figure_recovered
-from testbed.analysis.quality.judge import Learned, code_of, interval, judge, results_table
+from testbed.analysis.quality.judge import NamedCell, code_of, interval, judge, results_table
 from testbed.analysis.quality.pages import markdown, write_quality
 from testbed.config.arm import OWN_REPLICAS
 from testbed.errors import UsageError
@@ -21,7 +21,7 @@ NOISE = dict(zip(SEEDS, (-0.01, 0.0, 0.01), strict=True))
 PLACE = Place(commit="a" * 40, sources_sha256="5" * 64, python="3.11", packages={"torch": "2.13"})
 
 
-def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str = "exact", **changes: Any) -> Learned:
+def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str = "exact", **changes: Any) -> NamedCell:
     """A cell as it lies on disk, with a loss on remote tokens; it falls from 3 nats in a straight line."""
     loss = remote / 10 + 1.5
 
@@ -61,10 +61,10 @@ def cell(arm: str, seed: int, remote: float, *, recall: float = 0.5, codec: str 
         seconds=1.0,
         cpu_seconds=1.0,
     )
-    return Learned(preset="made-up", arm=arm, cell=replace(learned, **changes))
+    return NamedCell(preset="made-up", arm=arm, cell=replace(learned, **changes))
 
 
-def cells(*, spread: float = 1.0) -> list[Learned]:
+def cells(*, spread: float = 1.0) -> list[NamedCell]:
     """Exact at 0.1, control at 2.1, a codec that recovers 0.9, 0.8 and 0.7, a null that recovers a fifth."""
     found = []
     for seed, noise in NOISE.items():
@@ -78,7 +78,7 @@ def cells(*, spread: float = 1.0) -> list[Learned]:
     return found
 
 
-def answer(found: list[Learned], **changes: Any) -> QualityRecord:
+def answer(found: list[NamedCell], **changes: Any) -> QualityRecord:
     settings: dict[str, Any] = {"title": "Made up", "exact": "decentralised", "control": "control", "asked": len(found)}
     settings |= {"code": code_of(found)} | changes
     return judge(results_table(found), **settings)
@@ -232,7 +232,7 @@ def test_the_figure_tells_codecs_nulls_and_no_exchange_apart():
     assert not {"control", "decentralised"} & labels  # of which the legend speaks
 
 
-def with_null(at: float, spread: float = 0.0) -> list[Learned]:
+def with_null(at: float, spread: float = 0.0) -> list[NamedCell]:
     """The cells, and a null at this remote loss in the mean over seeds."""
     return [*cells(spread=0.5), *(cell("ids", seed, at + spread * NOISE[seed], codec="int8") for seed in SEEDS)]
 

@@ -111,10 +111,10 @@ with NetnsBackend(net(2, "300mbit")) as backend:
 
 def test_a_command_that_fails_raises_and_leaves_nothing(world):
     said = world("""
-from emulation.kernel.commands import Batch
+from emulation.kernel.commands import ToolBatch
 with NetnsBackend(net(2)) as backend:
     try:
-        Batch(tool="ip", netns="n0", lines=("link set lo up", "link set nothing up")).run()
+        ToolBatch(tool="ip", netns="n0", lines=("link set lo up", "link set nothing up")).run()
     except EmulationError as error:
         said = str(error)
 sh("ip netns add n1")

@@ -78,13 +78,13 @@ def test_a_loss_that_differs_on_the_link_ends_the_run(tmp_path):
     """Invariant 2: a learned loss that is off by one part in 10^12."""
     sabotage = """
 from testbed.driver import comparison
-real = comparison.Comparison._learn
+real = comparison.ComparisonRun._learn
 def learn(self):
     learned = real(self)
     for one in learned.values():
         one.losses[0][1][0] *= 1 + 1e-12
     return learned
-comparison.Comparison._learn = learn
+comparison.ComparisonRun._learn = learn
 """
     # the sabotage imports torch, so it must wait until the world is entered: patch when the run begins
     late = f"""
@@ -193,14 +193,14 @@ inner = cli._in_world
 def in_world(main, backend):
     def sabotaged():
         import os, signal
-        from testbed.driver.comparison import Comparison
+        from testbed.driver.comparison import ComparisonRun
         from emulation.nodes.netns import NetnsBackend
         NetnsBackend._by_netem = lambda self, network: False
-        real = Comparison._train_steps
+        real = ComparisonRun._train_steps
         def train(self, result, listen):
             os.kill(self.links.backend.delay_line.pid, signal.SIGKILL)
             real(self, result, listen)
-        Comparison._train_steps = train
+        ComparisonRun._train_steps = train
         return main()
     return inner(sabotaged, backend)
 cli._in_world = in_world
@@ -228,8 +228,8 @@ def in_world(main, backend):
     def sabotaged():
         import os, signal, subprocess, threading, time
         from dataclasses import replace
-        from testbed.driver.comparison import Comparison
-        real, under_way = Comparison._begin, []
+        from testbed.driver.comparison import ComparisonRun
+        real, under_way = ComparisonRun._begin, []
         def tamper(deed, backend):
             exec(deed, {"backend": backend, "replace": replace, "subprocess": subprocess, "time": time})
         def begin(self, arm, plan, phase):
@@ -240,7 +240,7 @@ def in_world(main, backend):
                 deed = DEEDS[arm.name]
                 under_way.append(threading.Thread(target=tamper, args=(deed, self.links.backend), daemon=True))
                 under_way[0].start()
-        Comparison._begin = begin
+        ComparisonRun._begin = begin
         return main()
     return inner(sabotaged, backend)
 cli._in_world = in_world

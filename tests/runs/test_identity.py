@@ -18,8 +18,8 @@ from testbed.learn.experiment import Cell
 from testbed.rundir import identity
 from testbed.rundir.identity import check_host, code_sha256, host_content
 from testbed.rundir.older import find_older, left_aside
-from testbed.sweep.commands import errands_of
-from testbed.sweep.grid import Sweep
+from testbed.sweep.grid import Grid
+from testbed.sweep.user_commands import command_cells_of
 from tests.codecs.plugged import install
 from tests.data.texts import TEXTS, json_lines
 from tests.runs.tiny import PRESET
@@ -252,13 +252,13 @@ def test_a_cell_of_a_command_is_known_by_what_its_files_say(tmp_path, monkeypatc
     files = {"net.toml": NETWORK, "trace.csv": "seconds,rate_bps\n0,1000000\n", "program.py": "print(1)\n"}
     for name, content in (files | {"sums.txt": "1\n"}).items():
         Path(name).write_text(content)
-    sweep = Sweep(
+    sweep = Grid(
         title="mine",
         command=("python", "program.py", "sums.txt"),
         settings={"network": "net.toml", "schedule": "trace.csv"},
         grid={"var.x": [1]},
     )
-    before = errands_of(sweep)[0].hash
-    assert errands_of(sweep)[0].hash == before
+    before = command_cells_of(sweep)[0].hash
+    assert command_cells_of(sweep)[0].hash == before
     Path(file).write_text(text)
-    assert errands_of(sweep)[0].hash != before
+    assert command_cells_of(sweep)[0].hash != before

@@ -16,7 +16,7 @@ from emulation.nodes.base import Backend
 from emulation.spec.events import Change, Schedule
 from emulation.spec.network import Link, star
 from testbed.cli import execute
-from testbed.cli.execute import Errand, run_everywhere
+from testbed.cli.execute import ExecRequest, run_everywhere
 from testbed.cli.terminal import shell_on
 
 NETWORK = star(2, Link(rate_bps=50_000_000), "nic")
@@ -82,7 +82,7 @@ def on_this_machine(monkeypatch):
     """Gives how to run an errand: links are not built, traffic is not counted. However it ends, nothing stays open."""
     before = set(os.listdir("/proc/self/fd"))
 
-    def run(errand: Errand, **options) -> int:
+    def run(errand: ExecRequest, **options) -> int:
         backend: Any = Local(**options)
         traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
         monkeypatch.setattr(execute, "Traffic", lambda _: traffic)
@@ -97,7 +97,7 @@ def on_this_machine(monkeypatch):
 
 def test_a_change_under_way_is_waited_for_before_links_are_read(on_this_machine):
     schedule = Schedule(events=(Change(at_seconds=0, settings={"rate_bps": 20_000_000}),))
-    assert on_this_machine(Errand(["true"], schedule=schedule), slow=1.0) == 0
+    assert on_this_machine(ExecRequest(["true"], schedule=schedule), slow=1.0) == 0
 
 
 def test_a_program_that_closes_its_output_and_goes_on_holds_nobody_up(on_this_machine, capfdbinary):
@@ -107,17 +107,17 @@ def test_a_program_that_closes_its_output_and_goes_on_holds_nobody_up(on_this_ma
         "time.sleep(0.7)\nif rank == '1':\n    print(time.monotonic())\n    os._exit(0)\ntime.sleep(1.2)\nos._exit(7)"
     )
     began = time.monotonic()
-    assert on_this_machine(Errand([sys.executable, "-c", code])) == 7
+    assert on_this_machine(ExecRequest([sys.executable, "-c", code])) == 7
     assert time.monotonic() - began > 1.8
     with pytest.raises(LinkError):
-        on_this_machine(Errand(["sh", "-c", "exec >&- 2>&-; sleep 20"]), fails_after=0.5)
+        on_this_machine(ExecRequest(["sh", "-c", "exec >&- 2>&-; sleep 20"]), fails_after=0.5)
     assert time.monotonic() - began < 10
 
 
 def test_links_are_watched_while_programs_are_silent(on_this_machine):
     began = time.monotonic()
     with pytest.raises(LinkError):
-        on_this_machine(Errand(["sleep", "20"]), fails_after=0.3)
+        on_this_machine(ExecRequest(["sleep", "20"]), fails_after=0.3)
     assert time.monotonic() - began < 10
 
 
@@ -125,7 +125,7 @@ def test_links_are_watched_while_there_is_only_a_shell(on_this_machine, patient_
     """The shell is ended when they fail."""
     began = time.monotonic()
     with pytest.raises(LinkError):
-        on_this_machine(Errand([], shell="n1"), fails_after=0.3)
+        on_this_machine(ExecRequest([], shell="n1"), fails_after=0.3)
     assert time.monotonic() - began < 10
 
 
@@ -137,7 +137,7 @@ def test_a_schedule_that_fails_ends_the_shell(on_this_machine, patient_shell, mo
     schedule = Schedule(events=(Change(at_seconds=0, settings={"rate_bps": 20_000_000}),))
     began = time.monotonic()
     with pytest.raises(execute.EmulationError, match="no change today"):
-        on_this_machine(Errand(["true"], shell="n0", schedule=schedule))
+        on_this_machine(ExecRequest(["true"], shell="n0", schedule=schedule))
     assert time.monotonic() - began < 10
 
 

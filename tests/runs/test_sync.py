@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from testbed.driver.comparison import Comparison
+from testbed.driver.comparison import ComparisonRun
 from testbed.driver.links import Meanwhile
 from testbed.driver.results import ArmResult
 from testbed.records import RankSync, Spent
@@ -51,7 +51,7 @@ def timed():
             spent = replace(SPENT, problems=tuple(said))
             return [RankSync(seconds=seconds, spent=spent)] * 2
 
-        comparison: Any = object.__new__(Comparison)
+        comparison: Any = object.__new__(ComparisonRun)
         network = SimpleNamespace(longest_round_trip_us=0)
         comparison.settings = SimpleNamespace(thrifty=thrifty, accounting="pair", network=network)
         comparison.ranks = SimpleNamespace(ask=ask)

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from testbed.config import EXPERIMENTS, parse
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
-from testbed.sweep import commands
+from testbed.sweep import user_commands as commands
 from testbed.sweep.cells import cells_of, checks_of
-from testbed.sweep.grid import Sweep, points_of
+from testbed.sweep.grid import Grid, points_of
 
 ARMS = {"title": "t", "arms": ["decentralised", "control"], "seeds": [0]}
 
 
 def sweep(**tables):
-    return parse(Sweep, {**ARMS, **tables}, "grid.toml")
+    return parse(Grid, {**ARMS, **tables}, "grid.toml")
 
 
 def test_every_value_meets_every_other():
@@ -178,7 +178,7 @@ SWEEPS = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "[grid]" in pat
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_that_are_shipped_can_be_run(path):
     """Every point of each is one that the testbed knows."""
-    asked = read_toml(Sweep, path)
+    asked = read_toml(Grid, path)
     assert checks_of(asked, cells_of(asked, Path("runs/x"), "testbed sweep"), full=False)
 
 

@@ -40,7 +40,7 @@ __all__ = [
     "PARITY",
     "SCHEMA_VERSION",
     "WORTH",
-    "Learned",
+    "NamedCell",
     "code_of",
     "interval",
     "judge",
@@ -81,7 +81,7 @@ Kind = Literal["measured", "modelled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class NamedCell:
     """A cell as it lies on disk, with the names of its preset and its arm."""
 
     preset: str
@@ -89,7 +89,7 @@ class Learned:
     cell: LearnedCell
 
 
-def results_table(cells: Sequence[Learned]) -> pd.DataFrame:
+def results_table(cells: Sequence[NamedCell]) -> pd.DataFrame:
     """The tidy table of cells."""
     data: dict[str, str] = {}
     for each in cells:
@@ -103,7 +103,7 @@ def results_table(cells: Sequence[Learned]) -> pd.DataFrame:
     return table
 
 
-def _rows(learned: Learned) -> list[dict[str, Any]]:
+def _rows(learned: NamedCell) -> list[dict[str, Any]]:
     cell = learned.cell
     config, payload = cell.config, cell.payload_bytes_per_step
     preset, arm = config["preset"], config["arm"]
@@ -163,7 +163,7 @@ def judge(
     )
 
 
-def code_of(cells: Sequence[Learned]) -> list[CodeState]:
+def code_of(cells: Sequence[NamedCell]) -> list[CodeState]:
     """The states of the code by which cells were learned, that of most cells first: sources, torch, cells by commit.
 
     `sources` is None of cells that did not record them; those are told apart by their commit.

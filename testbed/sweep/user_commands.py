@@ -28,9 +28,9 @@ from testbed.records import CommandSummary, described, read_record, write_json
 from testbed.rundir.directory import environment, write_failed
 from testbed.rundir.progress import minutes
 from testbed.settings.network_flags import Asked, network_for
-from testbed.sweep.grid import Point, Sweep, points_of
+from testbed.sweep.grid import Grid, Point, points_of
 
-__all__ = ["Errand", "dry_run_errands", "errands_of", "run_errands"]
+__all__ = ["CommandCell", "command_cells_of", "dry_run_commands", "run_commands"]
 
 _VERSION = 3
 _LINE = re.compile(r"\S+: (.*)", re.DOTALL)
@@ -40,7 +40,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Errand:
+class CommandCell:
     """The command at one point, with one seed."""
 
     point: Point
@@ -60,7 +60,7 @@ class Errand:
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def errands_of(sweep: Sweep) -> list[Errand]:
+def command_cells_of(sweep: Grid) -> list[CommandCell]:
     """Every point and seed, in the order of the file; raises `UsageError` that names what is wrong."""
     keys = [key for axis in sweep.axes() for key in axis]
     found = []
@@ -78,7 +78,7 @@ def errands_of(sweep: Sweep) -> list[Errand]:
             words = {key.removeprefix("var."): value for key, value in point.items() if key.startswith("var.")}
             program = tuple(_filled(part, words | {"seed": seed}) for part in sweep.command)
             found.append(
-                Errand(
+                CommandCell(
                     point=point,
                     varied={key: point[key] for key in keys},
                     seed=seed,
@@ -114,7 +114,7 @@ def _filled(text: str, words: dict[str, Any]) -> str:
         raise UsageError(f"command: {text!r}: {error}; a brace that is meant is doubled") from None
 
 
-def _run(errand: Errand, folder: Path) -> str | None:
+def _run(errand: CommandCell, folder: Path) -> str | None:
     """Run it and write `summary.json`; why it failed, if it did."""
     folder.mkdir(parents=True, exist_ok=True)
     log, record = folder / "output.log", folder / "record.json"
@@ -144,7 +144,7 @@ def _run(errand: Errand, folder: Path) -> str | None:
     return None
 
 
-def dry_run_errands(errands: list[Errand], folder: Path) -> str:
+def dry_run_commands(errands: list[CommandCell], folder: Path) -> str:
     """Every cell, and whether it is there."""
     lines = []
     for errand in errands:
@@ -154,7 +154,7 @@ def dry_run_errands(errands: list[Errand], folder: Path) -> str:
     return "\n".join([*lines, f"{counted(len(lines), 'cell')} into {folder}"])
 
 
-def run_errands(errands: list[Errand], folder: Path, report: Callable[[str], None]) -> dict[str, str]:
+def run_commands(errands: list[CommandCell], folder: Path, report: Callable[[str], None]) -> dict[str, str]:
     """Run what is missing, one after the other; reasons by cell of what failed."""
     failed: dict[str, str] = {}
     missing = [each for each in errands if not (folder / "cells" / each.hash / "summary.json").is_file()]
