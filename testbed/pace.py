@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def compute_seconds(self) -> float:
-        """Of a whole step."""
+        """Seconds of compute of a whole step."""
         return self.layers * (self.forward_seconds + self.backward_seconds)
 
     def bytes_to_a_peer(self, layers: int) -> int:

@@ -27,7 +27,7 @@ class Target:
     wire_bytes: int
     """Bytes per number of the weights when they are synchronised."""
     forward_seconds: float
-    """Of one layer on one node."""
+    """Seconds of one layer on one node."""
     backward_seconds: float
     subspace_ranks: tuple[int, int]
     latent_rank: int
@@ -47,7 +47,7 @@ class Target:
 
     @property
     def compute_seconds(self) -> float:
-        """Of one step on one node, without a codec."""
+        """Seconds of one step on one node, without a codec."""
         return self.layers * (self.forward_seconds + self.backward_seconds)
 
     def layer_flops(self, context: int) -> float:

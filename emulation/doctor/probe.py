@@ -47,7 +47,7 @@ def _tried() -> list[Capability]:
 
 
 def _not_tried(tools: Capability, world: Capability) -> list[Capability]:
-    """The same names where no world can be made."""
+    """Every check reported as not tried, where no world can be made."""
     first = f"{(world if not world.ok else tools).name} first"
     found = [
         Capability(name=name, ok=False, detail="not tried", remedy=first, needed=number < _NEEDED)

@@ -125,7 +125,7 @@ def write_sysctl(key: str, value: str) -> None:
 
 
 def _numbers(value: str) -> list[str]:
-    """As the kernel reads them: the words of a mask, apart by commas, are one number, whose zeros in front it counts
+    """Normalise a CPU mask: the kernel pads its comma-separated 32-bit words with zeros, whose number it counts
     out by the processors that there could be."""
     return [word.lstrip("0") or "0" for word in value.replace(",", "").split()]
 

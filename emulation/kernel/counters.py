@@ -42,7 +42,7 @@ class WireBytes:
     interface_tx_packets: int | None
     """The node's interface's own count, a super-packet as one: the second source."""
     interface_tx_bytes: int | None
-    """Likewise, with one header for each."""
+    """The interface's own count of bytes; a super-packet has one header."""
 
 
 End = tuple[TcSocket, int]
@@ -50,7 +50,7 @@ End = tuple[TcSocket, int]
 
 
 def open_end(device: str) -> End:
-    """Of a device of the present namespace."""
+    """Open a counter of a device in the present namespace."""
     return TcSocket(), socket.if_nametoindex(device)
 
 

@@ -23,7 +23,7 @@ class Tolerance:
     """The same for the sum of all links, downwards, when all nodes send to all over access links."""
     round_trip_us: float = 1000.0
     round_trip: float = 0.02
-    """A median round trip: so many microseconds and this share of it."""
+    """Allowed error of a median round trip: round_trip_us + round_trip * expected."""
 
 
 def check(measured: Measurement, tolerance: Tolerance | None = None) -> list[str]:

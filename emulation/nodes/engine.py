@@ -1,4 +1,4 @@
-"""The container engine: whether there is one that can be used, what of ours is on it, and the end of what is left.
+"""Find a usable container engine, list the containers that carry our labels, remove those whose driver has ended.
 
 Every container of ours carries labels: whose it is (the mark of its driver, `emulation.kernel.process_tag`) and of
 which run. One whose driver is gone belongs to nobody, and is removed by the next run and by `testbed clean`. Nothing
@@ -66,7 +66,7 @@ def engine_address() -> str:
 
 
 def has_engine() -> bool:
-    """Whether one of this machine's could be asked, by whoever may."""
+    """Whether an engine's socket exists on this machine (not whether this user may open it)."""
     return os.path.exists(engine_address().removeprefix("unix://"))
 
 
@@ -226,7 +226,8 @@ def _flag(image: str) -> str:
 
 
 def orphaned(client: Any) -> list[Any]:
-    """Containers of ours whose driver is gone; of those that another pid namespace made nobody knows it here."""
+    """Our containers whose driver has exited. Those started from another PID namespace are skipped: their PIDs mean
+    nothing here."""
     filters = {"label": [OWNER, f"{SEEN_BY}={sees()}"]}
     marked = client.containers.list(all=True, filters=filters, ignore_removed=True)
     return [each for each in marked if not lives(each.labels[OWNER])]

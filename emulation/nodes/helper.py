@@ -96,7 +96,7 @@ _TASKS: dict[str, Callable[..., Any]] = {
         *(run_batch, write_sysctl, iptables, ip_json, read_devices, read_cuts, try_netem, lost_by_queues),
     )
 }
-"""All that can be asked for."""
+"""Tasks that a driver may ask for, by name."""
 
 
 def _do(asked: dict[str, Any], received: list[int]) -> tuple[dict[str, Any], list[int]]:

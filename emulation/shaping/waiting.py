@@ -23,7 +23,7 @@ class Line:
         self.waiting: deque[tuple[int, int]] = deque()
         """(due, number), in order: released together."""
         self.jittered: list[tuple[int, int]] = []
-        """The same as a heap: released one by one."""
+        """Packets as a heap, released one by one."""
         self.random = random.Random(seed)
         self.delay_ns = self.jitter_ns = self.last_due = 0
         self.distribution, self.loss, self.reorder = "normal", 0.0, 0.0
@@ -90,7 +90,7 @@ class Rate:
         self.held_bytes = self.limit_bytes = 0
         self.bytes_per_ns = 0.0
         self.left_bytes = 0.0
-        """Of the first packet."""
+        """When the first packet is due."""
         self.until_ns = 0
         """Up to when packets have been served."""
 

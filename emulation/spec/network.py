@@ -62,7 +62,7 @@ class Link:
     jitter_us: int = 0
     """Spread of the delay: standard deviation (normal), half the width (uniform), scale (pareto, shape 3)."""
     distribution: Distribution = "normal"
-    """Of the jitter."""
+    """Law of the jitter."""
     loss: float = 0.0
     """Fraction of packets lost, 0 to below 1."""
     loss_burst: float | None = None
@@ -254,7 +254,7 @@ class Network:
 
     @property
     def longest_round_trip_us(self) -> int:
-        """Over all pairs."""
+        """Longest round trip of any pair, in microseconds."""
         return max((self.round_trip_us(a, b) for a, b in self.pairs), default=0)
 
     @cached_property
@@ -293,7 +293,7 @@ class Network:
         return sum(self.link_of(node).rate_bps or 0 for node in self.nodes)
 
     def unshaped(self) -> "Network":
-        """The same nodes, without any limit."""
+        """A network of the same nodes whose links have no limit."""
         return replace(self, link=Link(), node_links=(), pair_links=())
 
     def change(

@@ -80,7 +80,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All of it."""
+    """A whole report."""
 
     title: str
     about: str

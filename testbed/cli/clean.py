@@ -1,4 +1,4 @@
-"""End what carries our mark and has no run any more. Worlds clean up after themselves; this is for the impossible.
+"""Kill orphaned processes and remove containers and partial files that crashed runs left (`testbed clean`).
 
 Namespaces, interfaces, shapers and rules live in worlds only and go with them, as do the files in a world's own
 /dev/shm: on the host there is nothing of that kind to remove, and none is looked at (what `testbed shape` has made of

@@ -167,7 +167,7 @@ class Presets:
     """What can be trained (experiments/presets): sizes, data, and what K and V weigh."""
 
     json: bool = False
-    """As JSON."""
+    """Print JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Runs:
     """
 
     kind: Annotated[Literal["emulate", "learn", "sweep"] | None, flag("emulate|learn|sweep")] = None
-    """Only those that this command made."""
+    """List only runs that this command made."""
     state: Annotated[Literal["broken", "done", "failed", "invalid", "unfinished"] | None, flag("done|failed|…")] = None
     """Only those in this state: done, failed, invalid, unfinished; broken: its records cannot be read."""
     name: Annotated[str | None, flag("PATTERN")] = None
@@ -223,7 +223,7 @@ class Clean:
     """End what is left of crashed runs of ours, if anything is; runs/ stays."""
 
     dry_run: bool = False
-    """Only say what would be ended."""
+    """Print what would be ended, and end nothing."""
 
 
 Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)

@@ -110,7 +110,7 @@ def _kind(folder: Path) -> str:
 
 
 def runs_table(runs: list[dict[str, Any]]) -> Table:
-    """The same for people."""
+    """The list of runs as a table."""
     table = Table(title=counted(len(runs), "run"))
     for name in ("run", "state", "rate", "mode", "seconds per step, or what it is"):
         table.add_column(name, overflow="fold")

@@ -17,7 +17,7 @@ OWN_REPLICAS = (
     "only attention's weights are averaged, so no two ranks hold the same model: each rank's is validated by itself, "
     "in place of all ranks', and the mean over ranks is given"
 )
-"""What whoever reads the validations of such an arm must know."""
+"""Printed beside the validation losses of an arm that averages its attention weights alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Arm:
     """What the ranks share out: every sequence (context parallelism), or the batch: whole sequences, no exchange."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     ids: IdsConfig = field(default_factory=IdsConfig)
-    """Of the exchange `ids` only."""
+    """Settings of the exchange `ids`; no other exchange uses them."""
     first_layer: Literal["exchanged", "ids"] = "exchanged"
     """Whether the first layer's K and V travel as the others' do, or every rank makes them from token ids."""
     sync: Literal["gradients", "average"]

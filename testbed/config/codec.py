@@ -82,7 +82,7 @@ class CodecConfig:
     fraction: float | None = None
     """topk: the share of numbers that travels (0.10); recent: the share of tokens (9/256, the bytes of `best`)."""
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
-    """Of subspace only."""
+    """Settings of the codec `subspace`; no other codec uses them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wire", self.wire or self._named_wire() or "bf16")

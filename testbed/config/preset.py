@@ -64,7 +64,7 @@ class Preset:
 
     @property
     def short_contexts(self) -> tuple[int, ...]:
-        """Of the warm start, one after the other."""
+        """Contexts of the warm start, in their order."""
         return self.warm_contexts or (self.context // self.task_chunks,)
 
     @property
@@ -73,7 +73,7 @@ class Preset:
         return self.batch * self.context // max(self.short_contexts)
 
     def short_context(self, step: int) -> int:
-        """Of this warm-start step."""
+        """Context of this step of the warm start."""
         return self.short_contexts[step * len(self.short_contexts) // self.warm_steps]
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class Train:
     preset: Annotated[str | None, flag("NAME|FILE")] = None
     """What is trained: a name in experiments/presets, or a .toml file; snapshot unless given."""
     seed: Annotated[int | None, flag("N")] = None
-    """Of weights and data; 0 unless given."""
+    """Seed of weights and data; 0 unless given."""
     steps: Annotated[int | None, flag("N")] = None
     """Steps to end at; the preset's unless given."""
     transport: Annotated[Literal["auto", "sockets", "distributed"] | None, flag("sockets|distributed")] = None
@@ -46,7 +46,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The same, resolved; also the shape of the file."""
+    """A training, resolved; also what a configuration file holds."""
 
     __pydantic_config__ = STRICT
 

@@ -39,7 +39,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Of the bytes of a file."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -29,7 +29,7 @@ class MQAR:
         self.first_value = 1 + keys
         self.vocabulary = 1 + keys + values
         self.sha256 = digest_of(f"mqar {keys} {values} {pairs} {queries} {gap_power}".encode())
-        """Of the settings: there is no text."""
+        """Digest of the settings: this source reads no text."""
 
     def batch(self, split: Split, step: int, sequences: int, context: int) -> Batch:
         """`sequences` × `context` tokens."""

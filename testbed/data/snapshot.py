@@ -42,7 +42,7 @@ class Snapshot:
         self.first_query = self.first_mark + marks
         self.vocabulary = snapshot_vocabulary(registers, values, marks)
         self.sha256 = digest_of(f"snapshot {registers} {values} {section} {lead} {marks} {context}".encode())
-        """Of the settings: there is no text."""
+        """Digest of the settings: this source reads no text."""
 
     def batch(self, split: Split, step: int, sequences: int, context: int) -> Batch:
         """`sequences` × `context` tokens."""

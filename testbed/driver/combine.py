@@ -90,7 +90,7 @@ class Sync:
     suspect: list[str] = field(default_factory=list)
     seen_problems: list[str] = field(default_factory=list)
     seen_suspect: list[str] = field(default_factory=list)
-    """As of a step."""
+    """What was seen during the averaging; `judge` adds what its time says."""
 
     def judge(self, why: list[str], suspect: list[str]) -> None:
         """What was seen, and what its time says."""

@@ -68,7 +68,7 @@ class ComparisonRun:
         self.interpreter: Interpreter
         """What runs the ranks."""
         self._synced: dict[Any, ArmResult] = {}
-        """An arm whose averagings have been timed, by what decides their time."""
+        """Arms whose averagings have been timed, keyed by (kind of link, link, message bytes)."""
 
     def run(self) -> None:
         """Everything, in order; raises what makes the run worthless."""

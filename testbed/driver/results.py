@@ -18,7 +18,7 @@ class Learned:
     losses: list[list[list[float]]]
     """[rank][step] = [loss sum, tokens]; of as many steps as may be timed, or of all."""
     series: LearnedSeries
-    """Of each step, over all nodes' tokens."""
+    """Losses of each step over all nodes' tokens, and validations."""
 
 
 @dataclass(kw_only=True)

@@ -66,7 +66,7 @@ _BEAT_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Meter:
-    """All counters at one moment."""
+    """What all counters of a node showed at one moment."""
 
     sent: Counter[str]
     sockets: SocketBytes

@@ -49,11 +49,11 @@ class Learn:
     jobs: Annotated[int | None, flag("N")] = None
     """Processes at a time; the number of cores unless given. 0 learns nothing and shows what is there."""
     presets: Annotated[str | None, flag("NAME,…")] = None
-    """Only these of the experiment."""
+    """Only these presets of the experiment."""
     arms: Annotated[str | None, flag("ARM,…")] = None
-    """Only these."""
+    """Only these arms."""
     seeds: Annotated[str | None, flag("N,…")] = None
-    """Only these, or others instead."""
+    """Only these seeds, or others instead of the experiment's."""
     reuse: Annotated[str | None, flag("RUN,…")] = None
     """Other folders in runs/, from which cells of the same configuration are copied."""
     times: Annotated[str | None, flag("FILE")] = None

@@ -107,7 +107,7 @@ class TimedSeries:
 
     steps: tuple[StepRecord, ...] = ()
     sync_seconds: tuple[float, ...] = ()
-    """Of each synchronisation."""
+    """Seconds of each synchronisation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ class Place:
 
     commit: str | None
     sources_sha256: str | None = None
-    """Of those that decide what is learned."""
+    """Digest of the sources that decide what is learned."""
     python: str
     packages: dict[str, str]
     """Versions by name."""

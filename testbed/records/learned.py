@@ -32,7 +32,7 @@ class LearnedResult:
     bytes_per_token_layer: dict[str, float]
     """To one peer, by direction."""
     payload_bytes_per_step: dict[str, int]
-    """Of a rank, by channel."""
+    """What a rank sends in a step, by channel."""
     sync_bytes_each: int
     codec: dict[str, Any]
     """What the codec says of itself at the end."""

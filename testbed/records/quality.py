@@ -66,11 +66,11 @@ class NullQuality:
     """Nulls that were not learned."""
     gap: Interval
     share: float | None
-    """Of what exchange is worth there."""
+    """gap / (control − exact)."""
     counts: bool | None
     """Whether the task asks for what a codec compresses; None: cannot be told yet."""
     loss: dict[int, float]
-    """Of the best null, by seed."""
+    """Loss of the best null, by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,10 @@ class ArmQuality:
     """Read in training."""
     steps: int
     bytes_forward: float
-    """Of a token, per layer, to one peer."""
+    """Bytes of one token and layer to one peer."""
     bytes_backward: float
     kv_bytes: float
-    """Of a rank's step."""
+    """Bytes of K and V that a rank sends in a step."""
     weight_bytes: float
     val_loss: Interval | None
     val_loss_vs_exact: Interval | None

@@ -69,7 +69,7 @@ class SyncEntry(Spent):
 
     after_step: int
     fraction: float
-    """Of its bytes that were sent."""
+    """Share of its full bytes that was sent."""
     event: str = "sync"
 
 
@@ -123,7 +123,7 @@ class Prepared:
 
     corpus_sha256: str
     program_sha256: str
-    """Of the sources that it runs."""
+    """Digest of the sources that the rank runs."""
     interpreter: Interpreter
 
 
@@ -135,7 +135,7 @@ class WarmedUp:
 
     seconds: float
     sha256: str
-    """Of the weights."""
+    """Digest of the weights."""
     losses: tuple[float, ...]
 
 

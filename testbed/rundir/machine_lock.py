@@ -117,7 +117,7 @@ def _holder(pid: int) -> list[_Holder]:
 
 
 def _own_folder() -> Path:
-    """Of this user alone."""
+    """A lock that this user's runs alone share."""
     folder = Path(f"{os.environ.get('XDG_RUNTIME_DIR') or Path.home() / '.cache'}") / "slowlink-testbed"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ class Request(Asked):
     backend: Annotated[BackendName, flag("netns|docker|host")] = "netns"
     """Network namespaces, containers (docs/docker.md), or processes on loopback (unshaped; links modelled)."""
     seed: Annotated[int, flag("N")] = 0
-    """Of weights and data."""
+    """Seed of weights and data."""
     steps: Annotated[int | None, flag("N")] = None
     """Context-parallel steps; the preset's unless given."""
     arms: Annotated[str | None, flag("ARM,…")] = None

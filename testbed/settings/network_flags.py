@@ -32,7 +32,7 @@ class AskedLink:
     jitter: Annotated[str | None, flag("TIME")] = None
     """Spread of the delay: 2ms."""
     distribution: Annotated[Literal["normal", "uniform", "pareto"] | None, flag("normal|uniform|pareto")] = None
-    """Of the jitter; normal unless given."""
+    """Law of the jitter; normal unless given."""
     loss: Annotated[str | None, flag("PERCENT")] = None
     """Packets lost: 1%."""
     loss_burst: Annotated[float | None, flag("PACKETS")] = None

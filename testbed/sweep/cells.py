@@ -44,7 +44,7 @@ class Timed:
     settings: Settings
     """Of all arms of this point that share the preset, on the nodes that are timed."""
     whole: Settings
-    """The same, on the nodes that learn."""
+    """The same settings, on the nodes that learn."""
     seeds: tuple[int, ...]
 
     @cached_property

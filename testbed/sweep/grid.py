@@ -54,7 +54,7 @@ from testbed.targets import Target
 __all__ = ["MOST_POINTS", "Excluded", "Grid", "Point", "flat", "points_of"]
 
 MOST_POINTS = 10_000
-"""Of a grid, before exclusion."""
+"""The most points that a grid may have, before exclusion."""
 _LINK = tuple(each.name for each in fields(Asked) if each.name != "share")
 
 
@@ -102,7 +102,7 @@ class Grid:
     seed."""
     seeds: tuple[int, ...] = (0,)
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of every point."""
+    """Settings of every point."""
     grid: dict[str, Any] = field(default_factory=dict)
     """Lists of values by key; every value of one with every value of the others."""
     together: tuple[dict[str, Any], ...] = ()

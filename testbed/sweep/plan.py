@@ -20,7 +20,7 @@ _SECONDS_PER_STEP = 0.07
 _START_SECONDS = 40.0
 """Of a set of nodes: processes, data, warm start. For the estimate only."""
 _PROOF_SECONDS = 12.0
-"""Of a point's links. For the estimate only."""
+"""Seconds that the proof of a point's links takes. For the estimate only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def estimate(cells: list[Timed]) -> float:
 
 
 def seconds(cell: Timed) -> float:
-    """Of one cell's timed steps and averagings."""
+    """Seconds that one cell's timed steps and averagings take."""
     from testbed.driver.budget import timed_seconds  # and with it torch
 
     return timed_seconds(cell.settings, cell.arm)

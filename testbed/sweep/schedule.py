@@ -37,7 +37,7 @@ def time_missing(plan: SweepPlan, report: Reporter, hosts: Hosts | None, unlearn
         if attempt and not missing:
             break
         if attempt:
-            report(f"{counted(len(missing), 'cell')} failed or invalid: once more, for machines have bad minutes")
+            report(f"{counted(len(missing), 'cell')} failed or invalid: retrying once")
         timing = _Timing(plan, report, missing)
         timing.announce()
         timing.run_all(hosts)
@@ -72,7 +72,7 @@ class _Timing:
                 left = self.run(left)
 
     def run_on(self, hosts: Hosts) -> None:
-        """All that is missing, an order a point."""
+        """Time everything that is missing, one order per point."""
         points = [
             each for group in by(self.missing.values(), nodes_of).values() for each in by(group, point_of).values()
         ]

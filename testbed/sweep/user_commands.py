@@ -48,7 +48,7 @@ class CommandCell:
     seed: int
     program: tuple[str, ...]
     flags: tuple[str, ...]
-    """Of `testbed exec`."""
+    """Flags of `testbed exec`."""
     content: dict[str, str]
     """What the flags and the command name, as digests: the network and the schedule, resolved, and every file."""
 

@@ -99,9 +99,9 @@ class _Session:
         self.now: ComparisonRun | None = None
         """Of the point before, and of the one under way."""
         self.cells: dict[str, str] = {}
-        """Of the point under way, by arm."""
+        """Cell of each arm of the present point."""
         self.losses: dict[str, list[list[list[float]]]] = {}
-        """Of the first steps, by arm."""
+        """Losses of the first steps, by arm."""
 
     def run(self) -> int:
         """Every group; 0, or 1 if one failed."""
@@ -166,7 +166,8 @@ class _Session:
             self.reply({"done": cell, "step_seconds": summary.step_seconds_mean, "invalid": invalid})
 
     def _all_learned(self, comparison: "ComparisonRun", blame: list[str]) -> "dict[str, Learned]":
-        """By arm; those whose first steps are not the learned ones fail, and are out of `blame`. None of a live arm."""
+        """Learned losses by arm; empty in live mode. An arm whose first timed steps differ is reported as failed
+        and removed from `blame`."""
         learned = {}
         for arm in comparison.settings.arms if comparison.settings.mode == "composed" else ():
             try:

@@ -55,7 +55,7 @@ class StepResult:
     """One step of one rank."""
 
     loss_sum: float
-    """Over this rank's counted tokens, in nats."""
+    """Sum over this rank's counted tokens, in nats."""
     tokens: int
     """This rank's counted tokens."""
     step_seconds: float
@@ -68,7 +68,7 @@ class StepResult:
     """From posting to arrival, hidden behind computation or not, summed over exchanges."""
     gradient_norm: float
     peak_memory_bytes: int
-    """Of the process so far, or of the device."""
+    """Peak of the process so far, or of the device."""
     overruns: tuple[str, ...]
 
 

@@ -23,7 +23,7 @@ _HEARD_SECONDS = 5.0
 
 
 def store_client(*, keeps: bool = False) -> Any:
-    """A client of its own to the store; `keeps`: which lives in this process. (Only one thread can use a client.)"""
+    """A new client of the store (clients are not thread-safe). `keeps`: this process also hosts the store."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit = timedelta(seconds=JOIN_SECONDS)
     own = _listening(address, port) if keeps else None

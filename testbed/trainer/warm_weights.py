@@ -17,6 +17,6 @@ class WarmStart:
     activations: list[Tensor]
     """Of each layer, (tokens, 2·d_kv): [K, V] on short contexts."""
     losses: list[float]
-    """Of each step, this rank's."""
+    """This rank's loss of each step."""
     sha256: str
-    """Of the weights."""
+    """Digest of the weights."""

@@ -56,7 +56,7 @@ class Weights:
         return all_reduce_bytes(numbers, self._transport.world, self._wire or self.parameters[0].element_size())
 
     def gradient_messages(self, *, overlapped: bool) -> list[int]:
-        """The same by bucket, of summed gradients."""
+        """Bytes of each message of the gradients' all-reduce, one per bucket."""
         return self._buckets.message_bytes() if self._buckets and overlapped else [self.message_bytes]
 
     def begin(self) -> None:

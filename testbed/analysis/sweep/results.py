@@ -43,7 +43,7 @@ __all__ = ["Sweep", "conclude", "conclude_commands", "load_sweep", "sweep_tables
 
 T = TypeVar("T", LearnedCell, CellSummary)
 Row = dict[str, Any]
-"""Of the table, by column."""
+"""A row of the table, by column."""
 _OF_SUMMARY = (
     "exchange",
     "codec",
