@@ -90,7 +90,7 @@ class Rate:
         self.held_bytes = self.limit_bytes = 0
         self.bytes_per_ns = 0.0
         self.left_bytes = 0.0
-        """When the first packet is due."""
+        """Bytes of the first packet that are not served yet."""
         self.until_ns = 0
         """Up to when packets have been served."""
 

@@ -142,7 +142,7 @@ class Rotated(nn.Module):
         return 2
 
     def flops(self, width: int) -> float:
-        """U(θ) of one sub-chunk."""
+        """FLOPs of making U(θ) for one sub-chunk."""
         if self.series:
             return 2.0 * self.terms(torch.float32) * self.options.generators * width**2 * self.rank
         return 2.0 * len(self.exponents) * width * self.rank

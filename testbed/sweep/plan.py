@@ -18,7 +18,7 @@ __all__ = ["SweepPlan", "by", "estimate", "learning_seconds", "nodes_of", "point
 T = TypeVar("T")
 _SECONDS_PER_STEP = 0.07
 _START_SECONDS = 40.0
-"""Of a set of nodes: processes, data, warm start. For the estimate only."""
+"""Seconds that a set of nodes takes to start: processes, data, warm start. For the estimate only."""
 _PROOF_SECONDS = 12.0
 """Seconds that the proof of a point's links takes. For the estimate only."""
 
