@@ -7,7 +7,7 @@ and the command to repeat it. Nothing in it is fetched or executed: no script, n
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from testbed.analysis.comparison.captions import link_words
 from testbed.analysis.comparison.figures import FIGURES, write_figures
 from testbed.analysis.comparison.findings import sentences
+from testbed.analysis.comparison.links import rates_words
 from testbed.analysis.comparison.load import Comparison, load_comparison
 from testbed.analysis.plot.svg import inline_svg
 from testbed.analysis.sweep.doubts import marks
@@ -66,6 +67,8 @@ class Shown:
     name: str
     svg: Markup
     table: TableShown
+    words: str = "the numbers of this figure"
+    """Above the table, which is folded away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,7 @@ def _of_comparison(comparison: Comparison, folder: Path) -> Page:
             Section(
                 title="Were the links what was asked?",
                 text="Read back from the kernel, measured alone and all at once, before and after the timed steps.",
-                figures=_shown(evidence),
+                figures=[replace(each, words=rates_words(comparison)) for each in _shown(evidence)],
             ),
             Section(title="Arms", tables=[_table(each, comparison.arms) for each in (_STEP_COLUMNS, _QUALITY_COLUMNS)]),
             Section(title="Figures", figures=_shown(figures)),

@@ -136,3 +136,10 @@ def test_what_is_no_run_is_refused(tmp_path):
         write_report(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="holds neither"):
         write_report(tmp_path)
+
+
+def test_a_report_is_small_and_folds_its_long_tables(tmp_path):
+    """Figures as drawings take a hundred kilobytes each; how many links were measured stands where they are folded."""
+    report = write_report(comparison_folder(tmp_path, arm="latent"))
+    assert report.stat().st_size < 800_000
+    assert "12 links × 2 loads × 2 phases, the worst 0." in report.read_text()

@@ -88,7 +88,7 @@ def _fill(part: str, kind: str) -> dict[str, Any]:
     tone = _PARTS[part]
     if kind == "measured":
         return {"facecolor": tone, "edgecolor": INK, "linewidth": 0.6}
-    hatch, edge = ("////", "#8A8A8A") if part == "compute" else ("....", tone)
+    hatch, edge = ("////", "#8A8A8A") if part == "compute" else (r"\\\\", tone)  # dots are 256 kB of SVG each
     return {
         "facecolor": "white",
         "edgecolor": edge,

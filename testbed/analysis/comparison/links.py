@@ -10,8 +10,9 @@ from matplotlib.patches import Patch
 from testbed.analysis.comparison.captions import caption
 from testbed.analysis.comparison.load import Comparison
 from testbed.analysis.plot.style import GREY, INK, bottom, canvas, shown, styled
+from testbed.formats import MISSING, counted, percent
 
-__all__ = ["data_links", "figure_links"]
+__all__ = ["data_links", "figure_links", "rates_words"]
 
 _LOADS = {"alone": ("#0072B2", -0.16), "together": ("#D55E00", 0.16)}
 _PHASES = {"preflight": "s", "before": "o", "after": "^"}
@@ -105,3 +106,13 @@ def _legend(table: pd.DataFrame) -> list[Line2D | Patch]:
         if phase in set(table["phase"])
     ]
     return [*handles, Patch(color="#DDEEDD", label="± 1 %"), Patch(color="#F3F3F3", label="± 2 %")]
+
+
+def rates_words(comparison: Comparison) -> str:
+    """How many goodputs were measured, and how far the worst is off."""
+    table = data_links(comparison).dropna(subset=["deviation"])
+    links = len(table[["link", "direction"]].drop_duplicates())
+    counts = f"{counted(links, 'link')} × {counted(table['load'].nunique(), 'load')}"
+    counts += f" × {counted(table['phase'].nunique(), 'phase')}"
+    worst = percent(float(table["deviation"].abs().max())) if len(table) else MISSING
+    return f"{counts}, the worst {worst} off: the numbers of this figure"

@@ -15,6 +15,7 @@ from testbed.analysis.plot.style import styled
 __all__ = ["inline_svg"]
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 _COLOURS = {
     "#222222": "var(--ink)",
     "#000000": "var(--ink)",
@@ -49,6 +50,8 @@ def inline_svg(figure: Figure, name: str, title: str) -> str:
         _say(by_id[f"hover{number}"], artist.hover_texts)  # type: ignore[attr-defined]
     for element in root.iter():
         _rename(element, name)
+        if "d" in element.attrib:  # a hundredth of a point is more than anybody sees
+            element.set("d", _LONG.sub(lambda number: f"{float(number[0]):.2f}", element.attrib["d"]))
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.set("role", "img")
