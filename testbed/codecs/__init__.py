@@ -2,7 +2,6 @@
 
 import difflib
 from dataclasses import replace
-from importlib.metadata import entry_points
 
 from testbed.codecs.base import Codec, Codecs, Direction, Scale, Shape, Wire, whole
 from testbed.codecs.best import Best
@@ -15,6 +14,7 @@ from testbed.codecs.recent import Recent
 from testbed.codecs.subspace import Subspace
 from testbed.codecs.topk import TopK
 from testbed.config import CodecConfig
+from testbed.config.plugged import plugged, plugged_names
 from testbed.errors import UsageError
 
 __all__ = [
@@ -48,7 +48,7 @@ _OPTIONS = ("ranks", "hadamard", "fraction", "subspace")
 
 def codec_names() -> list[str]:
     """Every codec that can be named: ours, and those that installed packages add."""
-    return sorted({*_OURS, *(entry.name for entry in entry_points(group="testbed.codecs"))})
+    return sorted({*_OURS, *plugged_names("codecs")})
 
 
 def make_codec(
@@ -93,9 +93,8 @@ def _find(config: CodecConfig) -> type[Codec]:
     if kind is not None:
         _check_options(config, kind)
         return kind
-    for entry in entry_points(group="testbed.codecs"):
-        if entry.name == config.kind:
-            return entry.load()
+    if (entry := plugged("codecs", config.kind)) is not None:
+        return entry.load()
     known = codec_names()
     close = difflib.get_close_matches(config.kind, known, n=2)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from testbed.config.codec import CodecConfig
+from testbed.config.plugged import check_known
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
 
-__all__ = ["OWN_REPLICAS", "PACED", "STANDARD_ARMS", "Arm", "ExchangeName", "IdsConfig", "LayoutName", "WeightSync"]
+__all__ = ["EXCHANGES", "OWN_REPLICAS", "PACED", "STANDARD_ARMS", "Arm", "IdsConfig", "LayoutName", "WeightSync"]
 
-ExchangeName = Literal["all-gather", "mask-aware", "ring", "ulysses", "local", "ids"]
-PACED: tuple[ExchangeName, ...] = ("all-gather", "local", "ids")
+EXCHANGES = ("all-gather", "mask-aware", "ring", "ulysses", "local", "ids")
+"""Ours; installed packages add others (docs/exchanges.md)."""
+PACED = ("all-gather", "local", "ids")
 """Exchanges whose messages at a target's size are known (`testbed.pace`)."""
 LayoutName = Literal["contiguous", "zigzag"]
 OWN_REPLICAS = (
@@ -73,7 +75,7 @@ class Arm:
     __pydantic_config__ = STRICT
 
     name: str
-    exchange: ExchangeName
+    exchange: str
     """How K and V reach the other ranks; `local` is no exchange at all, `ids` sends token ids only."""
     layout: LayoutName = "contiguous"
     """Which tokens of a sequence each rank holds."""
@@ -96,6 +98,7 @@ class Arm:
     """`fast` is the cluster's link (100gbit), `bw` the link under test."""
 
     def __post_init__(self) -> None:
+        check_known("exchanges", self.exchange, EXCHANGES)
         if self.split == "batch" and self.exchanges:
             raise UsageError(
                 f"arm '{self.name}': whole sequences need no exchange; with split = 'batch' type exchange = 'local'"

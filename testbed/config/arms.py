@@ -2,10 +2,10 @@
 
 import difflib
 import re
-from importlib.metadata import entry_points
 
 from testbed.config.arm import STANDARD_ARMS, Arm, IdsConfig
 from testbed.config.codec import CodecConfig
+from testbed.config.plugged import plugged_names
 from testbed.config.tree import load_toml, names_in
 from testbed.errors import UsageError
 
@@ -22,8 +22,8 @@ def standard_arms() -> tuple[Arm, ...]:
 
 
 def arm_names() -> list[str]:
-    """Every arm that can be named without a configuration of its own; installed codecs of a user's own come last."""
-    plugged = sorted(entry.name for entry in entry_points(group="testbed.codecs"))
+    """Every arm that can be named without a configuration of its own; installed exchanges and codecs come last."""
+    plugged = [*plugged_names("exchanges"), *plugged_names("codecs")]
     return [*STANDARD_ARMS, "no-cp", *_EXCHANGES, *_IDS, *_CODECS, *names_in("arms"), *plugged]
 
 
@@ -50,8 +50,8 @@ def arm_named(name: str) -> Arm:
             IdsConfig() if window is None else IdsConfig(layers=0, window=window if window == "chunk" else int(window))
         )
         return Arm(name=name, exchange="ids", ids=ids, sync="average", link="bw")
-    if name in _EXCHANGES:
-        return Arm(name=name, exchange=name, sync="average", link="bw")  # pyrefly: ignore
+    if name in _EXCHANGES or name in plugged_names("exchanges"):
+        return Arm(name=name, exchange=name, sync="average", link="bw")
     if name.endswith(".toml") or name in names_in("arms"):
         return load_toml(Arm, "arms", name)
     codec = name.partition("+")[0]

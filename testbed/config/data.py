@@ -4,11 +4,12 @@ import difflib
 import json
 import os
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from testbed.config.model import Model
+from testbed.config.plugged import check_known
 from testbed.config.tree import STRICT, at_least
 from testbed.errors import UsageError
 
@@ -18,6 +19,7 @@ __all__ = [
     "MAX_VOCABULARY",
     "STDLIB",
     "STDLIB_FOLDER",
+    "TASKS",
     "Data",
     "check_vocabulary",
     "corpus_folder",
@@ -37,6 +39,8 @@ MAX_VOCABULARY = 1 << 16
 """Token ids are kept as uint16."""
 BYTES = 256
 SNAPSHOT_FILLERS = 16
+TASKS = ("recall", "mqar", "snapshot", "text")
+"""Ours; installed packages add others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +49,11 @@ class Data:
 
     __pydantic_config__ = STRICT
 
-    task: Literal["recall", "mqar", "snapshot", "text"] = "recall"
+    task: str = "recall"
     """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; snapshot: what
-    registers held where a mark stood; text: text alone."""
+    registers held where a mark stood; text: text alone; or one that an installed package adds (docs/data.md)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of a task that an installed package adds, by its own names."""
     corpus: str = STDLIB
     """stdlib (the interpreter's standard library, as bytes), or a folder that `testbed data prepare` has made."""
     tokenizer: str | None = None
@@ -74,6 +80,9 @@ class Data:
     """snapshot: names, of which each section has another."""
 
     def __post_init__(self) -> None:
+        check_known("tasks", self.task, TASKS)
+        if self.task in TASKS and self.options:
+            raise UsageError(f"the table options is of tasks that packages add, and '{self.task}' is one of ours")
         at_least(1, keys=self.keys, pairs=self.pairs)
         at_least(1, registers=self.registers, lead=self.lead, marks=self.marks)
         at_least(2, values=self.values)
@@ -97,7 +106,7 @@ class Data:
 
 
 def vocabulary_needed(data: Data) -> int:
-    """Token ids that the sequences of `data` may hold. Reads the description of a prepared corpus."""
+    """Token ids that the sequences of one of our tasks may hold. Reads the description of a prepared corpus."""
     if data.task == "mqar":
         return 1 + data.keys + data.values
     if data.task == "snapshot":
@@ -135,9 +144,8 @@ def snapshot_vocabulary(registers: int, values: int, marks: int) -> int:
     return SNAPSHOT_FILLERS + registers * values + values + marks * (1 + registers)
 
 
-def check_vocabulary(data: Data, model: Model) -> None:
-    """Raise `UsageError` unless the model has an embedding for every token id of the data."""
-    needed = vocabulary_needed(data)
+def check_vocabulary(data: Data, model: Model, needed: int) -> None:
+    """Raise `UsageError` unless the model has an embedding for every one of the token ids that the data needs."""
     if model.vocabulary < needed:
         of = "" if not data.reads_text else f" on '{data.corpus}'"
         raise UsageError(

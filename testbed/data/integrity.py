@@ -5,7 +5,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from testbed.config.data import STDLIB, Data, check_vocabulary, corpus_folder, read_description
+from testbed.config.data import (
+    STDLIB,
+    TASKS,
+    Data,
+    check_vocabulary,
+    corpus_folder,
+    read_description,
+    vocabulary_needed,
+)
 from testbed.config.model import Model
 from testbed.errors import UsageError
 
@@ -13,8 +21,12 @@ __all__ = ["check_data", "file_sha256", "verify"]
 
 
 def check_data(data: Data, model: Model) -> None:
-    """Raise `UsageError` unless the corpus is there, whole and unharmed, and the model has all its token ids."""
-    check_vocabulary(data, model)
+    """Raise `UsageError` unless the corpus is there, whole and unharmed, and the model has all its token ids.
+
+    A task that a package adds is asked by `testbed.data.plugged.check_plugged`, for that runs the package's code.
+    """
+    if data.task in TASKS:
+        check_vocabulary(data, model, vocabulary_needed(data))
     if data.reads_text and data.corpus != STDLIB:
         verify(corpus_folder(data.corpus))
 

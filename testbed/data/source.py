@@ -2,10 +2,11 @@
 
 from typing import Protocol
 
-from testbed.config.data import STDLIB, Data, corpus_folder, corpus_vocabulary
+from testbed.config.data import STDLIB, TASKS, Data, corpus_folder, corpus_vocabulary
 from testbed.data.batch import Batch, Split
 from testbed.data.corpus import Corpus, standard_library
 from testbed.data.mqar import MQAR
+from testbed.data.plugged import Plugged
 from testbed.data.prepared import open_prepared
 from testbed.data.recall import RecallMix
 from testbed.data.snapshot import Snapshot
@@ -30,6 +31,8 @@ class Source(Protocol):
 def open_source(data: Data, *, seed: int, chunks: int, context: int = 0) -> Source:
     """What `data` describes. `chunks`: of the recall task, whatever the number of nodes. `context`: of the sequences
     that are trained on when the warm start has ended; 0: of all."""
+    if data.task not in TASKS:
+        return Plugged(data.task, data.options, seed=seed)
     if data.task == "mqar":
         return MQAR(
             seed=seed,

@@ -10,6 +10,7 @@ from torch import Tensor
 from testbed.codecs import Codec, Shape, at_scale, make_codec, whole
 from testbed.config import Arm, Preset
 from testbed.data.batch import Batch, Split
+from testbed.data.plugged import check_plugged
 from testbed.errors import UsageError
 from testbed.pace import plan_for
 from testbed.settings.emulate import Settings
@@ -21,6 +22,7 @@ __all__ = ["rehearse", "rehearse_codecs"]
 
 def rehearse(preset: Preset, arm: Arm, nodes: int) -> None:
     """Raise `UsageError` if so many nodes cannot train this."""
+    check_plugged(preset.data, preset.model)
     short = preset.fewest_short
     if short < nodes:
         raise UsageError(
@@ -71,8 +73,10 @@ def _check_way_back(codec: Codec, shape: Shape, received: list[Tensor], decoded:
 
 
 def rehearse_codecs(settings: Settings, arms: Iterable[Arm]) -> None:
-    """Raise `UsageError` if an arm's codec cannot make a step, or a paced run cannot know what it sends at a target."""
+    """Raise `UsageError` if an arm's codec cannot make a step, a paced run cannot know what it sends at a target, or
+    an installed task cannot do what the preset asks of it."""
     preset = settings.preset
+    check_plugged(preset.data, preset.model)
     for arm in arms:
         if not arm.sends_kv:
             if settings.target is not None:

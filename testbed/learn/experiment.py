@@ -99,7 +99,7 @@ class Cell:
     @property
     def content(self) -> dict[str, Any]:
         """Everything that decides it besides: code, data, versions."""
-        return learning_content(self.preset.data, self.arm.codec.kind)
+        return learning_content(self.preset.data, self.arm)
 
     @property
     def config(self) -> dict[str, Any]:

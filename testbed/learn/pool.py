@@ -164,7 +164,7 @@ def order_of(group: list[Cell], folder: Path) -> dict[str, Any]:
         "seed": first.seed,
         "nodes": first.nodes,
         "folder": str(folder),
-        "host": host_content(first.preset.data, (cell.arm.codec.kind for cell in group)),
+        "host": host_content(first.preset.data, (cell.arm for cell in group)),
         "arms": {cell.hash: asdict(cell.arm) for cell in group},
         "about": {
             cell.hash: {

@@ -208,7 +208,7 @@ def _serve(order: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> No
     cell = ""
     try:
         arms = {name: parse(Arm, arm, "arm") for name, arm in order["arms"].items()}
-        check_host(order["host"], host_content(preset.data, (arm.codec.kind for arm in arms.values())))
+        check_host(order["host"], host_content(preset.data, arms.values()))
         warm = warm_up(
             preset, mix, seed=order["seed"], nodes=order["nodes"], progress=lambda done: reply({"warm_steps": done})
         )

@@ -11,11 +11,13 @@ import hashlib
 import importlib.util
 import platform
 from collections.abc import Iterable
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from testbed.config import Arm
 from testbed.config.data import STDLIB, Data, corpus_folder, read_description
+from testbed.config.plugged import Kind, plugged
 from testbed.errors import TestbedError, UsageError
 
 __all__ = [
@@ -51,11 +53,13 @@ _BESIDE = ("doctor",)
 """Rooms of `emulation` that say what a machine can do, and make no link."""
 
 
-def learning_content(data: Data, codec: str) -> dict[str, Any]:
+def learning_content(data: Data, arm: Arm) -> dict[str, Any]:
     """What decides a learned result besides its settings."""
     return {
         "code": code_sha256(LEARNING),
-        "codec": plugged_sha256(codec),
+        "codec": plugged_sha256("codecs", arm.codec.kind),
+        "exchange": plugged_sha256("exchanges", arm.exchange),
+        "task": plugged_sha256("tasks", data.task),
         "data": data_identity(data),
         **_versions(),
     }
@@ -65,9 +69,9 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
 
 
-def timing_content(data: Data, codec: str, image: str | None = None) -> dict[str, Any]:
+def timing_content(data: Data, arm: Arm, image: str | None = None) -> dict[str, Any]:
     """What decides a time; `image`: the digest of what containers are made of."""
-    return learning_content(data, codec) | {"code": code_sha256(TIMING), "image": image}
+    return learning_content(data, arm) | {"code": code_sha256(TIMING), "image": image}
 
 
 def program_sha256() -> str:
@@ -78,10 +82,14 @@ def program_sha256() -> str:
     return sha.hexdigest()
 
 
-def host_content(data: Data, codecs: Iterable[str]) -> dict[str, Any]:
+def host_content(data: Data, arms: Iterable[Arm]) -> dict[str, Any]:
     """What decides results on this host, byte by byte, for orders that are carried out on another."""
-    plugged = {codec: plugged_sha256(codec) for codec in sorted(set(codecs))}
-    return {"program": program_sha256(), "codecs": plugged, "data": data_identity(data), **_versions()}
+    used: set[tuple[Kind, str]] = {("tasks", data.task)}
+    for arm in arms:
+        used.add(("codecs", arm.codec.kind))
+        used.add(("exchanges", arm.exchange))
+    added = {f"{kind} {name}": plugged_sha256(kind, name) for kind, name in sorted(used)}
+    return {"program": program_sha256(), "plugged": added, "data": data_identity(data), **_versions()}
 
 
 def check_host(asked: dict[str, Any], here: dict[str, Any]) -> None:
@@ -122,17 +130,18 @@ def _standard_library_sha256() -> str:
 
 
 @functools.cache
-def plugged_sha256(codec: str) -> str | None:
-    """Of the sources of an installed package that adds this codec: all of its top-level module; None of ours."""
-    for entry in entry_points(group="testbed.codecs"):
-        if entry.name == codec:
-            found = importlib.util.find_spec(entry.module.partition(".")[0])
-            if found is None or found.origin is None:
-                return f"{entry.value} {entry.dist.version if entry.dist else ''}"
-            origin = Path(found.origin)
-            files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-            return _sha256([entry.attr, *sorted(_tree(file, origin.parents[1]) for file in files)])
-    return None
+def plugged_sha256(kind: Kind, name: str) -> str | None:
+    """Digest of the sources of an installed package that adds this codec, exchange or task: all of its top-level
+    module; None where it is ours."""
+    entry = plugged(kind, name)
+    if entry is None:
+        return None
+    found = importlib.util.find_spec(entry.module.partition(".")[0])
+    if found is None or found.origin is None:
+        return f"{entry.value} {entry.dist.version if entry.dist else ''}"
+    origin = Path(found.origin)
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    return _sha256([entry.attr, *sorted(_tree(file, origin.parents[1]) for file in files)])
 
 
 @functools.cache

@@ -13,6 +13,7 @@ __all__ = ["Older", "find_older", "left_aside"]
 KEEP = "--keep-older"
 _CAME_LATER = {
     "ids": {"layers": 1, "window": 0},
+    "options": {},
     "registers": 1,
     "section": 16,
     "lead": 5,

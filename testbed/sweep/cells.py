@@ -73,7 +73,7 @@ class Timed:
     def content(self) -> dict[str, Any]:
         """Everything that decides it besides: code, data, versions, and of what containers are."""
         image = image_digest(self.settings.image) if self.settings.backend == "docker" else None
-        return timing_content(self.settings.preset.data, self.arm.codec.kind, image)
+        return timing_content(self.settings.preset.data, self.arm, image)
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def as_order(cells: list[Timed]) -> dict[str, Any]:
         "settings": {key: value for key, value in whole.items() if key != "arm"},
         "arms": {cell.hash: cell.asked["arm"] | {"name": cell.arm.name} for cell in cells},
         "about": {cell.hash: {"asked": cell.asked, "content": cell.content} for cell in cells},
-        "host": host_content(first.preset.data, (cell.arm.codec.kind for cell in cells)),
+        "host": host_content(first.preset.data, (cell.arm for cell in cells)),
     }
 
 
@@ -126,7 +126,7 @@ class _Session:
 
     def _check_host(self, group: dict[str, Any]) -> None:
         arms = self._settings(group).arms
-        check_host(group["host"], host_content(self._settings(group).preset.data, (arm.codec.kind for arm in arms)))
+        check_host(group["host"], host_content(self._settings(group).preset.data, arms))
 
     def _under_way(self) -> list[str]:
         """The cell of the arm that was the last to begin; the others of its point may be well."""

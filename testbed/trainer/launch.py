@@ -15,6 +15,7 @@ import torch.distributed as dist
 from testbed.collector.metrics import MetricsFile, cut_metrics, system_sample
 from testbed.config.training import Train, Training, resolve_training
 from testbed.data.integrity import check_data
+from testbed.data.plugged import check_plugged
 from testbed.data.source import open_source
 from testbed.errors import PeerLost, RunFailed, UsageError
 from testbed.parallel.distributed import Distributed
@@ -40,6 +41,7 @@ def train(given: Train) -> int:
     training = resolve_training(given)
     preset, arm = training.resolved_preset(), training.resolved_arm()
     check_data(preset.data, preset.model)
+    check_plugged(preset.data, preset.model)
     secret = find_secret(given.secret_file)
     device = _device()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

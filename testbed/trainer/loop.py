@@ -47,7 +47,6 @@ FIRST_BATCH = 1_000_000
 """Of the context-parallel steps: no sequence of the warm start comes again."""
 _VALIDATION_BATCH = 8
 _VALIDATION_TOKENS = 65536
-_BEGUN_EARLY = ("all-gather", "mask-aware")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +137,13 @@ class Trainer:
             )
         if self.arm.split == "batch":
             return make_exchange(self.arm, preset.model, [], None)
-        if self.arm.interleave and self.arm.exchange not in _BEGUN_EARLY:
-            raise UsageError(
-                f"interleave hides an exchange that begins before attention ({', '.join(_BEGUN_EARLY)}); "
-                f"'{self.arm.exchange}' travels within it: leave interleave, or choose another exchange"
-            )
         self.layout.check(preset.context)
         exchange = make_exchange(self.arm, preset.model, list(self.codecs), self.transport)
+        if self.arm.interleave and not exchange.begins_early:
+            raise UsageError(
+                f"interleave hides an exchange that begins before attention, and '{self.arm.exchange}' travels within "
+                "it: leave interleave, or choose another exchange (all-gather, mask-aware)"
+            )
         for layer in range(len(self.codecs)):
             exchange.traffic(layer, "forward", 1, preset.context)  # refuses chunks that a codec cannot cut
         return exchange
@@ -310,7 +309,7 @@ class Trainer:
         """Bytes that step `index` hands to the sockets by channel, in closed form: exchanges, ballast, heads,
         gradients. The step matters to a mask-aware exchange only, whose bytes depend on the batch's documents."""
         expected, messages, documents = Counter[str](), 0, None
-        if self.preset.document_mask and self.arm.exchange == "mask-aware":
+        if self.preset.document_mask and self.exchange.bytes_follow_documents:
             documents = torch.from_numpy(self._batch(index).documents.astype(np.int64))
         size = self.preset.batch // (self.preset.accumulate * (2 if self.arm.interleave else 1))
         for first in range(0, self.preset.batch, size):

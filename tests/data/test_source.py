@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.config.data import Data, check_vocabulary, vocabulary_needed
+from testbed.config.data import Data, vocabulary_needed
 from testbed.config.model import Model
 from testbed.data.batch import Batch, Split
 from testbed.data.corpus import Corpus
+from testbed.data.integrity import check_data
 from testbed.data.recall import RecallMix
 from testbed.data.source import Source, open_source
 from testbed.errors import UsageError
@@ -103,12 +104,12 @@ def test_a_vocabulary_that_is_too_small_is_refused():
     def model(vocabulary: int) -> Model:
         return Model(vocabulary=vocabulary, width=8, layers=1, heads=1, kv_heads=1, ffn=8)
 
-    check_vocabulary(Data(), model(400))
-    check_vocabulary(Data(), model(512))
+    check_data(Data(), model(400))
+    check_data(Data(), model(512))
     with pytest.raises(UsageError, match=r"399 is too small .* vocabulary = 400"):
-        check_vocabulary(Data(), model(399))
+        check_data(Data(), model(399))
     with pytest.raises(UsageError, match="vocabulary = 1344"):
-        check_vocabulary(Data(keys=64, values=16), model(400))
+        check_data(Data(keys=64, values=16), model(400))
 
 
 def test_the_harder_mix_asks_for_more_facts():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from testbed.codecs import Codec, Codecs, make_codec
 from testbed.codecs.rotated import Rotated
 from testbed.config import Arm, CodecConfig, Model
-from testbed.config.arm import ExchangeName, IdsConfig, LayoutName
+from testbed.config.arm import IdsConfig, LayoutName
 from testbed.config.codec import SubspaceConfig
 from testbed.model import Decoder
 from testbed.parallel.exchanges import InProcess, make_exchange
@@ -54,7 +54,7 @@ CODECS = {
 class Case:
     """One way to share a step out among ranks."""
 
-    exchange: ExchangeName = "all-gather"
+    exchange: str = "all-gather"
     layout: LayoutName = "contiguous"
     heads: str = "MHA"
     world: int = 4

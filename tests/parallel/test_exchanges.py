@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from testbed.codecs import Codec, make_codec, whole
 from testbed.config import CodecConfig
-from testbed.config.arm import ExchangeName
 from testbed.errors import UsageError
 from testbed.model import Decoder
 from testbed.parallel.exchanges import all_gather as all_gather_module
@@ -145,7 +144,7 @@ AUTOCAST = [("all-gather", name) for name in CODECS if "back" not in name]
 AUTOCAST += [("ring", "latent fp32"), ("ring", "subspace"), ("mask-aware", "best"), ("ulysses", "exact")]
 
 
-def attended(exchange: ExchangeName, name: str, *, lower: bool) -> list[torch.Tensor]:
+def attended(exchange: str, name: str, *, lower: bool) -> list[torch.Tensor]:
     """(out, dq, dk, dv and gradients of codecs) of two ranks, from the same bf16 numbers: as bf16 under autocast, as
     a GPU would have it, or as fp32."""
     case = Case(exchange=exchange, codec=CODECS[name], world=2)

@@ -180,19 +180,19 @@ def test_a_codec_of_a_users_own_is_known_by_its_sources(tmp_path, monkeypatch):
     """Ours are part of the code that decides."""
     code = "from testbed.codecs.exact import Exact\n\nclass Same(Exact):\n    pass\n"
     monkeypatch.syspath_prepend(install(tmp_path, code, same="Same"))
-    before = identity.plugged_sha256("same")
+    before = identity.plugged_sha256("codecs", "same")
     assert before is not None
-    assert identity.plugged_sha256("exact") is None
+    assert identity.plugged_sha256("codecs", "exact") is None
     (file,) = tmp_path.glob("*.py")
     for text, alike in ((code + "# a comment\n", True), (code.replace("pass", "token_wise = True"), False)):
         file.write_text(text)
         identity._parsed.cache_clear()
         identity.plugged_sha256.cache_clear()
-        assert (identity.plugged_sha256("same") == before) is alike
+        assert (identity.plugged_sha256("codecs", "same") == before) is alike
 
 
 def test_a_host_that_is_another_carries_nothing_out():
-    here = host_content(Data(), ["best"])
+    here = host_content(Data(), [arm_named("best")])
     check_host(here, dict(here))
     with pytest.raises(TestbedError, match=re.escape("other torch (9.9) than the one that the order comes from")):
         check_host(here, here | {"torch": "9.9"})

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from testbed.config import Data
+from testbed.config.data import TASKS
+from testbed.config.plugged import plugged_task
 from testbed.records import ArmRecord
 
 __all__ = ["ABOVE_GUESSING", "CONTROL_ABOVE", "guessed", "recovered", "relate", "void_reason", "with_nats"]
@@ -21,6 +23,8 @@ ABOVE_GUESSING = 0.075
 def guessed(data: Data) -> float:
     """The share of answers that whoever does not see what they depend on has right, at most: 1/V by chance; where
     values are balanced, what is left is known of the last, and the mean of 1/V, 1/(V − 1), … 1 is right."""
+    if data.task not in TASKS:
+        return plugged_task(data.task, data.options).guessed
     if data.task == "snapshot":
         return sum(1 / left for left in range(1, data.values + 1)) / data.values
     return 1 / data.values

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from testbed.codecs import Codec
 from testbed.config import Arm, Model
+from testbed.config.plugged import plugged
 from testbed.parallel.exchanges.all_gather import AllGather, MaskAware
 from testbed.parallel.exchanges.base import Alone, Exchange, Pacer, Traffic, Unpaced
 from testbed.parallel.exchanges.first_layer import FirstLayerByIds
@@ -51,5 +52,13 @@ def make_exchange(arm: Arm, model: Model, codecs: Sequence[Codec], transport: Tr
     layout = Layout(arm.layout, transport.world if transport else 1)
     if arm.exchange == "ids":
         return Ids(model, arm.ids, transport, layout=layout)
-    exchange = _KINDS[arm.exchange](model, codecs, transport, layout=layout, overlap=arm.overlap)
+    kind = _KINDS.get(arm.exchange) or _installed(arm.exchange)
+    exchange = kind(model, codecs, transport, layout=layout, overlap=arm.overlap)
     return FirstLayerByIds(exchange) if arm.first_layer == "ids" else exchange
+
+
+def _installed(name: str) -> type[Exchange]:
+    """The exchange that an installed package adds by this name (`Arm` has checked that one does)."""
+    entry = plugged("exchanges", name)
+    assert entry is not None, name
+    return entry.load()

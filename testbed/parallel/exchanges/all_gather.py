@@ -29,6 +29,8 @@ __all__ = ["AllGather", "MaskAware"]
 class AllGather(Exchange):
     """Every token to every rank."""
 
+    begins_early = True
+
     def chosen(self, owner: int, to: int, batch: int, context: int) -> Tensor | None:  # noqa: ARG002
         """Which of the owner's encoded tokens travel to a rank, as indices into its B·c·t; None: all."""
         return None
@@ -54,6 +56,8 @@ class AllGather(Exchange):
 
 class MaskAware(AllGather):
     """Only what a later query of the same document may see. Takes a codec that encodes each token on its own."""
+
+    bytes_follow_documents = True
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

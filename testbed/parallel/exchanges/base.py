@@ -97,7 +97,13 @@ class Exchange(ABC):
     """How K and V, or what stands for them, reach the other ranks.
 
     `attend` is `begin` and `finish` in one. Between the two, another sequence's computation may hide the exchange.
+    Whatever it sends to whom, every query sees every token before it: validation computes as if all were there.
     """
+
+    begins_early = False
+    """Whether everything that travels does so before attention begins, so that two halves of a batch can take turns."""
+    bytes_follow_documents = False
+    """Whether what it sends depends on where the batch's documents begin."""
 
     def __init__(
         self,

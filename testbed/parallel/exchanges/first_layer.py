@@ -29,6 +29,7 @@ class FirstLayerByIds(Exchange):
         super().__init__(deeper.model, [], deeper.transport, layout=deeper.layout)
         self._first = Ids(deeper.model, IdsConfig(layers=1), deeper.transport, layout=deeper.layout)
         self._deeper = deeper
+        self.begins_early, self.bytes_follow_documents = deeper.begins_early, deeper.bytes_follow_documents
 
     def _of(self, layer: int) -> Exchange:
         return self._first if layer == 0 else self._deeper
