@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ from testbed.records import (
 )
 from testbed.rundir.directory import interpreter
 from testbed.rundir.identity import program_sha256
-from testbed.trainer import StepResult, Trainer, WarmStart, warm_start
+from testbed.trainer import StepResult, Trainer, WarmStart, check_payload, steps_of, warm_start
 
 __all__ = ["serve"]
 
@@ -143,40 +144,27 @@ class Rank:
 
     def first_losses(self, steps: int) -> FirstLosses:
         """Of so many steps, at this machine's own speed: what steps on a link are held against."""
-        losses = []
-        while self.trainer.index < min(steps, self.preset.steps):
-            result = self.trainer.step()
-            losses.append([result.loss_sum, result.tokens])
-            if self.trainer.sync_due:
-                self.trainer.average_weights()
-        return FirstLosses(losses=losses)
+        taken = islice(steps_of(self.trainer), steps)
+        return FirstLosses(losses=[[each.result.loss_sum, each.result.tokens] for each in taken])
 
     def learn(self) -> RankLearned:
         """All steps, at this machine's own speed; the loss is what is kept."""
         losses, validations = [], []
-        while self.trainer.index < self.preset.steps:
-            expected, before = self._expected_payload(), Counter(self.transport.sent)
-            result = self.trainer.step()
-            payload = self._payload_since(before)
-            _check_payload(payload, expected)
-            losses.append([result.loss_sum, result.tokens])
-            self._write(result, payload, {}, [])
-            if self.trainer.sync_due:
-                self.trainer.average_weights()
-            last = self.trainer.index == self.preset.steps
-            if last and self.trainer.arm.sync == "average" and not self.trainer.sync_due:
-                self.trainer.average_weights()  # the end is judged at equal weights
-            if last or self.trainer.index % self.preset.validation_every == 0:
+        for taken in steps_of(self.trainer):
+            losses.append([taken.result.loss_sum, taken.result.tokens])
+            self._write(taken.result, taken.payload, {}, [])
+            if taken.to_validate:
                 validations.append(self.validate())
             self._progress(self.trainer.index, self.preset.steps)
         return RankLearned(losses=losses, validations=tuple(validations))
 
     def step(self) -> RankStep:
         """One step whose time counts: settled, balanced, written down."""
-        expected, meter = self._expected_payload(), self._meter()
+        expected = self.trainer.payload_of_step(self.trainer.index)  # asked first: at its end a codec may be unplugged
+        meter = self._meter()
         result = self.trainer.step()
         spent = self._spent(meter, result.overruns)
-        _check_payload(spent.payload_bytes, expected)
+        check_payload(spent.payload_bytes, expected)
         self.ledger.append(StepEntry(step=self.trainer.index - 1, **vars(spent)))
         shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "relay_drops", "backlog_bytes", "resent")
         moved = {key: getattr(spent, key) for key in (*shown, "fidelity", "suspect")}
@@ -251,13 +239,6 @@ class Rank:
         assert self.metrics is not None
         self.metrics.write(line)
 
-    def _expected_payload(self) -> dict[str, int]:
-        """Of the step that comes next, in closed form: asked before it, for at its end a codec may be unplugged."""
-        return self.trainer.payload_of_step(self.trainer.index)
-
-    def _payload_since(self, before: Counter[str]) -> dict[str, int]:
-        return {channel: count - before[channel] for channel, count in self.transport.sent.items()}
-
     def _meter(self) -> "_Meter":
         """What stands on every counter, once all that was sent has arrived."""
         settle(self.transport.connections)
@@ -307,12 +288,6 @@ class Rank:
     def _progress(self, done: int, total: int) -> None:
         if self.rank == 0 and (done % _PROGRESS_EVERY == 0 or done == total):
             self.reply({"progress": [done, total]})
-
-
-def _check_payload(payload: dict[str, int], expected: dict[str, int]) -> None:
-    """Payload by channel must be the closed form, to the byte, ballast and heads included."""
-    counted, expected = ({channel: n for channel, n in each.items() if n} for each in (payload, expected))
-    assert counted == expected, f"payload of a step {counted} is not the closed form {expected}"
 
 
 def _interface(before: WireBytes, now: WireBytes) -> int | None:

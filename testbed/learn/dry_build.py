@@ -114,6 +114,7 @@ class _Nothing:
 class _Mirror:
     """A transport on which every other rank says what this one says."""
 
+    head_bytes = 0
     lanes = False
 
     def __init__(self, world: int) -> None:

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from testbed.parallel.threads import on_ranks
 from testbed.parallel.transport import Sockets
 from testbed.records import LearnedCell, LearnedResult, Place, ValidationSums, received, write_json
 from testbed.rundir.identity import check_host, host_content
-from testbed.trainer import Trainer, WarmStart, warm_start
+from testbed.trainer import Trainer, WarmStart, steps_of, warm_start
 
 __all__ = ["Shared", "learn_cell", "warm_up"]
 
@@ -135,28 +134,19 @@ class _OfRank:
 
 
 def _learn(trainer: Trainer, progress: Callable[[int], None]) -> _OfRank:
-    """One rank's steps, averagings and validations; the end is judged at equal weights."""
+    """One rank's steps, averagings and validations."""
     preset, arm = trainer.preset, trainer.arm
     losses: list[tuple[float, int]] = []
     drift: list[tuple[int, float]] = []
     validations, clipped = [trainer.validate()], 0
-    expected, before = trainer.payload_of_step(trainer.index), Counter(trainer.transport.sent)
-    while trainer.index < preset.steps:
-        result = trainer.step()
-        if trainer.index == 1:
-            sent = {
-                channel: n - before[channel] for channel, n in trainer.transport.sent.items() if n > before[channel]
-            }
-            assert sent == {channel: n for channel, n in expected.items() if n}, (sent, expected)
-        losses.append((result.loss_sum, result.tokens))
-        clipped += result.gradient_norm > preset.clip > 0
-        last = trainer.index == preset.steps
-        if trainer.sync_due or (last and arm.sync == "average"):
-            trainer.average_weights()
+    for taken in steps_of(trainer):
+        losses.append((taken.result.loss_sum, taken.result.tokens))
+        clipped += taken.result.gradient_norm > preset.clip > 0
+        if taken.averaged:
             drift.append((trainer.index, trainer.weights.drift or 0.0))  # one replica has none
-        if last or trainer.index % preset.validation_every == 0:
+        if taken.to_validate:
             validations.append(trainer.validate())
-        if last or trainer.index % _PROGRESS_EVERY == 0:
+        if taken.last or trainer.index % _PROGRESS_EVERY == 0:
             progress(trainer.index)
     return _OfRank(
         losses=losses,

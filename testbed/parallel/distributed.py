@@ -26,6 +26,7 @@ _Post = tuple[Callable[..., Any], Tensor, int]
 class Distributed:
     """Direct sends and receives over the default process group, receives posted first."""
 
+    head_bytes = 0
     lanes = False
     """Two threads on two communicators may wait for each other for ever on a GPU: sums come after the backward pass."""
 

@@ -74,6 +74,8 @@ class Transport(Protocol):
         """
         ...
 
+    head_bytes: int
+    """What travels before each message that is posted, counted as `other`."""
     lanes: bool
     """Whether there is a `lane()`: a second transport to the same ranks, for traffic that must not queue behind
     exchanges."""
@@ -90,6 +92,7 @@ class Transport(Protocol):
 class Sockets:
     """Plain TCP between all pairs of ranks."""
 
+    head_bytes = HEAD_BYTES
     lanes = True
 
     def __init__(self, rank: int, peers: dict[int, socket.socket], secret: Secret | None = None) -> None:

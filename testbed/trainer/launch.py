@@ -24,6 +24,7 @@ from testbed.parallel.transport import Sockets, Transport
 from testbed.trainer import checkpoint
 from testbed.trainer.loop import Trainer
 from testbed.trainer.rendezvous import JOIN_SECONDS, Meeting, first_step, same_training, store_client
+from testbed.trainer.session import steps_of
 from testbed.trainer.warm import warm_start
 from testbed.trainer.watchdog import Clock, Watchdog
 
@@ -81,20 +82,17 @@ def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[st
     preset, out = trainer.preset, Path(training.out)
     cut_metrics(out, trainer.rank, trainer.index)
     metrics = MetricsFile(out, trainer.rank)
-    while trainer.index < preset.steps:
-        state["where"] = f"step {trainer.index}"
-        before = Counter(trainer.transport.sent)
-        result = trainer.step()
-        if trainer.sync_due:
-            clock += trainer.average_weights()
-        clock += result.step_seconds + result.sync_seconds
+    state["where"] = f"step {trainer.index}"
+    for taken in steps_of(trainer):
+        result = taken.result
+        clock += result.step_seconds + result.sync_seconds + taken.averaging_seconds
         line = {
             "rank": trainer.rank,
             "step": trainer.index,
             "time_seconds": clock,
             "loss": result.loss_sum / max(1, result.tokens),
             **{key: value for key, value in asdict(result).items() if key not in ("loss_sum", "overruns")},
-            "payload_bytes": dict(trainer.transport.sent - before),
+            "payload_bytes": dict(Counter(taken.payload) + Counter(taken.averaging_payload)),
         }
         metrics.write(line)
         if trainer.index % _PRINT_EVERY == 0 or trainer.index == preset.steps:
@@ -102,17 +100,15 @@ def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[st
             shown = {key: line[key] for key in ("rank", "step", "loss", "step_seconds")}
             sys.stdout.write(json.dumps(shown) + "\n")  # in one piece: ranks share the terminal
             sys.stdout.flush()
-        last = trainer.index == preset.steps
-        if last and trainer.arm.sync == "average" and not trainer.sync_due:
-            trainer.average_weights()  # the end is judged at equal weights
-        if last or trainer.index % preset.validation_every == 0:
+        if taken.to_validate:
             for name, exact in (("validation", False), ("validation_exact", True)):
                 sums = asdict(trainer.validate(exact=exact))
                 metrics.write({"step": sums.pop("step"), name: sums})
         every = training.checkpoint_every
-        if last or (every is not None and trainer.index % every == 0):
+        if taken.last or (every is not None and trainer.index % every == 0):
             checkpoint.save(trainer, out / "checkpoints", clock=clock)
             checkpoint.prune(out / "checkpoints", trainer.rank, meeting.saved(trainer.index))
+        state["where"] = f"step {trainer.index}"
     metrics.close()
     trainer.close()
 

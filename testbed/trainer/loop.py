@@ -33,7 +33,7 @@ from testbed.pace import Pace
 from testbed.parallel.exchanges import Exchange, InProcess, Unpaced, make_exchange
 from testbed.parallel.layout import Layout
 from testbed.parallel.sync import all_reduce, flatten, unflatten
-from testbed.parallel.transport import HEAD_BYTES, Transport
+from testbed.parallel.transport import Transport
 from testbed.records import ValidationSums
 from testbed.trainer.numbers import agree, digest, learning_rate
 from testbed.trainer.optimizer import AdamW
@@ -330,7 +330,7 @@ class Trainer:
             expected["weights"] = 2 * sum(buckets) * others
             expected["ballast"] += 2 * self._sync_ballast() * others
             messages += 2 * len(buckets) * others
-        expected["other"] = messages * HEAD_BYTES
+        expected["other"] = messages * self.transport.head_bytes
         return dict(expected)
 
     @property
