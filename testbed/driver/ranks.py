@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from emulation.nodes.base import Backend
+from testbed.child import Message
 from testbed.errors import RunFailed
 from testbed.records import received
 
@@ -51,7 +52,7 @@ class Ranks:
         self._buffers: list[bytes] = []
         self._heard_at: list[float] = []
         """When each rank last said anything, by this process's monotonic clock."""
-        self._reasons: dict[int, dict[str, Any]] = {}
+        self._reasons: dict[int, Message] = {}
         """What failing ranks said, by rank."""
 
     def __enter__(self) -> Self:
@@ -96,7 +97,7 @@ class Ranks:
         self._replies.append(process.stdout.fileno())
         self._buffers.append(b"")
 
-    def order(self, name: str, **arguments: Any) -> list[dict[str, Any]]:
+    def order(self, name: str, **arguments: Any) -> list[Message]:
         """Give every rank the same order; the answers by rank. Raises `RunFailed` if a rank is lost."""
         self._watch()
         line = (json.dumps({"do": name, **arguments}) + "\n").encode()
@@ -113,8 +114,8 @@ class Ranks:
         """Order, and what each rank answers as a record of this kind."""
         return [received(kind, answer, f"rank {rank}") for rank, answer in enumerate(self.order(name, **arguments))]
 
-    def _collect(self, name: str) -> list[dict[str, Any]]:
-        answers: dict[int, dict[str, Any]] = {}
+    def _collect(self, name: str) -> list[Message]:
+        answers: dict[int, Message] = {}
         self._heard_at = [time.monotonic()] * len(self._replies)
         with selectors.DefaultSelector() as selector:
             for rank, descriptor in enumerate(self._replies):
@@ -141,11 +142,11 @@ class Ranks:
             self._watched_at = now
             self.watch()
 
-    def _messages(self, rank: int, chunk: bytes) -> list[dict[str, Any]]:
+    def _messages(self, rank: int, chunk: bytes) -> list[Message]:
         *lines, self._buffers[rank] = (self._buffers[rank] + chunk).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _take(self, name: str, rank: int, message: dict[str, Any], answers: dict[int, dict[str, Any]]) -> None:
+    def _take(self, name: str, rank: int, message: Message, answers: dict[int, Message]) -> None:
         if "alive" in message:
             return
         if "progress" in message:

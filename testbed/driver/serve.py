@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ import torch
 from emulation.kernel.counters import WireBytes, WireCounter
 from emulation.shaping.delays import DelayCounter
 from emulation.spec.network import TCP_IP_HEADER_BYTES
+from testbed.child import Reply, answering
 from testbed.collector.host_load import Fidelity, Pulse, judge
 from testbed.collector.ledger import (
     SocketBytes,
@@ -79,7 +80,7 @@ class _Meter:
 class Rank:
     """The state between orders."""
 
-    def __init__(self, reply: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.rank = trace.rank = int(os.environ["RANK"])
         trace.recording = True
@@ -302,7 +303,7 @@ def _difference(now: int | None, before: int | None) -> int | None:
     return None if now is None or before is None else now - before
 
 
-def _beat(reply: Callable[[dict[str, Any]], None]) -> None:
+def _beat(reply: Reply) -> None:
     """Say every second that this process lives."""
     with suppress(OSError, ValueError):  # the driver has gone, or this process ends
         while True:
@@ -313,14 +314,7 @@ def _beat(reply: Callable[[dict[str, Any]], None]) -> None:
 def serve() -> None:
     """Take orders until standard input ends."""
     torch.set_num_threads(1)
-    with os.fdopen(os.dup(1), "w", buffering=1) as replies:
-        os.dup2(2, 1)
-        lock = threading.Lock()
-
-        def reply(message: dict[str, Any]) -> None:
-            with lock:
-                replies.write(json.dumps(message) + "\n")
-
+    with answering() as reply:
         threading.Thread(target=_beat, args=(reply,), name="beat", daemon=True).start()
         try:
             rank = Rank(reply)

@@ -4,18 +4,14 @@ What a process does is in `testbed.learn.worker`. A cell that fails is dropped w
 group goes on in another process.
 """
 
-import contextlib
-import json
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from testbed.child import start_child
+from testbed.child import Child, Message
 from testbed.formats import counted
 from testbed.learn.experiment import Cell
 from testbed.rundir.directory import environment
@@ -43,7 +39,7 @@ class Learning:
         """Steps by job, under way or done."""
         self.started = time.monotonic()
         self.lock = threading.Lock()
-        self.processes: list[subprocess.Popen[str]] = []
+        self.children: list[Child] = []
         self.over = threading.Event()
         report(
             f"{counted(total, 'cell')}: {self.done} there, {len(missing)} to learn after "
@@ -61,8 +57,8 @@ class Learning:
                     thread.join(0.2)  # in slices: Ctrl-C is heard in between
         finally:
             self.over.set()
-            for process in self.processes:
-                process.kill()
+            for child in self.children:
+                child.kill()
         return self.failed
 
     def _serve(self, job: int) -> None:
@@ -84,26 +80,19 @@ class Learning:
         left = {cell.hash: cell for cell in group}
         blame: str | None = None
         why = ""
-        process = start_child("testbed.learn.worker", log)
-        self.processes.append(process)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin, process.stdout:
-            process.stdin.write(json.dumps(order_of(group, self.folder)) + "\n")
-            process.stdin.flush()
-            behind = before
-            for line in process.stdout:
-                message = json.loads(line)
-                if "done" in message:
-                    cell = left.pop(message["done"])
-                    behind += cell.preset.steps + (behind == before) * cell.preset.warm_steps
-                    self._count(job, behind, cell, message)
-                elif "failed" in message:
-                    blame, why = message["failed"], message["why"]
-                else:
-                    self._count(job, behind + message.get("warm_steps", 0) + message.get("steps", 0))
-        status = process.wait()
-        self.processes.remove(process)
+        child, behind = Child("testbed.learn.worker", log), before
+        self.children.append(child)
+        for message in child.answers(order_of(group, self.folder)):
+            if "done" in message:
+                cell = left.pop(message["done"])
+                behind += cell.preset.steps + (behind == before) * cell.preset.warm_steps
+                self._count(job, behind, cell, message)
+            elif "failed" in message:
+                blame, why = message["failed"], message["why"]
+            else:
+                self._count(job, behind + message.get("warm_steps", 0) + message.get("steps", 0))
+        status = child.status()
+        self.children.remove(child)
         if not left or self.over.is_set():
             return []
         return self._drop(left, blame, why or f"its process ended with status {status}", log)
@@ -118,7 +107,7 @@ class Learning:
                 self.report(f"{_called(cell)} FAILED: {why}; see {log}")
         return list(left.values())
 
-    def _count(self, job: int, worked: float, cell: Cell | None = None, message: dict[str, Any] | None = None) -> None:
+    def _count(self, job: int, worked: float, cell: Cell | None = None, message: Message | None = None) -> None:
         with self.lock:
             self.worked[job] = worked
             if cell is not None and message is not None:
@@ -157,7 +146,7 @@ def groups_of(cells: list[Cell]) -> list[list[Cell]]:
     return list(found.values())
 
 
-def order_of(group: list[Cell], folder: Path) -> dict[str, Any]:
+def order_of(group: list[Cell], folder: Path) -> Message:
     place, first = asdict(environment().place), group[0]
     return {
         "preset": asdict(first.preset),

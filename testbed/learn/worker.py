@@ -8,18 +8,16 @@ input ends, so does this process. Threads and not processes, because they take n
 """
 
 import json
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from testbed.child import ending_with_parent
+from testbed.child import Message, Reply, answering, ending_with_parent
 from testbed.codecs import Shape
 from testbed.config import Arm, Preset, parse
 from testbed.data.batch import Batch, Split
@@ -181,18 +179,13 @@ def bytes_per_token_layer(trainer: Trainer) -> dict[str, float]:
 def main() -> None:
     """Learn what the order says; a cell's results are on disk, by rename, before they are reported."""
     torch.set_num_threads(1)
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes to the log
-
-    def reply(message: dict[str, Any]) -> None:
-        replies.write(json.dumps(message) + "\n")
-
-    order = json.loads(sys.stdin.readline())
-    with ending_with_parent():
-        _serve(order, reply)
+    with answering() as reply:
+        order = json.loads(sys.stdin.readline())
+        with ending_with_parent():
+            _serve(order, reply)
 
 
-def _serve(order: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
+def _serve(order: Message, reply: Reply) -> None:
     preset = parse(Preset, order["preset"], "preset")
     mix = Shared(open_source(preset.data, seed=order["seed"], chunks=preset.task_chunks, context=preset.context))
     cell = ""

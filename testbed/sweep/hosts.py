@@ -11,14 +11,13 @@ Ray listens where it is told to. Started by us (no address given) it listens on 
 order whose host is lost is given to another; results come back as files.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed.child import start_child
+from testbed.child import Child, Message
 from testbed.errors import UsageError
 
 __all__ = ["RESOURCE", "Hosts"]
@@ -26,8 +25,6 @@ __all__ = ["RESOURCE", "Hosts"]
 RESOURCE = "testbed_host"
 _RETRIES = 3
 _LOG_LINES = 12
-
-Order = dict[str, Any]
 
 
 class Hosts:
@@ -62,7 +59,7 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         self.ray.shutdown()
 
-    def serve(self, module: str, orders: list[Order], folder: Path) -> Iterator[tuple[Order, list[dict[str, Any]]]]:
+    def serve(self, module: str, orders: list[Message], folder: Path) -> Iterator[tuple[Message, list[Message]]]:
         """Each order with what was said of it, as they end; the files that were written lie below `folder` by then."""
         remote = self.ray.remote(_serve).options(num_cpus=0, resources={RESOURCE: 1}, max_retries=_RETRIES)
         waiting = {remote.remote(module, order): order for order in orders}
@@ -83,19 +80,14 @@ class Hosts:
             yield order, messages
 
 
-def _serve(module: str, order: Order) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def _serve(module: str, order: Message) -> tuple[list[Message], dict[str, bytes]]:
     """On a host: one process for the order; its messages, and every file that it wrote."""
     with tempfile.TemporaryDirectory(prefix="testbed-") as place:
         folder = Path(place) / "results"
         log = folder / "logs" / f"{Path(place).name}.log"
-        process = start_child(module, log)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with process.stdin, process.stdout:
-            process.stdin.write(json.dumps({**order, "folder": str(folder / order["folder"])}) + "\n")
-            process.stdin.flush()
-            messages = [json.loads(line) for line in process.stdout]
-        status = process.wait()
+        child = Child(module, log)
+        messages = list(child.answers({**order, "folder": str(folder / order["folder"])}))
+        status = child.status()
         if status and not any("failed" in message for message in messages):
             last = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
             messages.append({"failed": None, "why": f"its process ended with status {status}: {last}"})

@@ -1,14 +1,11 @@
 """The cells of a sweep that are missing, timed here or on other hosts; reasons of what failed."""
 
-import json
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from testbed.child import start_child
+from testbed.child import Child, Message
 from testbed.formats import counted
 from testbed.records import LearnedCell, read_record
 from testbed.rundir.directory import write_failed
@@ -98,23 +95,18 @@ class _Timing:
         for cell in cells:
             shutil.rmtree(plan.folder / "cells" / cell.hash, ignore_errors=True)  # of an attempt that did not end
         log = plan.folder / "logs" / "timing.log"
-        process = start_child("testbed.sweep.worker", log)
+        child = Child("testbed.sweep.worker", log)
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with suppress(BrokenPipeError), process.stdin, process.stdout:  # it has ended: its log says why
-                process.stdin.write(json.dumps(self._order(cells, folder=str(plan.folder))) + "\n")
-                process.stdin.flush()
-                for line in process.stdout:
-                    self._heard(json.loads(line), left, log)
+            for message in child.answers(self._order(cells, folder=str(plan.folder))):
+                self._heard(message, left, log)
         finally:
-            process.kill()
-        status = process.wait()
+            child.kill()
+        status = child.status()
         if len(left) == len(cells):  # nothing was done, and nobody said why
             self._drop([left.pop(cells[0].hash)], f"its process ended with status {status}", log)
         return list(left.values())
 
-    def _heard(self, message: dict[str, Any], left: dict[str, Timed], log: Path) -> None:
+    def _heard(self, message: Message, left: dict[str, Timed], log: Path) -> None:
         if "say" in message:
             self.report(message["say"], **message.get("facts", {}))
         elif "done" in message:
@@ -122,7 +114,7 @@ class _Timing:
         elif "failed" in message:
             self._drop([left.pop(name) for name in message["failed"] if name in left], message["why"], log)
 
-    def _order(self, cells: list[Timed], *, folder: str) -> dict[str, Any]:
+    def _order(self, cells: list[Timed], *, folder: str) -> Message:
         learned = {}
         for cell in cells:
             known = read_record(LearnedCell, self.plan.learned_file(cell.learned[0]))
@@ -151,7 +143,7 @@ class _Timing:
         cells_lost = "; ".join(cell.words for cell in cells)
         self.report(f"FAILED: {cells_lost}: {why.splitlines()[0]}; see {log}")
 
-    def _count(self, cell: Timed, message: dict[str, Any]) -> None:
+    def _count(self, cell: Timed, message: Message) -> None:
         self.done += 1
         self.behind += seconds(cell) * self.expected / self.closed_form
         passed = time.monotonic() - self.started

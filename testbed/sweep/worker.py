@@ -7,9 +7,7 @@ process, too, and whoever ordered the rest goes on in another.
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from emulation.errors import EmulationError, LinkError
 from emulation.kernel.world import run_in_world
 from emulation.spec.network import Network
-from testbed.child import ending_with_parent
+from testbed.child import Message, Reply, answering, ending_with_parent
 from testbed.config import STRICT, Arm, Preset, parse
 from testbed.errors import LossChanged, TestbedError
 from testbed.records import CellSummary, LearnedSeries, Validation, received
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from testbed.driver.results import ArmResult, Learned
 
 __all__ = ["Trained", "as_order", "check_learned"]
-
-Reply = Callable[[dict[str, Any]], None]
 
 
 def as_order(cells: list[Timed]) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def as_order(cells: list[Timed]) -> dict[str, Any]:
     }
 
 
-def _settings(group: dict[str, Any], folder: Path, command: str) -> Settings:
+def _settings(group: Message, folder: Path, command: str) -> Settings:
     given = group["settings"]
     arms = {cell: parse(Arm, arm, "arm") for cell, arm in group["arms"].items()}
     return Settings(
@@ -91,7 +87,7 @@ class Trained:
 class _Session:
     """The nodes, and what has been done on them."""
 
-    def __init__(self, order: dict[str, Any], reply: Reply) -> None:
+    def __init__(self, order: Message, reply: Reply) -> None:
         self.order, self.reply = order, reply
         self.folder = Path(order["folder"])
         self.environment = environment()
@@ -124,7 +120,7 @@ class _Session:
             return 1
         return 0
 
-    def _check_host(self, group: dict[str, Any]) -> None:
+    def _check_host(self, group: Message) -> None:
         arms = self._settings(group).arms
         check_host(group["host"], host_content(self._settings(group).preset.data, arms))
 
@@ -133,10 +129,10 @@ class _Session:
         names = self.now.results if self.now else {}
         return [self.cells[list(names)[-1]]] if names else []
 
-    def _settings(self, group: dict[str, Any]) -> Settings:
+    def _settings(self, group: Message) -> Settings:
         return _settings(group, self.folder, self.order["command"])
 
-    def _take(self, group: dict[str, Any], backend: Any, stack: ExitStack, blame: list[str]) -> None:
+    def _take(self, group: Message, backend: Any, stack: ExitStack, blame: list[str]) -> None:
         """One point. `blame` loses every cell that is done."""
         from testbed.driver.comparison import ComparisonRun
         from testbed.driver.ranks import Ranks
@@ -204,7 +200,7 @@ class _Session:
     def _known(self, cell: str) -> Trained:
         return received(Trained, self.order["learned"][cell], "the order")
 
-    def _write(self, comparison: "ComparisonRun", name: str, cell: str, group: dict[str, Any]) -> CellSummary:
+    def _write(self, comparison: "ComparisonRun", name: str, cell: str, group: Message) -> CellSummary:
         from testbed.driver.arm_record import arm_record
         from testbed.driver.emulate import conditions, summary_of, write_arm
 
@@ -244,21 +240,17 @@ def check_learned(result: "ArmResult", known: Trained) -> None:
 
 def main() -> int:
     """Serve one order."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes to the log
-    order = json.loads(sys.stdin.readline())
+    with answering() as reply:
+        order = json.loads(sys.stdin.readline())
 
-    def reply(message: dict[str, Any]) -> None:
-        replies.write(json.dumps(message) + "\n")
+        def serve() -> int:
+            with ending_with_parent():
+                return _Session(order, reply).run()
 
-    def serve() -> int:
-        with ending_with_parent():
-            return _Session(order, reply).run()
-
-    backend = order["groups"][0]["settings"]["backend"]
-    if backend == "host":
-        return serve()
-    return run_in_world(serve, beside_engine=backend == "docker")
+        backend = order["groups"][0]["settings"]["backend"]
+        if backend == "host":
+            return serve()
+        return run_in_world(serve, beside_engine=backend == "docker")
 
 
 if __name__ == "__main__":
