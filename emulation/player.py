@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from emulation.errors import EmulationError, UsageError
-from emulation.spec.events import Change, Fault, Schedule
+from emulation.spec.events import Change, EventFacts, Fault, Schedule
 from emulation.spec.network import Network, Node
 
 __all__ = ["Playable", "Player", "Programs"]
@@ -98,7 +98,7 @@ class Player:
         backend: Playable,
         schedule: Schedule,
         *,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_event: Callable[[EventFacts], None] | None = None,
         programs: Programs | None = None,
     ) -> None:
         """`on_event` is called from the player's thread with each record.
@@ -115,7 +115,7 @@ class Player:
         self.schedule = schedule
         self._on_event = on_event
         self._programs = programs
-        self._events: list[dict[str, Any]] = []
+        self._events: list[EventFacts] = []
         self._stop = threading.Event()
         self._error: EmulationError | None = None
         self._thread: threading.Thread | None = None
@@ -151,7 +151,7 @@ class Player:
         self._thread.start()
 
     @property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[EventFacts]:
         """What has taken effect so far: JSON-able, times in seconds after time zero.
 
         `at_seconds` was asked for, `applied_seconds` is when the kernel had it, `what` tells it to people; the rest
@@ -256,7 +256,8 @@ class Player:
         self._told += [(known, event, network) for event in due]
 
     def _record(self, event: Change | Fault, applied_seconds: float) -> None:
-        record = {"at_seconds": event.at_seconds, "applied_seconds": round(applied_seconds, 6), **event.describe()}
+        record = event.describe()
+        record["applied_seconds"] = round(applied_seconds, 6)
         self._events.append(record)
         if self._on_event is not None:
             self._on_event(record)

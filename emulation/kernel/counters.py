@@ -11,10 +11,10 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any
 
 from emulation.errors import EmulationError
 from emulation.kernel.commands import At
+from emulation.kernel.facts import CounterPlace
 from emulation.kernel.netlink import TcSocket
 from emulation.kernel.syscalls import at
 
@@ -54,7 +54,7 @@ def open_end(device: str) -> End:
     return TcSocket(), socket.if_nametoindex(device)
 
 
-def open_ends(description: dict[str, Any], at: At = at) -> list[End]:
+def open_ends(description: CounterPlace, at: At = at) -> list[End]:
     """What a node sends and receives."""
     return [at(description[end]["netns"], open_end, description[end]["device"]) for end in ("tx", "rx")]
 
@@ -68,7 +68,7 @@ class WireCounter:
     side of it.
     """
 
-    def __init__(self, description: dict[str, Any]) -> None:
+    def __init__(self, description: CounterPlace) -> None:
         self._ends: list[End] = []
         if description["kind"] == "netns":
             self._ends = open_ends(description)
@@ -111,7 +111,7 @@ class CounterServer:
     Reading them needs no privilege, and costs those processes what it costs us.
     """
 
-    def __init__(self, path: str, descriptions: list[dict[str, Any]], at: At = at) -> None:
+    def __init__(self, path: str, descriptions: list[CounterPlace], at: At = at) -> None:
         self._descriptions, self._at = descriptions, at
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
@@ -146,7 +146,7 @@ class CounterServer:
         self._socket.close()
 
 
-def _ask(description: dict[str, Any]) -> list[End]:
+def _ask(description: CounterPlace) -> list[End]:
     """A node's counters from a `CounterServer`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(5.0)

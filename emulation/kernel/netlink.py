@@ -9,9 +9,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 from emulation.errors import EmulationError
+from emulation.kernel.facts import ShaperFacts
 
 __all__ = ["ROOT", "TICK_NS", "TcSocket", "decode_filter", "decode_tc"]
 
@@ -80,11 +80,11 @@ def _bytes_of(ticks: int, bytes_per_second: int) -> int:
     return round(ticks * TICK_NS * bytes_per_second / 1e9)
 
 
-def _options(kind: str, data: bytes, start: int, end: int) -> dict[str, Any]:
+def _options(kind: str, data: bytes, start: int, end: int) -> ShaperFacts:
     """A qdisc's or class's settings as integers in our units."""
     if kind in ("pfifo", "bfifo") and end - start >= 4:
-        unit = "packets" if kind == "pfifo" else "bytes"
-        return {f"limit_{unit}": _U32.unpack_from(data, start)[0]}
+        (limit,) = _U32.unpack_from(data, start)
+        return {"limit_packets": limit} if kind == "pfifo" else {"limit_bytes": limit}
     if kind == "netem" and end - start >= _NETEM.size:
         return _netem_options(data, start, end)
     nested = _nested(data, start, end)
@@ -117,14 +117,14 @@ def _options(kind: str, data: bytes, start: int, end: int) -> dict[str, Any]:
     return {}
 
 
-def _netem_options(data: bytes, start: int, end: int) -> dict[str, Any]:
+def _netem_options(data: bytes, start: int, end: int) -> ShaperFacts:
     """struct tc_netem_qopt and the attributes behind it."""
     latency, limit, loss, _, _, jitter = _NETEM.unpack_from(data, start)
     nested = _nested(data, start + _NETEM.size, end)
     delay_ns = _U64.unpack(nested[_NETEM_LATENCY64])[0] if _NETEM_LATENCY64 in nested else latency * TICK_NS
     jitter_ns = _U64.unpack(nested[_NETEM_JITTER64])[0] if _NETEM_JITTER64 in nested else jitter * TICK_NS
     reorder = _U32.unpack_from(nested[_NETEM_REORDER])[0] if _NETEM_REORDER in nested else 0
-    options = {
+    options: ShaperFacts = {
         "limit_packets": limit,
         "delay_us": round(delay_ns / 1000),
         "jitter_us": round(jitter_ns / 1000),
@@ -134,11 +134,11 @@ def _netem_options(data: bytes, start: int, end: int) -> dict[str, Any]:
     models = _nested(nested[_NETEM_LOSS], 0, len(nested[_NETEM_LOSS])) if _NETEM_LOSS in nested else {}
     if _NETEM_GEMODEL in models:
         enter, leave = struct.unpack_from("=II", models[_NETEM_GEMODEL])
-        options |= {"gemodel_enter_share": enter / _CERTAIN, "gemodel_leave_share": leave / _CERTAIN}
+        options["gemodel_enter_share"], options["gemodel_leave_share"] = enter / _CERTAIN, leave / _CERTAIN
     return options
 
 
-def _statistics(data: bytes, start: int, end: int) -> dict[str, int]:
+def _statistics(data: bytes, start: int, end: int) -> ShaperFacts:
     """TCA_STATS2: 64-bit bytes, which count the header of every segment of a super-packet."""
     nested = _nested(data, start, end)
     if _STATS_BASIC not in nested or _STATS_QUEUE not in nested:  # tbf's own class counts nothing
@@ -156,13 +156,13 @@ def _statistics(data: bytes, start: int, end: int) -> dict[str, int]:
     }
 
 
-def decode_tc(message: bytes) -> dict[str, Any]:
+def decode_tc(message: bytes) -> ShaperFacts:
     """One RTM_NEWQDISC or RTM_NEWTCLASS message (after the netlink header) as a dictionary."""
     _, ifindex, handle, parent, info = _TCMSG.unpack_from(message)
     spans = {kind: (first, last) for kind, first, last in _attributes(message, _TCMSG.size, len(message))}
     first, last = spans[_KIND]
     kind = message[first:last].rstrip(b"\0").decode()
-    decoded: dict[str, Any] = {
+    decoded: ShaperFacts = {
         "kind": kind,
         "ifindex": ifindex,
         "handle": handle,
@@ -209,7 +209,7 @@ class TcSocket:
         self._socket.settimeout(_TIMEOUT_SECONDS)
         self._sequence = 0
 
-    def root_qdisc(self, ifindex: int) -> dict[str, Any]:
+    def root_qdisc(self, ifindex: int) -> ShaperFacts:
         """The qdisc that is now the root of an interface: one request, one answer, about 10 us."""
         self._send(RTM_GETQDISC, _NLM_F_ECHO, ifindex, ROOT)  # without "echo" the answer goes to listeners only
         return next(self._answers(dump=False))
@@ -219,7 +219,7 @@ class TcSocket:
         _, packets, _, sent = _LINK_STATS.unpack_from(self._link(ifindex)[_IFLA_STATS64])
         return packets, sent
 
-    def interface_limits(self, ifindex: int) -> dict[str, int]:
+    def interface_limits(self, ifindex: int) -> ShaperFacts:
         """How large packets and super-packets may be."""
         link = self._link(ifindex)
         return {
@@ -227,12 +227,12 @@ class TcSocket:
             "gso_max_segs": _U32.unpack(link[_IFLA_GSO_MAX_SEGS])[0],
         }
 
-    def qdiscs(self) -> list[dict[str, Any]]:
+    def qdiscs(self) -> list[ShaperFacts]:
         """Every qdisc of the namespace."""
         self._send(RTM_GETQDISC, _NLM_F_DUMP, 0, 0)
         return list(self._answers(dump=True))
 
-    def classes(self, ifindex: int) -> list[dict[str, Any]]:
+    def classes(self, ifindex: int) -> list[ShaperFacts]:
         """Every class on an interface."""
         self._send(RTM_GETTCLASS, _NLM_F_DUMP, ifindex, 0)
         return list(self._answers(dump=True))
@@ -261,7 +261,7 @@ class TcSocket:
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
 
-    def _answers(self, *, dump: bool) -> Iterator[dict[str, Any]]:
+    def _answers(self, *, dump: bool) -> Iterator[ShaperFacts]:
         return map(decode_tc, self._messages(dump=dump))
 
     def _messages(self, *, dump: bool) -> Iterator[bytes]:

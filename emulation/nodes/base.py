@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+from emulation.kernel.facts import CounterPlace, NetworkFacts
 from emulation.kernel.process_tag import mark
 from emulation.kernel.syscalls import at
 from emulation.spec.network import Network, Node
@@ -125,7 +126,7 @@ class Backend(ABC):
         self.signal(node, signal.SIGKILL)
 
     @abstractmethod
-    def counter(self, node: Node) -> dict[str, Any]:
+    def counter(self, node: Node) -> CounterPlace:
         """A JSON-able description which any process of the world gives to `WireCounter`."""
 
     @abstractmethod
@@ -133,7 +134,7 @@ class Backend(ABC):
         """Every command that `open` would run; needs no privileges and changes nothing."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> NetworkFacts:
         """What a record of a run should say about the network; JSON-able."""
 
     starts_programs = True

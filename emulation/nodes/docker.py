@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.kernel.counters import CounterServer
+from emulation.kernel.facts import CounterPlace, NetworkFacts
 from emulation.kernel.process_tag import VARIABLE, mark, sees
 from emulation.kernel.syscalls import MS_BIND, mount, netns_path
 from emulation.nodes.engine import (
@@ -274,7 +275,7 @@ class DockerBackend(NetnsBackend):
     def signal(self, node: Node, number: int) -> None:
         self._helpers[node.name].ask(signal_programs, number)
 
-    def counter(self, node: Node) -> dict[str, Any]:
+    def counter(self, node: Node) -> CounterPlace:
         return {
             "kind": "passed",
             "node": node.name,
@@ -291,8 +292,9 @@ class DockerBackend(NetnsBackend):
         ]
         return [*made, *super().commands()]
 
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {
+    def describe(self) -> NetworkFacts:
+        return {
+            **super().describe(),
             "backend": "docker",
             "shaped_by": "root",
             "image": self.image,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from emulation.errors import EmulationError, UsageError
+from emulation.kernel.facts import CounterPlace, NetworkFacts
 from emulation.nodes.base import Backend
 from emulation.spec.network import Link, Network, Node
 
@@ -89,13 +90,13 @@ class HostBackend(Backend):
         leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         return subprocess.Popen([*leash, *argv], env=env, **popen_kwargs)
 
-    def counter(self, node: Node) -> dict[str, Any]:
+    def counter(self, node: Node) -> CounterPlace:
         return {"kind": "host", "node": node.name}
 
     def commands(self) -> list[str]:
         return []
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> NetworkFacts:
         return {
             "backend": "host",
             "shaped": False,

@@ -19,6 +19,7 @@ from typing import Any
 
 from emulation.errors import CapabilityError, LinkError, UsageError
 from emulation.kernel.commands import ToolBatch, iptables, tool_path
+from emulation.kernel.facts import ShaperFacts
 from emulation.nodes.readback import read_devices
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine
@@ -154,7 +155,7 @@ class Interface:
             f"action mirred egress redirect dev {self.helper}",
         )
 
-    def check(self) -> dict[str, Any]:
+    def check(self) -> dict[str, ShaperFacts]:
         """What the kernel has, proven to be what was asked; LinkError otherwise."""
         try:
             found = read_devices([self.name, self.helper])
@@ -164,10 +165,12 @@ class Interface:
         redirects = [act.get("to_dev") for each in filters for act in each.get("options", {}).get("actions", [])]
         problems = [] if redirects == [self.helper] else [f"what arrives is redirected to {redirects or 'nothing'}"]
         others = [kind for kind in found[self.name]["others"] if kind != "ingress"]
-        found[self.name] = found[self.name] | {"others": others}
-        own = {"gso_max_segs": self._segments} if self._segments else {}
-        for device, shaper, more in zip((self.name, self.helper), self._shapers(), (own, {}), strict=True):
-            problems += tc.differences(shaper.expected() | more, found[device], device)
+        found[self.name]["others"] = others
+        for device, shaper in zip((self.name, self.helper), self._shapers(), strict=True):
+            expected = shaper.expected()
+            if device == self.name and self._segments:
+                expected["gso_max_segs"] = self._segments
+            problems += tc.differences(expected, found[device], device)
         if self._line is not None:
             self._line.check()
             problems += [] if self._line.read_rules() == self._line.lines() else ["the delay line's rules are others"]

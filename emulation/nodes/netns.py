@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from emulation.errors import CapabilityError, LinkError
 from emulation.kernel.commands import ToolBatch, run_all, tool_path, write_sysctl
+from emulation.kernel.facts import CounterPlace, NetworkFacts
 from emulation.kernel.syscalls import in_netns, named, netns_path
 from emulation.nodes.base import Backend
 from emulation.nodes.isolation import check_isolation
@@ -278,8 +279,10 @@ class NetnsBackend(Backend):
             for node in self.network.nodes:
                 kernels = self._in_kernel(self.network)
                 for end, shaper in zip(("tx", "rx"), self._shapers(kernels, node), strict=True):
-                    expected = shaper.expected() | {"mtu": self.network.mtu_of(node)}
-                    expected |= {"gso_max_segs": self._segments(kernels, node)} if end == "tx" else {}
+                    expected = shaper.expected()
+                    expected["mtu"] = self.network.mtu_of(node)
+                    if end == "tx":
+                        expected["gso_max_segs"] = self._segments(kernels, node)
                     problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
             problems += cut_differences(self._cut, found.get("cuts", []))
             rules, wanted = found.get("delay_line", []), self.delay_line.lines()
@@ -360,7 +363,7 @@ class NetnsBackend(Backend):
         with in_netns(node.name), named(node.name):
             return subprocess.Popen(command, env=env, **popen_kwargs)
 
-    def counter(self, node: Node) -> dict[str, Any]:
+    def counter(self, node: Node) -> CounterPlace:
         return {
             "kind": "netns",
             "node": node.name,
@@ -380,7 +383,7 @@ class NetnsBackend(Backend):
         batches += [self.delay_line.batch(rules)] if rules else []
         return [line for batch in batches for line in batch.shown()]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> NetworkFacts:
         rate, network = self.network.slowest_bps, self.network
         return {
             "backend": "netns",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from emulation.kernel.facts import ShaperFacts
 from emulation.kernel.netlink import TcSocket, decode_tc
 from emulation.nodes.base import Backend
 
@@ -128,6 +129,6 @@ def _interfaces() -> list[int]:
     return [index for index, _ in socket.if_nameindex()]
 
 
-def _settings(found: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _settings(found: ShaperFacts) -> tuple[tuple[str, Any], ...]:
     """Of a qdisc or class, without what is counted."""
     return tuple(sorted((key, str(value)) for key, value in found.items() if key not in _COUNTED))

@@ -9,6 +9,7 @@ from typing import Any
 
 from emulation.errors import EmulationError
 from emulation.kernel.commands import ip_json, tool_path
+from emulation.kernel.facts import ShaperFacts
 from emulation.kernel.netlink import ROOT, TcSocket
 from emulation.spec.network import Node
 
@@ -87,7 +88,7 @@ def cut_differences(cut: set[tuple[Node, Node]], found: list[dict[str, Any]]) ->
     return problems + [f"the switch's rule {json.dumps(each)} was not asked for" for each in extra]
 
 
-def read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
+def read_devices(devices: Sequence[str]) -> dict[str, ShaperFacts]:
     """The root qdisc of each device of the current namespace, with its classes and their leaves."""
     sock = TcSocket()
     try:
@@ -97,20 +98,23 @@ def read_devices(devices: Sequence[str]) -> dict[str, dict[str, Any]]:
         sock.close()
 
 
-def _read_device(sock: TcSocket, qdiscs: list[dict[str, Any]], ifindex: int) -> dict[str, Any]:
+def _read_device(sock: TcSocket, qdiscs: list[ShaperFacts], ifindex: int) -> ShaperFacts:
     """With what else is on the device as "others"."""
-    root = dict(sock.root_qdisc(ifindex)) | sock.interface_limits(ifindex)
+    root: ShaperFacts = {**sock.root_qdisc(ifindex), **sock.interface_limits(ifindex)}
     behind = {each["parent"]: each for each in qdiscs if each["ifindex"] == ifindex and each["parent"] != ROOT}
     if root["kind"] == "tbf" and (leaf := behind.pop(root["handle"] | 1, None)):
         if leaf["kind"] == "netem":
             root["leaf"] = leaf
         elif leaf.get("limit_bytes") != root["limit_bytes"]:
             behind[leaf["parent"]] = leaf
-    classes = {}
+    classes: dict[str, ShaperFacts] = {}
     for each in sock.classes(ifindex) if root["kind"] == "htb" else ():
-        leaf = behind.pop(each["handle"], {})
-        below = {"leaf": leaf} if leaf.get("kind") == "netem" else {"limit_bytes": leaf.get("limit_bytes")}
-        classes[f"{each['handle'] & 0xFFFF:x}"] = each | below
+        leaf = behind.pop(each["handle"], None)
+        if leaf is not None and leaf["kind"] == "netem":
+            each["leaf"] = leaf
+        elif leaf is not None and "limit_bytes" in leaf:
+            each["limit_bytes"] = leaf["limit_bytes"]
+        classes[f"{each['handle'] & 0xFFFF:x}"] = each
     if root["kind"] == "htb":
         root["filters"] = sorted(sock.filters(ifindex, root["handle"]))
-    return root | {"classes": classes, "others": sorted(each["kind"] for each in behind.values())}
+    return {**root, "classes": classes, "others": sorted(each["kind"] for each in behind.values())}

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emulation.kernel.counters import open_end
+from emulation.kernel.facts import NetworkFacts
 from emulation.kernel.netlink import TcSocket
 from emulation.nodes.docker import DockerBackend
 from emulation.nodes.engine import require_image, shaper_image, shaper_of
@@ -120,8 +121,8 @@ class SidecarBackend(DockerBackend):
         lines = super().commands()
         return [*lines[:nodes], beside, *lines[nodes:]]
 
-    def describe(self) -> dict[str, Any]:
-        about = {"shaped_by": "sidecars", "shaper_image_id": self._shaper_id}
+    def describe(self) -> NetworkFacts:
+        about: NetworkFacts = {**super().describe(), "shaped_by": "sidecars", "shaper_image_id": self._shaper_id}
         if self.delay_line.priority is not None:
             about["delay_line_priority"] = f"{_SWITCH_SHARES} CPU shares beside nodes' 1024"
-        return super().describe() | about
+        return about

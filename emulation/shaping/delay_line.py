@@ -31,7 +31,7 @@ from collections import deque
 from typing import Any
 
 from emulation.kernel.syscalls import in_netns
-from emulation.shaping.waiting import Line, Rate, Served
+from emulation.shaping.waiting import Line, QueueFacts, Rate, RateFacts, Served
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
@@ -105,7 +105,7 @@ class Relay:
         self.passed = 0
         self.orders: deque[dict[str, Any]] = deque()
         """Told ahead of their times, in order of these."""
-        self.told: dict[str, dict[str, Any]] = {}
+        self.told: dict[str, QueueFacts | RateFacts] = {}
         """The last of each queue and rate, also what is still to come."""
         self.mtu = self.framing_bytes = 0
         self.beats_ns = self.packets = self.lost = self.overtaking = 0
@@ -160,7 +160,7 @@ class Relay:
             self.arrive(at_ns)
         for each in told.get("rates", ()):
             self.mtu, self.framing_bytes = each["mtu"], each["framing_bytes"]
-            self.rates.setdefault(each["name"], Rate()).set(each)
+            self.rates.setdefault(each["name"], Rate()).set(each["bps"], each["queue_bytes"])
         for each in told.get("lines", ()):
             line = self.line(each["queue"], rated=bool(each["up"] or each["down"]))
             line.set(each)
@@ -325,7 +325,7 @@ class Relay:
             self.worst_ns = lateness_ns
 
 
-def _name(settings: dict[str, Any]) -> str:
+def _name(settings: QueueFacts | RateFacts) -> str:
     return f"queue {settings['queue']}" if "queue" in settings else f"rate {settings['name']}"
 
 

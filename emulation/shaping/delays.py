@@ -24,6 +24,7 @@ from emulation.kernel.process_tag import mark
 from emulation.kernel.syscalls import at
 from emulation.shaping.delay_line import COUNTERS, SLOT
 from emulation.shaping.rules import RelayRate, Rule, rule_lines
+from emulation.shaping.waiting import QueueFacts, RateFacts
 
 __all__ = ["DelayCounter", "DelayLine", "lost_by_queues"]
 
@@ -46,7 +47,7 @@ def lost_by_queues(queues: list[int]) -> int:
     return sum(int(fields[5]) + int(fields[6]) for fields in found)
 
 
-def _held(settings: dict[str, Any]) -> str:
+def _held(settings: QueueFacts | RateFacts) -> str:
     what = f"queue {settings['queue']}" if "queue" in settings else f"rate {settings['name']}"
     return f"{what}: {json.dumps(settings, sort_keys=True)}"
 

@@ -5,8 +5,9 @@ Its limit is in packets, a super-packet counting as one: queue plus bandwidth-de
 """
 
 from dataclasses import dataclass
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
+from emulation.kernel.facts import ShaperFacts
 from emulation.spec.network import Distribution, Link
 
 __all__ = ["Netem"]
@@ -66,9 +67,9 @@ class Netem:
         leave = 1.0 / self.loss_burst
         return self.loss * leave / (1.0 - self.loss), leave
 
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> ShaperFacts:
         """What the kernel should report; probabilities in its own unit, 2^32 - 1 being certainty."""
-        expected: dict[str, Any] = {
+        expected: ShaperFacts = {
             "kind": "netem",
             "limit_packets": self.limit_packets,
             "delay_us": self.delay_us,
@@ -78,5 +79,5 @@ class Netem:
         }
         if self.loss and self.loss_burst is not None:
             enter, leave = self.gilbert_elliott()
-            expected |= {"gemodel_enter_share": round(enter, 6), "gemodel_leave_share": round(leave, 6)}
+            expected["gemodel_enter_share"], expected["gemodel_leave_share"] = round(enter, 6), round(leave, 6)
         return expected

@@ -6,6 +6,7 @@ from typing import Any
 
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import sizes
+from emulation.shaping.waiting import QueueFacts, RateFacts
 from emulation.spec.network import FRAMING_BYTES, LARGEST_RATE_BPS, Link, Network
 
 __all__ = ["RelayRate", "Rule", "delay_rules", "relay_rates", "relay_rules", "rule_lines", "with_room"]
@@ -28,7 +29,7 @@ class Rule:
     down: str | None = None
     """The one that they pass behind the delay."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> QueueFacts:
         """What the relay is told."""
         bursts = self.link.loss and self.link.loss_burst is not None
         enter, leave = Netem.of(self.link, 1).gilbert_elliott() if bursts else (0.0, 1.0)
@@ -58,7 +59,7 @@ class RelayRate:
     framing_bytes: int
     """What it counts of each packet beside its IP part."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> RateFacts:
         """What the relay is told."""
         return {
             "name": self.name,

@@ -7,9 +7,11 @@ place, with its counters and its queue, when the handle is the same. A queue beh
 is, so that one of another kind is always a new one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from emulation.kernel.facts import ShaperFacts
 from emulation.kernel.netlink import TICK_NS
 from emulation.shaping.netem import Netem
 from emulation.shaping.sizes import Sizes, segments_of, sizes
@@ -44,10 +46,10 @@ class Pfifo:
         what = self.netem.words() if self.netem else f"pfifo limit {self.limit_packets}"
         return [f"qdisc replace dev {device} root handle {handle:x}: {what}"]
 
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> ShaperFacts:
         """What the kernel should report."""
         if self.netem:
-            return self.netem.expected() | {"classes": {}}
+            return {**self.netem.expected(), "classes": {}}
         return {"kind": "pfifo", "limit_packets": self.limit_packets, "classes": {}}
 
 
@@ -75,9 +77,9 @@ class Tbf:
             lines.append(_leaf_line(device, handle, 1, self.sizes.queue_bytes, self.netem))
         return lines
 
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> ShaperFacts:
         """What the kernel should report."""
-        expected = {
+        expected: ShaperFacts = {
             "kind": "tbf",
             "rate_bps": self.rate_bps,
             "overhead_bytes": self.overhead_bytes,
@@ -87,7 +89,9 @@ class Tbf:
             "limit_bytes": self.sizes.queue_bytes,
             "classes": {},
         }
-        return expected | ({"leaf": self.netem.expected()} if self.netem else {})
+        if self.netem:
+            expected["leaf"] = self.netem.expected()
+        return expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +124,9 @@ class HtbClass:
             )
         return lines
 
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> ShaperFacts:
         """What the kernel should report."""
-        expected: dict[str, Any] = {
+        expected: ShaperFacts = {
             "rate_bps": self.rate_bps,
             "overhead_bytes": self.overhead_bytes,
             "ceil_bps": self.sizes.peak_bps,
@@ -130,8 +134,10 @@ class HtbClass:
             "cburst_bytes": self.sizes.peak_bytes,
         }
         if self.netem:
-            return expected | {"leaf": self.netem.expected()}
-        return expected | {"limit_bytes": self.sizes.queue_bytes}
+            expected["leaf"] = self.netem.expected()
+        else:
+            expected["limit_bytes"] = self.sizes.queue_bytes
+        return expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,7 @@ class Htb:
         root = [] if change else [f"qdisc replace dev {device} root handle {handle:x}: htb default {REST_CLASS:x}"]
         return [*root, *(line for each in self.classes for line in each.lines(device, handle, change=change))]
 
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> ShaperFacts:
         """What the kernel should report."""
         return {
             "kind": "htb",
@@ -244,21 +250,19 @@ def change_lines(before: Shaper, after: Shaper, device: str, handle: int) -> lis
     return lines
 
 
-def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> list[str]:
+_NESTED = ("classes", "filters", "leaf")
+
+
+def differences(expected: ShaperFacts, found: ShaperFacts, where: str) -> list[str]:
     """What the kernel has that was not asked for, in plain sentences; an empty list is a match."""
     problems = []
     if "leaf" in found and "leaf" not in expected:
         problems.append(f"{where}: a {found['leaf'].get('kind')} was not asked for")
     problems += [f"{where}: a {kind} was not asked for" for kind in found.get("others", ())]
-    for key, asked in expected.items():
+    numbers: Mapping[str, Any] = {key: value for key, value in expected.items() if key not in _NESTED}
+    for key, asked in numbers.items():
         have = found.get(key)
-        if key == "classes":
-            problems += _class_differences(asked, have or {}, where)
-        elif key == "filters":
-            problems += _filter_differences(asked, have or [], where)
-        elif key == "leaf":
-            problems += differences(asked, have or {}, f"{where} leaf")
-        elif key.endswith("_share"):
+        if key.endswith("_share"):
             if not isinstance(have, float) or abs(have - asked) > 2e-6:
                 problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
         elif key.endswith("burst_bytes"):
@@ -272,6 +276,12 @@ def differences(expected: dict[str, Any], found: dict[str, Any], where: str) -> 
             continue  # the kernel keeps whole bytes per second
         elif have != asked:
             problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
+    if "filters" in expected:
+        problems += _filter_differences(expected["filters"], found.get("filters", []), where)
+    if "classes" in expected:
+        problems += _class_differences(expected["classes"], found.get("classes", {}), where)
+    if "leaf" in expected:
+        problems += differences(expected["leaf"], found.get("leaf", {}), f"{where} leaf")
     return problems
 
 
@@ -284,7 +294,7 @@ def _filter_differences(asked: list[str], found: list[str], where: str) -> list[
     return [*problems, *(f"{where}: the filter {each} was not asked for" for each in extra)]
 
 
-def _class_differences(asked: dict[str, Any], found: dict[str, Any], where: str) -> list[str]:
+def _class_differences(asked: dict[str, ShaperFacts], found: dict[str, ShaperFacts], where: str) -> list[str]:
     problems = [f"{where}: class {minor} was not asked for" for minor in found if minor not in asked]
     for minor, expected in asked.items():
         if minor not in found:

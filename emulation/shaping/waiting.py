@@ -6,13 +6,41 @@ Times are nanoseconds of CLOCK_MONOTONIC, numbers the kernel's of a packet in it
 import heapq
 import random
 from collections import deque
-from typing import Any
+from typing import TypedDict
 
-__all__ = ["Line", "Rate", "Served"]
+__all__ = ["Line", "QueueFacts", "Rate", "RateFacts", "Served"]
 
 _BIAS_NS = 60_000
 """Taken from every delay: what a packet spends on its way into the queue and out again, measured on an idle machine. A
 delay below it is none."""
+
+
+class QueueFacts(TypedDict):
+    """What packets of one queue meet, as the relay is told."""
+
+    queue: int
+    delay_us: int
+    jitter_us: int
+    distribution: str
+    loss: float
+    enter: float
+    """Probability of a packet to enter the state in which all are lost (Gilbert 1960, Elliott 1963)."""
+    leave: float
+    reorder: float
+    up: str | None
+    """The name of the rate that they pass before the delay …"""
+    down: str | None
+    """… and behind it."""
+
+
+class RateFacts(TypedDict):
+    """A rate that the relay holds, as it is told."""
+
+    name: str
+    bps: int
+    queue_bytes: int
+    mtu: int
+    framing_bytes: int
 
 
 class Line:
@@ -40,7 +68,7 @@ class Line:
         """Whether a rate is the relay's."""
         return self.up is not None or self.down is not None
 
-    def set(self, settings: dict[str, Any]) -> None:
+    def set(self, settings: QueueFacts) -> None:
         """From now on; what waits keeps its time."""
         self.delay_ns = max(0, settings["delay_us"] * 1000 - _BIAS_NS)
         self.jitter_ns = settings["jitter_us"] * 1000
@@ -94,10 +122,9 @@ class Rate:
         self.until_ns = 0
         """Up to when packets have been served."""
 
-    def set(self, settings: dict[str, Any]) -> None:
+    def set(self, bps: float, queue_bytes: int) -> None:
         """From now on. Serve first."""
-        self.bytes_per_ns = settings["bps"] / 8e9
-        self.limit_bytes = settings["queue_bytes"]
+        self.bytes_per_ns, self.limit_bytes = bps / 8e9, queue_bytes
 
     def put(self, at_ns: int, packet: Served) -> bool:
         """One more, that arrived then; False: the queue was full. Serve until then first."""

@@ -10,17 +10,36 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from emulation.errors import UsageError
 from emulation.spec.network import Link, Network
 from emulation.spec.settings import LINK_FIELDS, alter, settings_text, with_implied
 from emulation.spec.units import format_duration, format_rate
 
-__all__ = ["MAX_EVENTS", "Change", "Fault", "FaultKind", "Schedule"]
+__all__ = ["MAX_EVENTS", "Change", "EventFacts", "Fault", "FaultKind", "Schedule"]
 
 FaultKind = Literal["down", "up", "partition", "heal", "freeze", "thaw", "kill", "restart"]
 """down, up: a node's link. partition, heal: who reaches whom. freeze, thaw, kill, restart: a node's programs."""
+
+
+class EventFacts(TypedDict):
+    """An event as it is written down."""
+
+    at_seconds: float
+    """When it was asked for, after time zero."""
+    applied_seconds: NotRequired[float]
+    """When the kernel had it; of events that have happened."""
+    what: str
+    """For people."""
+    settings: NotRequired[dict[str, Any]]
+    """Fields of `Link` and their new values."""
+    fault: NotRequired[FaultKind]
+    nodes: NotRequired[list[int]]
+    pairs: NotRequired[list[list[int]]]
+    groups: NotRequired[list[list[int]]]
+    repeat_seconds: NotRequired[float]
+
 
 MAX_EVENTS = 1_000_000
 LARGEST_SECONDS = 10**8
@@ -99,9 +118,9 @@ class Change:
         whose += [" ".join(f"{first}->{second}" for first, second in self.pairs)] if self.pairs else []
         return f"{', '.join(whose) or 'all links'}: {settings_text(self.settings)}"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> EventFacts:
         """JSON-able."""
-        told: dict[str, Any] = {"at_seconds": self.at_seconds, "what": self.what, "settings": dict(self.settings)}
+        told: EventFacts = {"at_seconds": self.at_seconds, "what": self.what, "settings": dict(self.settings)}
         if self.nodes is not None:
             told["nodes"] = list(self.nodes)
         if self.pairs is not None:
@@ -154,9 +173,9 @@ class Fault:
             return f"partition {' | '.join(', '.join(map(str, group)) for group in self.groups)}"
         return f"{_listed(self.nodes)}: {self.kind}" if self.nodes else self.kind
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> EventFacts:
         """JSON-able."""
-        told: dict[str, Any] = {"at_seconds": self.at_seconds, "what": self.what, "fault": self.kind}
+        told: EventFacts = {"at_seconds": self.at_seconds, "what": self.what, "fault": self.kind}
         if self.nodes:
             told["nodes"] = list(self.nodes)
         if self.groups:
@@ -282,10 +301,12 @@ class Schedule:
             found = found or any(_bucket_bits(rate) > QUICK_SHARE * seconds * rate for seconds, rate in lengths)
         return found
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[EventFacts]:
         """JSON-able: every event of one round, with its repetition."""
-        repeats = {} if self.repeat_seconds is None else {"repeat_seconds": self.repeat_seconds}
-        own = [{**event.describe(), **repeats} for event in self.events]
+        own = [event.describe() for event in self.events]
+        if self.repeat_seconds is not None:
+            for event in own:
+                event["repeat_seconds"] = self.repeat_seconds
         return own + [event for trace in self.traces for event in trace.describe()]
 
 

@@ -25,7 +25,7 @@ from emulation.measure.measurement import Proof
 from emulation.measure.traffic import Traffic
 from emulation.nodes.base import Backend
 from emulation.player import Player
-from emulation.spec.events import Schedule
+from emulation.spec.events import EventFacts, Schedule
 from emulation.spec.network import Network, Node
 from emulation.spec.units import format_percent, format_size, parse_size
 from testbed.cli.terminal import line_end, shell_on
@@ -342,7 +342,7 @@ def _say(text: str) -> None:
     print(f"testbed: {text}", file=sys.stderr, end=line_end(2).decode(), flush=True)
 
 
-def _told(event: dict[str, Any]) -> str:
+def _told(event: EventFacts) -> str:
     return f"{event['applied_seconds']:.2f} s: {event['what']}"
 
 

@@ -146,7 +146,7 @@ def conditions(comparison: ComparisonRun) -> Conditions:
         corpus_sha256=comparison.corpus_sha256,
         congestion_control=", ".join(comparison.links.backend.describe().get("congestion_control") or ["the host's"]),
         backend=settings.backend,
-        schedule=settings.schedule.describe() if settings.schedule else None,
+        schedule=[dict(event) for event in settings.schedule.describe()] if settings.schedule else None,
         links=comparison.links.evidence(),
     )
 

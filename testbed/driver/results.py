@@ -1,8 +1,8 @@
 """What a comparison holds of an arm while it runs; `testbed.driver.arm_record` makes its record of it."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from emulation.spec.events import EventFacts
 from testbed.config import Arm
 from testbed.driver.combine import Step, Sync
 from testbed.pace import Plan
@@ -38,7 +38,7 @@ class ArmResult:
     ledger: list[tuple[StepEntry | SyncEntry, ...]] = field(default_factory=list)
     """By rank."""
     problems: list[str] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[EventFacts] = field(default_factory=list)
     """What a schedule did to its links, and when."""
 
     @property

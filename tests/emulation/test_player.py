@@ -12,6 +12,7 @@ import pytest
 
 from emulation.errors import EmulationError, LinkError, UsageError
 from emulation.player import Player
+from emulation.spec.events import EventFacts
 from emulation.spec.network import Link, Network, Node, star
 from emulation.spec.schedule import Change, Fault, Schedule
 
@@ -142,7 +143,7 @@ def test_applied_is_when_the_kernel_had_it_and_not_when_that_was_read():
 
 
 def test_events_happen_at_their_times_and_are_recorded():
-    seen: list[dict] = []
+    seen: list[EventFacts] = []
     with Player(
         recorder(), Schedule(events=(bw(0.05, 20_000_000), bw(0.15, 30_000_000))), on_event=seen.append
     ) as player:

@@ -6,6 +6,7 @@ control is one.
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from emulation.errors import EmulationError, UsageError
 from emulation.player import AHEAD_SECONDS, Player
 from emulation.shaping.delay_line import Relay
-from emulation.shaping.rules import relay_rates, relay_rules, with_room
+from emulation.shaping.rules import Rule, relay_rates, relay_rules, with_room
 from emulation.shaping.waiting import Line, Rate
 from emulation.spec.events import Change, Fault, Schedule
 from emulation.spec.network import Link, star
@@ -26,7 +27,7 @@ LINE = Line(0, "0")
 
 def rate(bps: float, queue_bytes: int = 10**9) -> Rate:
     made = Rate()
-    made.set({"bps": bps, "queue_bytes": queue_bytes})
+    made.set(bps, queue_bytes)
     return made
 
 
@@ -54,9 +55,9 @@ def test_a_rate_that_changes_while_a_packet_is_served_counts_for_what_is_left():
     link.put(0, (LINE, 0, 1000))
     link.put(0, (LINE, 1, 1000))
     assert link.serve(500_000) == []
-    link.set({"bps": 80_000, "queue_bytes": 10**9})  # 10 bytes a millisecond: a gap of 10 ms
+    link.set(80_000, 10**9)  # 10 bytes a millisecond: a gap of 10 ms
     assert link.serve(10_500_000) == []
-    link.set({"bps": 8 * MBIT, "queue_bytes": 10**9})
+    link.set(8 * MBIT, 10**9)
     assert left(link.serve(12_000_000)) == [(0, 10.9), (1, 11.9)]  # 500 - 100 bytes were left, and nothing is owed
 
 
@@ -81,7 +82,7 @@ def test_no_bytes_are_won_or_lost_whenever_the_rate_changes_and_the_relay_looks(
         now, integral = now + step, integral + bps * step / 8e9
         sent += sum(size for _, (_, _, size) in link.serve(now))
         bps = chance.choice([10_000, 100_000, MBIT, 4 * MBIT])
-        link.set({"bps": bps, "queue_bytes": 10**9})
+        link.set(bps, 10**9)
     assert link.queue
     assert integral - 1514 - 10 < sent <= integral + 10
 
@@ -90,10 +91,10 @@ def test_a_shorter_delay_reorders_nothing_before_a_rate_either():
     """Of a node that receives: the second packet leaves the delay no earlier than the first; jitter may do that."""
     relay, line = object.__new__(Relay), Line(0, "0")
     relay.coming, relay.passed, relay.lost, relay.overtaking = [], 0, 0, 0
-    told = {"jitter_us": 0, "distribution": "normal", "reorder": 0.0, "loss": 0.0, "enter": 0.0, "leave": 1.0}
+    rule = Rule(queue=0, pairs=((0, 1),), link=Link())
     line.down = rate(MBIT)
     for number, delay_us in ((1, 40_000), (2, 1_000)):
-        line.set(told | {"delay_us": delay_us})
+        line.set(replace(rule, link=Link(delay_us=delay_us)).settings())
         relay.delay(line, number, 1_000_000 * number, 1514)
     assert [packet[1] for _, _, packet, _ in sorted(relay.coming, key=lambda each: each[:2])] == [1, 2]
     assert len({due for due, *_ in relay.coming}) == 1

@@ -3,6 +3,7 @@
 import copy
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -227,9 +228,10 @@ def test_gilbert_and_elliott_lose_the_share_and_the_runs_that_were_asked(loss, b
 
 def test_netems_readback_is_compared_field_by_field():
     expected = Netem.of(NETEM, 5000).expected()
-    assert tc.differences(expected, dict(expected), "n0") == []
+    assert tc.differences(expected, {**expected}, "n0") == []
     for key, wrong in (("delay_us", 19_000), ("limit_packets", 1000), ("loss_share", 0.02), ("jitter_us", 0)):
-        assert key in tc.differences(expected, expected | {key: wrong}, "n0")[0]
+        found: Any = {**expected, key: wrong}
+        assert key in tc.differences(expected, found, "n0")[0]
 
 
 def test_netems_message_is_decoded():
