@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from testbed.config.corpus import CorpusDescription
 from testbed.config.data import corpus_folder
 from testbed.data.integrity import verify
 from testbed.data.prepare import Prepare, prepare
@@ -36,7 +37,7 @@ def show_corpus(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def _show(folder: Path, description: dict[str, Any], *, as_json: bool) -> None:
+def _show(folder: Path, description: CorpusDescription, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps({"folder": str(folder), **description}, indent=2) + "\n")
         return

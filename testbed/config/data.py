@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from testbed.config.corpus import CorpusDescription
 from testbed.config.model import Model
 from testbed.config.plugged import check_known
 from testbed.config.tree import STRICT, at_least
@@ -201,7 +202,7 @@ def unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> CorpusDescription:
     """`data.json` of a finished folder; raises `UsageError` for anything else."""
     path = folder / DESCRIPTION
     again = "type 'testbed data prepare' again with another --out"

@@ -10,13 +10,22 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
+from testbed.config.corpus import (
+    CorpusAsked,
+    CorpusDescription,
+    FileFacts,
+    Position,
+    SourceFacts,
+    TokenizerFacts,
+)
 from testbed.config.data import DATA_VERSION, DESCRIPTION, read_description, unfinished
 from testbed.data.integrity import file_sha256
 from testbed.data.prepared import TOKEN
@@ -33,7 +42,7 @@ _START = np.dtype("<u8")
 class Shelf:
     """The folder of a corpus under way; use it in a `with`. Nothing is on disk before `begin`."""
 
-    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: CorpusAsked) -> None:
         self.folder, self.part = folder, unfinished(folder)
         self._asked = asked
         self._lock: int | None = None
@@ -41,7 +50,7 @@ class Shelf:
         self._files: dict[str, IO[bytes]] = {}
         self.tokens = dict.fromkeys(SPLITS, 0)
         self.documents = dict.fromkeys(SPLITS, 0)
-        self.position: dict[str, Any] | None = None
+        self.position: Position | None = None
         """Where to read on; None: at the beginning."""
         self.begun = False
 
@@ -94,7 +103,7 @@ class Shelf:
         self.tokens[split] += len(tokens) + 1
         self.documents[split] += 1
 
-    def commit(self, position: dict[str, Any]) -> None:
+    def commit(self, position: Position) -> None:
         """What has been added so far counts, whatever happens."""
         for file in self._files.values():
             file.flush()
@@ -102,7 +111,7 @@ class Shelf:
         self.position = position
         self._write_journal()
 
-    def finish(self, description: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, source: SourceFacts, tokenizer: TokenizerFacts) -> CorpusDescription:
         """Write `data.json` and give the folder its name."""
         for file in self._files.values():
             file.close()
@@ -114,11 +123,12 @@ class Shelf:
             names.append(TOKENIZER_FILE)
         files = {name: self._described(name) for name in names}
         digests = b"".join(bytes.fromhex(files[f"{split}.bin"]["sha256"]) for split in SPLITS)
-        whole = {
+        whole: CorpusDescription = {
             "schema_version": DATA_VERSION,
             "finished": True,
             "asked": self._asked,
-            **description,
+            "source": source,
+            "tokenizer": tokenizer,
             "splits": {s: {"tokens": self.tokens[s], "documents": self.documents[s]} for s in SPLITS},
             "sha256": _sha256(digests),
             "files": files,
@@ -166,7 +176,8 @@ class Shelf:
     def _resume(self) -> None:
         journal, names = self.part / _JOURNAL, {path.name for path in self.part.iterdir()}
         if (self.part / DESCRIPTION).is_file():  # killed while it got its name
-            self._check_asked(read_description(self.part))
+            found = read_description(self.part)
+            self._check_asked(found["schema_version"], found["asked"])
             self._name()
             return
         if not journal.is_file():
@@ -177,7 +188,7 @@ class Shelf:
             return
         try:
             found = json.loads(journal.read_text(encoding="utf-8"))
-            self._check_asked(found)
+            self._check_asked(found["schema_version"], found.get("asked"))
             self.position, self.tokens, self.documents = (found[key] for key in ("position", "tokens", "documents"))
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
             raise UsageError(f"{journal} is damaged: delete {self.part}, and begin again") from None
@@ -191,11 +202,11 @@ class Shelf:
                 if least and (not path.is_file() or path.stat().st_size < least):
                     raise UsageError(f"{path} is shorter than its journal says: delete {self.part}, and begin again")
 
-    def _check_asked(self, found: dict[str, Any]) -> None:
+    def _check_asked(self, version: int, begun: CorpusAsked) -> None:
         """Whether what lies there was begun by the same request."""
-        begun = found["asked"] if found["schema_version"] == DATA_VERSION else {}
-        if begun != self._asked:
-            other = differing(self._asked, begun) if begun else "testbed"
+        ours = version == DATA_VERSION
+        if not ours or begun != self._asked:
+            other = differing(self._asked, begun) if ours else "testbed"
             raise UsageError(
                 f"{self.part} was begun with another {other}: type what began it to go on, "
                 "delete it, or type another --out"
@@ -213,12 +224,12 @@ class Shelf:
             },
         )
 
-    def _described(self, name: str) -> dict[str, Any]:
+    def _described(self, name: str) -> FileFacts:
         path = self.part / name
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def differing(asked: dict[str, Any], found: dict[str, Any]) -> str:
+def differing(asked: CorpusAsked, found: CorpusAsked) -> str:
     """In what two requests differ, in words: a file of the same name by its content."""
     words = {"sha256": "content", "tokenizer_sha256": "content of the tokenizer", "name": "source"}
     flat = [{**each, **each.get("source", {})} for each in (asked, found)]
@@ -235,7 +246,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)

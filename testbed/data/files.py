@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, cast
 
+from testbed.config.corpus import Position, SourceFacts
 from testbed.config.data import STDLIB
 from testbed.data.corpus import standard_library_files
 from testbed.data.integrity import file_sha256
@@ -36,16 +37,16 @@ _NAMED = 3
 class Documents(Protocol):
     """Where documents come from, in an order that is always the same."""
 
-    described: dict[str, Any]
+    described: SourceFacts
     """What it is, as JSON; the same whenever the same is asked for."""
-    found: dict[str, Any]
+    found: SourceFacts
     """What was found out while reading, for the record."""
 
-    def read(self, position: dict[str, Any] | None) -> Iterator[str]:
+    def read(self, position: Position | None) -> Iterator[str]:
         """Documents from the beginning, or from what `position` once returned."""
         ...
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Position:
         """As JSON: where the document behind the last one read begins."""
         ...
 
@@ -60,21 +61,26 @@ class Files:
         self._files, left_out = (list(standard_library_files()), []) if self._lenient else _below(self._root)
         self._done = 0
         shown = platform.python_version() if self._lenient else self._root.resolve().name
-        self.described: dict[str, Any] = {"name": STDLIB if self._lenient else shown, "files": len(self._files)}
-        self.described |= {"column": column, "document": cut, "sha256": digest_of_files(self._files)}
-        self.found: dict[str, Any] = {"bytes": sum(path.stat().st_size for path in self._files)}
+        self.described: SourceFacts = {
+            "name": STDLIB if self._lenient else shown,
+            "files": len(self._files),
+            "column": column,
+            "document": cut,
+            "sha256": digest_of_files(self._files),
+        }
+        self.found: SourceFacts = {"bytes": sum(path.stat().st_size for path in self._files)}
         if left_out:
             self.found["left_out"] = left_out
         if self._lenient:
             self.found["python"] = shown
 
-    def read(self, position: dict[str, Any] | None) -> Iterator[str]:
-        self._done = 0 if position is None else position["documents"]
+    def read(self, position: Position | None) -> Iterator[str]:
+        self._done = 0 if position is None else position.get("documents", 0)
         for text in islice(self._all(), self._done, None):
             self._done += 1
             yield text
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Position:
         return {"documents": self._done}
 
     def _all(self) -> Iterator[str]:

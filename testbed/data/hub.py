@@ -11,6 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from testbed.config.corpus import Position, SourceFacts
 from testbed.config.tree import STRICT
 from testbed.data.extra import Unreachable, require
 from testbed.data.files import digest_of_files, string
@@ -51,7 +52,7 @@ class Hub:
     def __init__(self, chosen: HubSet, *, name: str, column: str | None = None) -> None:
         self._set, self._column = chosen, column or chosen.column
         self._stream: Any = None
-        self.described: dict[str, Any] = {
+        self.described: SourceFacts = {
             "name": name,
             "hub": chosen.hub,
             "config": chosen.config,
@@ -63,9 +64,9 @@ class Hub:
         if "/" not in chosen.hub and chosen.data_files is not None:  # files of one's own are known by their content
             own = sorted(Path(each) for each in glob(chosen.data_files, recursive=True))
             self.described["sha256"] = digest_of_files([path for path in own if path.is_file()])
-        self.found: dict[str, Any] = {}
+        self.found: SourceFacts = {}
 
-    def read(self, position: dict[str, Any] | None) -> Iterator[str]:
+    def read(self, position: Position | None) -> Iterator[str]:
         datasets = require("datasets", f"reading '{self._set.hub}'")
         datasets.disable_progress_bars()
         with reaching(self._set.hub):
@@ -97,7 +98,7 @@ class Hub:
                 )
             yield string(row[self._column], f"'{self._set.hub}', row {number}", self._column)
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Position:
         return {"revision": self.found["revision"], "state": self._stream.state_dict()}
 
     def _commit(self) -> str | None:

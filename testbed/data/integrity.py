@@ -3,8 +3,8 @@
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
 
+from testbed.config.corpus import CorpusDescription
 from testbed.config.data import (
     STDLIB,
     TASKS,
@@ -31,7 +31,7 @@ def check_data(data: Data, model: Model) -> None:
         verify(corpus_folder(data.corpus))
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> CorpusDescription:
     """Its description, when every file is there, as long and with the checksum that it says.
 
     A process reads a file for its checksum once, and again only if it has been written to since.

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
+from testbed.config.corpus import CorpusAsked, CorpusDescription, SourceFacts, TokenizerFacts
 from testbed.config.data import CORPORA, DESCRIPTION, STDLIB, read_description
 from testbed.config.tree import load_toml, names_in
 from testbed.data.corpus_writer import Shelf, differing
@@ -67,12 +67,12 @@ class Prepare:
 
 def prepare(
     request: Prepare, *, progress: Progress = lambda *_: None, commit_tokens: int = _COMMIT_TOKENS
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, CorpusDescription]:
     """The finished folder and its description. If it is there already and is what is asked for, nothing is done."""
     wanted = parse_count(request.tokens)
     documents, default = _documents(request)
     tokenizer_name = request.tokenizer or default
-    asked = {
+    asked: CorpusAsked = {
         "source": documents.described,
         "tokens": wanted,
         "tokenizer": tokenizer_name,
@@ -89,9 +89,13 @@ def prepare(
             return folder, verify(folder)
         tokenizer = _tokenizer(tokenizer_name, asked["vocabulary"], documents, shelf)
         _fill(shelf, documents, tokenizer, wanted, progress, commit_tokens)
-        source = {**documents.described, **documents.found}
-        about = {"name": tokenizer.name, "vocabulary": tokenizer.vocabulary, "separator": tokenizer.separator}
-        return folder, shelf.finish({"source": source, "tokenizer": about})
+        source: SourceFacts = {**documents.described, **documents.found}
+        about: TokenizerFacts = {
+            "name": tokenizer.name,
+            "vocabulary": tokenizer.vocabulary,
+            "separator": tokenizer.separator,
+        }
+        return folder, shelf.finish(source, about)
 
 
 def parse_count(text: str) -> int:
@@ -221,7 +225,7 @@ def _folder_name(name: str, tokenizer: str) -> str:
     return f"{Path(name).resolve().stem if Path(name).exists() else Path(name).stem}-{Path(tokenizer).stem}"
 
 
-def _is_there(folder: Path, asked: dict[str, Any]) -> bool:
+def _is_there(folder: Path, asked: CorpusAsked) -> bool:
     """Whether exactly this has been prepared already; anything else that lies there is left alone and refused."""
     if not folder.exists() and not folder.is_symlink():
         return False
