@@ -1,6 +1,6 @@
 """`testbed presets`: what can be trained, and how large it is."""
 
-from typing import Any
+from typing import TypedDict
 
 from rich import box
 from rich.markup import escape
@@ -8,12 +8,33 @@ from rich.table import Table
 
 from testbed.config import Preset, load_toml, names_in
 
-__all__ = ["list_presets", "presets_table"]
+__all__ = ["PresetLine", "list_presets", "presets_table"]
 
 
-def list_presets() -> list[dict[str, Any]]:
+class PresetLine(TypedDict):
+    """A preset in the list."""
+
+    name: str
+    parameters: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    context: int
+    batch: int
+    steps: int
+    """The warm start's too."""
+    kv_bytes_per_token_and_layer: int
+    """In bf16, uncompressed."""
+    task: str
+    corpus: str | None
+
+
+def list_presets() -> list[PresetLine]:
     """Every preset in experiments/presets, smallest first."""
-    found: list[dict[str, Any]] = []
+    found: list[PresetLine] = []
     for name in names_in("presets"):
         preset = load_toml(Preset, "presets", name)
         model = preset.model
@@ -38,7 +59,7 @@ def list_presets() -> list[dict[str, Any]]:
     return sorted(found, key=lambda preset: preset["parameters"])
 
 
-def presets_table(presets: list[dict[str, Any]]) -> Table:
+def presets_table(presets: list[PresetLine]) -> Table:
     """For people."""
     table = Table(
         title="what can be trained",

@@ -2,7 +2,7 @@
 
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rich import box
 from rich.markup import escape
@@ -14,10 +14,25 @@ from testbed.formats import counted
 from testbed.records import ComparisonRecord, QualityRecord, SweepRecord, read_record
 from testbed.rundir.directory import RUNS, read_failed
 
-__all__ = ["capability_table", "list_runs", "runs_table"]
+__all__ = ["RunLine", "capability_table", "list_runs", "runs_table"]
 
 
 _ONE_LINE = 42
+
+
+class RunLine(TypedDict, total=False):
+    """A run in the list; what is not known of its kind is left out."""
+
+    name: str
+    kind: str
+    state: str
+    reason: str
+    """Why it failed, or what it is."""
+    mode: str
+    bandwidth_bps: float
+    accounting: str
+    arms: dict[str, float]
+    """Seconds a step, by arm."""
 
 
 def capability_table(capabilities: list[Capability]) -> Table:
@@ -43,7 +58,7 @@ def capability_table(capabilities: list[Capability]) -> Table:
     return table
 
 
-def list_runs(*, kind: str | None = None, state: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
+def list_runs(*, kind: str | None = None, state: str | None = None, name: str | None = None) -> list[RunLine]:
     """Every run in runs/: name, kind, state, what it found; or only those of a kind, in a state, of a name."""
     return [
         run
@@ -52,16 +67,16 @@ def list_runs(*, kind: str | None = None, state: str | None = None, name: str | 
     ]
 
 
-def _all_runs() -> list[dict[str, Any]]:
+def _all_runs() -> list[RunLine]:
     return [_run(folder) for folder in sorted(RUNS.iterdir()) if folder.is_dir()] if RUNS.is_dir() else []
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path) -> RunLine:
     """A line of the list, of a run whose records cannot be read too."""
-    run: dict[str, Any] = {"name": folder.name, "kind": _kind(folder), "state": "unfinished"}
+    run: RunLine = {"name": folder.name, "kind": _kind(folder), "state": "unfinished"}
     try:
         if (folder / "FAILED").exists():
-            run |= {"state": "failed", "reason": read_failed(folder)}
+            run["state"], run["reason"] = "failed", read_failed(folder)
         if (folder / "comparison.json").exists():
             run |= _comparison(read_record(ComparisonRecord, folder / "comparison.json"))
         if (folder / "quality.json").exists():
@@ -69,13 +84,13 @@ def _run(folder: Path) -> dict[str, Any]:
         if (folder / "sweep.json").exists():
             run |= _sweep(read_record(SweepRecord, folder / "sweep.json"))
     except UsageError as error:
-        run |= {"state": "broken", "reason": f"{error}"}
+        run["state"], run["reason"] = "broken", f"{error}"
     except OSError as error:
-        run |= {"state": "broken", "reason": in_words(error)}
+        run["state"], run["reason"] = "broken", in_words(error)
     return run
 
 
-def _comparison(record: ComparisonRecord) -> dict[str, Any]:
+def _comparison(record: ComparisonRecord) -> RunLine:
     return {
         "state": "done" if all(arm.valid for arm in record.arms) else "invalid",
         "bandwidth_bps": record.bandwidth_bps,
@@ -85,7 +100,7 @@ def _comparison(record: ComparisonRecord) -> dict[str, Any]:
     }
 
 
-def _quality(record: QualityRecord) -> dict[str, Any]:
+def _quality(record: QualityRecord) -> RunLine:
     return {
         "state": "done" if record.cells == record.cells_asked else "unfinished",
         "mode": "learn",
@@ -93,7 +108,7 @@ def _quality(record: QualityRecord) -> dict[str, Any]:
     }
 
 
-def _sweep(record: SweepRecord) -> dict[str, Any]:
+def _sweep(record: SweepRecord) -> RunLine:
     counts = ", ".join(f"{count} {state}" for state, count in record.states.items())
     return {
         "state": "failed" if record.failed else "done" if set(record.states) == {"done"} else "unfinished",
@@ -109,7 +124,7 @@ def _kind(folder: Path) -> str:
     return "learn" if (folder / "cells").is_dir() else "emulate"
 
 
-def runs_table(runs: list[dict[str, Any]]) -> Table:
+def runs_table(runs: list[RunLine]) -> Table:
     """The list of runs as a table."""
     table = Table(title=counted(len(runs), "run"))
     for name in ("run", "state", "rate", "mode", "seconds per step, or what it is"):

@@ -29,7 +29,7 @@ from testbed.config import STRICT, Arm, Preset, at_least, load_toml, parse
 from testbed.config.arms import arm_named
 from testbed.config.tree import read_toml
 from testbed.errors import UsageError
-from testbed.rundir.identity import learning_content, unnamed
+from testbed.rundir.identity import Content, learning_content, unnamed
 
 __all__ = ["CELL_VERSION", "Cell", "Experiment", "arms_of", "cells_of", "chosen", "load_experiment", "merged"]
 
@@ -97,7 +97,7 @@ class Cell:
         return json.loads(json.dumps(config))
 
     @property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Content:
         """Everything that decides it besides: code, data, versions."""
         return learning_content(self.preset.data, self.arm)
 

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from testbed.config import Arm
 from testbed.config.data import STDLIB, Data, corpus_folder, read_description
@@ -22,6 +22,8 @@ from testbed.errors import TestbedError, UsageError
 
 __all__ = [
     "LEARNING",
+    "Content",
+    "HostContent",
     "check_host",
     "code_sha256",
     "host_content",
@@ -53,7 +55,24 @@ _BESIDE = ("doctor",)
 """Rooms of `emulation` that say what a machine can do, and make no link."""
 
 
-def learning_content(data: Data, arm: Arm) -> dict[str, Any]:
+class Content(TypedDict):
+    """What decides a result besides its settings: digests of what is read and run, and versions."""
+
+    code: str
+    codec: str | None
+    """Of the package that adds it; None of ours. So exchange and task."""
+    exchange: str | None
+    task: str | None
+    data: str | None
+    """Of the text; None where there is none."""
+    python: str
+    torch: str
+    numpy: str
+    image: NotRequired[str | None]
+    """Of what containers are made of; of times only."""
+
+
+def learning_content(data: Data, arm: Arm) -> Content:
     """What decides a learned result besides its settings."""
     return {
         "code": code_sha256(LEARNING),
@@ -61,17 +80,15 @@ def learning_content(data: Data, arm: Arm) -> dict[str, Any]:
         "exchange": plugged_sha256("exchanges", arm.exchange),
         "task": plugged_sha256("tasks", data.task),
         "data": data_identity(data),
-        **_versions(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
     }
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
-
-
-def timing_content(data: Data, arm: Arm, image: str | None = None) -> dict[str, Any]:
+def timing_content(data: Data, arm: Arm, image: str | None = None) -> Content:
     """What decides a time; `image`: the digest of what containers are made of."""
-    return learning_content(data, arm) | {"code": code_sha256(TIMING), "image": image}
+    return {**learning_content(data, arm), "code": code_sha256(TIMING), "image": image}
 
 
 def program_sha256() -> str:
@@ -82,17 +99,37 @@ def program_sha256() -> str:
     return sha.hexdigest()
 
 
-def host_content(data: Data, arms: Iterable[Arm]) -> dict[str, Any]:
+class HostContent(TypedDict):
+    """What hosts must have alike, so that an order gives the same results on each."""
+
+    program: str
+    """Digest of all sources."""
+    plugged: dict[str, str | None]
+    """Of what packages add, by kind and name."""
+    data: str | None
+    python: str
+    torch: str
+    numpy: str
+
+
+def host_content(data: Data, arms: Iterable[Arm]) -> HostContent:
     """What decides results on this host, byte by byte, for orders that are carried out on another."""
     used: set[tuple[Kind, str]] = {("tasks", data.task)}
     for arm in arms:
         used.add(("codecs", arm.codec.kind))
         used.add(("exchanges", arm.exchange))
     added = {f"{kind} {name}": plugged_sha256(kind, name) for kind, name in sorted(used)}
-    return {"program": program_sha256(), "plugged": added, "data": data_identity(data), **_versions()}
+    return {
+        "program": program_sha256(),
+        "plugged": added,
+        "data": data_identity(data),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+    }
 
 
-def check_host(asked: dict[str, Any], here: dict[str, Any]) -> None:
+def check_host(asked: HostContent, here: HostContent) -> None:
     """Raise `TestbedError` unless this host is like the one that the order comes from."""
     for part in sorted({*asked, *here}):
         if asked.get(part) != here.get(part):

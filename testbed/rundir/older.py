@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.records import read_json
+from testbed.rundir.identity import Content
 
 __all__ = ["Older", "find_older", "left_aside"]
 
@@ -32,9 +33,7 @@ class Older:
     """What differs: code, data, torch …"""
 
 
-def find_older(
-    wanted: Mapping[str, tuple[Path, dict[str, Any], dict[str, Any]]], files: Iterable[Path]
-) -> dict[str, Older]:
+def find_older(wanted: Mapping[str, tuple[Path, dict[str, Any], Content]], files: Iterable[Path]) -> dict[str, Older]:
     """By hash of a wanted cell that is not there: the newest of the same settings among `files`.
 
     wanted: the file where a cell is once it is done, what was asked for, and what decides it besides, by hash.
@@ -42,7 +41,7 @@ def find_older(
     missing = {key: each for key, each in wanted.items() if not each[0].is_file()}
     if not missing:
         return {}
-    there: dict[str, tuple[str, dict[str, Any]]] = {}
+    there: dict[str, tuple[str, Content]] = {}
     for path in sorted(files, key=lambda path: path.stat().st_mtime):
         record = read_json(path)
         if isinstance(record, dict) and "asked" in record and "content" in record:

@@ -17,7 +17,7 @@ from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
 from testbed.learn.experiment import Cell, arms_of, merged
 from testbed.records import described
-from testbed.rundir.identity import timing_content, unnamed
+from testbed.rundir.identity import Content, timing_content, unnamed
 from testbed.settings.emulate import Request, Settings, preset_of, settle, target_of
 from testbed.sweep.grid import Grid, Point, flat, points_of
 from testbed.targets import Target
@@ -70,7 +70,7 @@ class Timed:
         return json.loads(json.dumps(config))
 
     @cached_property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Content:
         """Everything that decides it besides: code, data, versions, and of what containers are."""
         image = image_digest(self.settings.image) if self.settings.backend == "docker" else None
         return timing_content(self.settings.preset.data, self.arm, image)

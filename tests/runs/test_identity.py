@@ -193,9 +193,9 @@ def test_a_codec_of_a_users_own_is_known_by_its_sources(tmp_path, monkeypatch):
 
 def test_a_host_that_is_another_carries_nothing_out():
     here = host_content(Data(), [arm_named("best")])
-    check_host(here, dict(here))
+    check_host(here, {**here})
     with pytest.raises(TestbedError, match=re.escape("other torch (9.9) than the one that the order comes from")):
-        check_host(here, here | {"torch": "9.9"})
+        check_host(here, {**here, "torch": "9.9"})
 
 
 def done(folder: Path, wanted: Cell, **content) -> Path:
