@@ -115,11 +115,16 @@ RECORDS = {
                 "targets",
             },
         ),
-        ("testbed.driver.serve", identity.TIMING, {"intervals", "errors", "rundir.directory", "rundir.identity"}),
+        (
+            "testbed.driver.serve",
+            identity.TIMING,
+            {"child", "intervals", "errors", "rundir.directory", "rundir.identity"},
+        ),
         (
             "testbed.driver.comparison",
             identity.TIMING,
             {
+                "child",
                 "formats",
                 "intervals",
                 "commandline",
@@ -231,7 +236,7 @@ def test_a_cell_of_before_a_setting_existed_is_found(tmp_path):
     assert find_older(look, tmp_path.glob("*.json"))[wanted.hash].hash == "1"
     other = json.loads(json.dumps(wanted.asked))
     other["preset"]["data"]["lead"] = 7
-    assert find_older({"x": (tmp_path / "missing.json", other, {})}, tmp_path.glob("*.json")) == {}
+    assert find_older({"x": (tmp_path / "missing.json", other, wanted.content)}, tmp_path.glob("*.json")) == {}
 
 
 NETWORK = 'name = "mine"\nsource = "Chosen."\naccounting = "nic"\nnodes = 2\n[link]\nrate = "100mbit"\n'
