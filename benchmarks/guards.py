@@ -176,7 +176,7 @@ FAULTS = tuple(
         ("resends", "share > _RESENT else", "False else", "tests/runs/test_validity.py"),
         ("_Ear._said", "yield _SAID[kind]", "pass", "tests/emulation/test_notices.py"),
         ("_Ear._said", "if _settings(found) not in self._known", "if False", "tests/emulation/test_notices.py"),
-        ("Files.__init__", ', "sha256": digest_of_files(self._files)', "", "tests/data/test_content.py"),
+        ("Files.__init__", '"sha256": digest_of_files(self._files),', "", "tests/data/test_content.py"),
         ("_tensors", "file_sha256(path) != sha256", "False", _CHECKPOINT),
         ("_check_alike", "(theirs.shape, theirs.dtype) != (tensor.shape, tensor.dtype)", "False", _CHECKPOINT),
         ("Clock._run", "now > deadline[0] + stood_still", "False", "tests/trainer/test_watchdog.py"),

@@ -1,62 +1,101 @@
 """What `comparison.json` says of one arm, from what was measured of it. Keys carry their units."""
 
 from statistics import fmean, median
-from typing import Any
 
 from testbed.driver.combine import Step
 from testbed.driver.comparison import MOST_INVALID, ComparisonRun
 from testbed.driver.results import ArmResult
 from testbed.intervals import mean_interval
 from testbed.records import ArmRecord, Ledger, StepEntry
+from testbed.settings.emulate import Settings
 
 __all__ = ["arm_record"]
 
 
 def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
     """An arm, before it is related to the others."""
+    settings, links, plan, arm = comparison.settings, comparison.links, result.plan, result.arm
+    shaped, composed, last = result.link == "shaped", settings.mode == "composed", result.validations[-1]
+    invalid, why = _doubts(comparison, result)
     used = [step for step in result.steps if step.valid] or result.steps
-    payload = _payload(result, comparison.settings.nodes)
-    times = _times(comparison, result, used)
+    payload = _payload(result, settings.nodes)
+    step_seconds, interval = mean_interval([step.step_seconds for step in used])
+    sync_each = fmean(result.sync_seconds) if result.sync_seconds else None
+    every = 1 if arm.sync == "gradients" else settings.preset.sync_every
+    sync_per_step = None if sync_each is None else sync_each / every
+    seconds, steps = step_seconds + (sync_per_step or 0.0), settings.preset.steps if composed else len(result.steps)
     return ArmRecord(
-        **_what(comparison, result),
-        **_quality(comparison, result),
-        **times,
-        **_bytes(result, used, payload),
+        # the trainer, its link, and whether its figures can be believed
+        arm=arm.name,
+        exchange=arm.exchange,
+        codec=arm.codec.name if arm.exchanges else None,
+        sync=arm.sync,
+        link=result.link,
+        rate_bps=settings.rate_bps if shaped else None,
+        modelled_goodput_bps=plan.modelled_goodput_bps if plan else None,
+        goodput_measured_bps=links.goodput_bps() if shaped else None,
+        rate_measured_bps=_rate_measured(comparison) if shaped else None,
+        events=len(result.events),
+        machine_carries_bps=links.capacity.aggregate_bps if links.capacity else None,
+        valid=not why,
+        why=tuple(why),
+        caution=arm.caution,
+        invalid_steps=invalid,
+        suspect_steps=sum(bool(step.suspect) for step in result.steps),
+        suspect_syncs=sum(bool(sync.suspect) for sync in result.syncs),
+        suspect_why=next((each.suspect[0] for each in (*result.steps, *result.syncs) if each.suspect), None),
+        ledger=_ledger(result),
+        # losses at the last validation, and how many steps led there
+        steps=steps,
+        learned_steps=len(result.learned.series.loss) if result.learned else None,
+        final_val_loss=last.val_loss,
+        val_loss_text=last.val_loss_text,
+        val_loss_remote=last.val_loss_remote,
+        recall_accuracy_remote=last.recall_accuracy_remote,
+        # a step without synchronisation, and a synchronisation
+        step_seconds_mean=step_seconds,
+        step_seconds_ci95=interval if len(used) > 1 else used[0].unsure_seconds,
+        ci95_from="steps" if len(used) > 1 else "exchanges" if used[0].unsure_seconds is not None else None,
+        step_seconds_median=median(step.step_seconds for step in used),
+        steps_timed=len(used),
+        layers_timed=plan.timed_layers if plan else None,
+        layers_of_target=plan.layers if plan else None,
+        compute_seconds_median=median(step.compute_seconds for step in used),
+        compute_kind="modelled" if plan else "measured",
+        exchange_seconds_median=median(step.exchange_seconds for step in used),
+        sync_seconds_per_step=sync_per_step,
+        sync_seconds_each=sync_each,
+        sync_fraction_timed=result.sync_fraction,
+        # bytes that a node sends in a step, and in an averaging of the weights; means over nodes
+        payload_by_channel=payload,
+        payload_bytes_per_step=sum(payload.values()),
+        kv_payload_bytes_per_step=sum(count for name, count in payload.items() if name not in ("other", "weights")),
+        wire_bytes_per_step=_wire(result, [step.wire_tx_bytes for step in used]),
+        sync_payload_bytes_each=fmean(sync.payload_bytes for sync in result.syncs) if result.syncs else None,
+        sync_wire_bytes_each=_wire(result, [sync.wire_tx_bytes for sync in result.syncs]),
+        # all steps with their synchronisations; the warm start apart
         closed_form_step_seconds=_closed_form(comparison, result, used, payload),
-        **_whole_run(comparison, result, times),
+        tokens_per_second=_tokens(settings) / seconds,
+        wall_seconds=steps * seconds,
+        other_accounting_step_seconds=links.other_accounting_seconds(plan) if plan and shaped else None,
     )
 
 
-def _what(comparison: ComparisonRun, result: ArmResult) -> dict[str, Any]:
-    """The trainer, its link, and whether its figures can be believed."""
-    links, plan, arm = comparison.links, result.plan, result.arm
-    shaped = result.link == "shaped"
+def _doubts(comparison: ComparisonRun, result: ArmResult) -> tuple[int, list[str]]:
+    """How many steps are invalid, and what makes the arm so."""
     invalid = [step for step in result.steps if not step.valid]
     why, valid = list(result.problems), len(result.steps) - len(invalid)
     again = comparison.settings.mode == "composed"  # an invalid step was timed again, at most as many as were asked for
     if len(invalid) > (valid if again else MOST_INVALID * len(result.steps)):
         why.append(f"{len(invalid)} of {len(result.steps)} steps are invalid: {min(step.why[0] for step in invalid)}")
-    return {
-        "arm": arm.name,
-        "exchange": arm.exchange,
-        "codec": arm.codec.name if arm.exchanges else None,
-        "sync": arm.sync,
-        "link": result.link,
-        "rate_bps": comparison.settings.rate_bps if shaped else None,
-        "modelled_goodput_bps": plan.modelled_goodput_bps if plan else None,
-        "goodput_measured_bps": links.goodput_bps() if shaped else None,
-        "rate_measured_bps": _rate_measured(comparison) if shaped else None,
-        "events": len(result.events),
-        "machine_carries_bps": links.capacity.aggregate_bps if links.capacity else None,
-        "valid": not why,
-        "why": tuple(why),
-        "caution": arm.caution,
-        "invalid_steps": len(invalid),
-        "suspect_steps": sum(bool(step.suspect) for step in result.steps),
-        "suspect_syncs": sum(bool(sync.suspect) for sync in result.syncs),
-        "suspect_why": next((each.suspect[0] for each in (*result.steps, *result.syncs) if each.suspect), None),
-        "ledger": _ledger(result),
-    }
+    return len(invalid), why
+
+
+def _tokens(settings: Settings) -> int:
+    """That all nodes together learn from in a step: the target's if paced."""
+    if settings.target:
+        return settings.target.nodes * settings.target.tokens_per_node
+    return settings.preset.context * settings.preset.batch
 
 
 def _ledger(result: ArmResult) -> Ledger | None:
@@ -79,71 +118,6 @@ def _ledger(result: ArmResult) -> Ledger | None:
         largest_difference=max(gap / max(1, count) for gap, count in zip(apart, wire, strict=True)),
         node_steps=len(entries),
     )
-
-
-def _quality(comparison: ComparisonRun, result: ArmResult) -> dict[str, Any]:
-    """Losses in nats per token at the last validation, and how many steps led there."""
-    composed, last = comparison.settings.mode == "composed", result.validations[-1]
-    return {
-        "steps": comparison.settings.preset.steps if composed else len(result.steps),
-        "learned_steps": len(result.learned.series.loss) if result.learned else None,
-        "final_val_loss": last.val_loss,
-        "val_loss_text": last.val_loss_text,
-        "val_loss_remote": last.val_loss_remote,
-        "recall_accuracy_remote": last.recall_accuracy_remote,
-    }
-
-
-def _times(comparison: ComparisonRun, result: ArmResult, used: list[Step]) -> dict[str, Any]:
-    """Of a step without synchronisation, and of a synchronisation."""
-    plan = result.plan
-    mean, interval = mean_interval([step.step_seconds for step in used])
-    sync_each = fmean(result.sync_seconds) if result.sync_seconds else None
-    every = 1 if result.arm.sync == "gradients" else comparison.settings.preset.sync_every
-    return {
-        "step_seconds_mean": mean,
-        "step_seconds_ci95": interval if len(used) > 1 else used[0].unsure_seconds,
-        "ci95_from": "steps" if len(used) > 1 else "exchanges" if used[0].unsure_seconds is not None else None,
-        "step_seconds_median": median(step.step_seconds for step in used),
-        "steps_timed": len(used),
-        "layers_timed": plan.timed_layers if plan else None,
-        "layers_of_target": plan.layers if plan else None,
-        "compute_seconds_median": median(step.compute_seconds for step in used),
-        "compute_kind": "modelled" if plan else "measured",
-        "exchange_seconds_median": median(step.exchange_seconds for step in used),
-        "sync_seconds_per_step": sync_each / every if sync_each is not None else None,
-        "sync_seconds_each": sync_each,
-        "sync_fraction_timed": result.sync_fraction,
-    }
-
-
-def _bytes(result: ArmResult, used: list[Step], payload: dict[str, float]) -> dict[str, Any]:
-    """That a node sends in a step, and in an averaging of the weights; means over nodes."""
-    return {
-        "payload_by_channel": payload,
-        "payload_bytes_per_step": sum(payload.values()),
-        "kv_payload_bytes_per_step": sum(count for name, count in payload.items() if name not in ("other", "weights")),
-        "wire_bytes_per_step": _wire(result, [step.wire_tx_bytes for step in used]),
-        "sync_payload_bytes_each": fmean(sync.payload_bytes for sync in result.syncs) if result.syncs else None,
-        "sync_wire_bytes_each": _wire(result, [sync.wire_tx_bytes for sync in result.syncs]),
-    }
-
-
-def _whole_run(comparison: ComparisonRun, result: ArmResult, times: dict[str, Any]) -> dict[str, Any]:
-    """Of all steps with their synchronisations; warm start apart."""
-    settings, plan = comparison.settings, result.plan
-    seconds = times["step_seconds_mean"] + (times["sync_seconds_per_step"] or 0.0)
-    if settings.target:
-        tokens = settings.target.nodes * settings.target.tokens_per_node
-    else:
-        tokens = settings.preset.context * settings.preset.batch
-    steps = settings.preset.steps if settings.mode == "composed" else len(result.steps)
-    shaped = result.link == "shaped"
-    return {
-        "tokens_per_second": tokens / seconds,
-        "wall_seconds": steps * seconds,
-        "other_accounting_step_seconds": comparison.links.other_accounting_seconds(plan) if plan and shaped else None,
-    }
 
 
 def _closed_form(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 from emulation.errors import LinkError
 from emulation.measure import verify
@@ -23,7 +23,7 @@ from emulation.spec.units import format_rate, parse_rate
 from testbed.config import Arm
 from testbed.driver.results import ArmResult
 from testbed.pace import Plan, plan_for
-from testbed.records import LinkGoodput, write_json
+from testbed.records import LinkGoodput, LinkKind, write_json
 from testbed.settings.emulate import Settings
 
 __all__ = ["Links", "Meanwhile"]
@@ -34,6 +34,13 @@ _LOOK_SECONDS = 1.0
 """Between two readbacks while steps are taken; a look costs some tens of milliseconds."""
 _SHARE_OF_CAPACITY = 0.7
 """Beyond this share of what the machine carries all to all, a rate counts as one that it does not carry."""
+
+
+class ModelledLink(TypedDict, total=False):
+    """What `plan_for` needs to know of a link that is waited for."""
+
+    modelled_goodput_bps: float
+    round_trip_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +158,13 @@ class Links:
 
     # -- what an arm's link is
 
-    def kind(self, arm: Arm, *, paced: bool) -> str:
+    def kind(self, arm: Arm, *, paced: bool) -> LinkKind:
         """shaped | unshaped | modelled."""
         if arm.link == "bw" and self.shapable:
             return "shaped"
         return "modelled" if paced else "unshaped"
 
-    def modelled(self, arm: Arm) -> dict[str, Any]:
+    def modelled(self, arm: Arm) -> ModelledLink:
         """What `plan_for` needs to know of a link that is waited for; nothing for a real one."""
         target = self.settings.target
         if target is None or (arm.link == "bw" and self.shapable):

@@ -6,7 +6,7 @@ from emulation.spec.events import EventFacts
 from testbed.config import Arm
 from testbed.driver.combine import Step, Sync
 from testbed.pace import Plan
-from testbed.records import LearnedSeries, StepEntry, SyncEntry, Validation
+from testbed.records import LearnedSeries, LinkKind, StepEntry, SyncEntry, Validation
 
 __all__ = ["ArmResult", "Learned"]
 
@@ -26,7 +26,7 @@ class ArmResult:
     """One arm, as measured."""
 
     arm: Arm
-    link: str
+    link: LinkKind
     """shaped | unshaped | modelled."""
     plan: Plan | None
     learned: Learned | None = None

@@ -5,7 +5,16 @@ or that no field has, is refused by the reader with the file, the key and what t
 another version reads as "not known". Nothing here imports torch, the network, or who writes or reads.
 """
 
-from testbed.records.arm import ArmRecord, ArmSummary, LearnedSeries, Ledger, StepRecord, TimedSeries, Validation
+from testbed.records.arm import (
+    ArmRecord,
+    ArmSummary,
+    LearnedSeries,
+    Ledger,
+    LinkKind,
+    StepRecord,
+    TimedSeries,
+    Validation,
+)
 from testbed.records.comparison import ComparisonRecord, Conditions, LinkGoodput
 from testbed.records.environment import Environment, Place
 from testbed.records.files import plain, read_json, read_record, received, record_from, write_json
@@ -74,6 +83,7 @@ __all__ = [
     "LearnedSeries",
     "Ledger",
     "LinkGoodput",
+    "LinkKind",
     "Machine",
     "NullQuality",
     "Place",
