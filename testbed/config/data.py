@@ -53,7 +53,7 @@ class Data:
     task: str = "recall"
     """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; snapshot: what
     registers held where a mark stood; text: text alone; or one that an installed package adds (docs/data.md)."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Options of a task that an installed package adds, by its own names."""
     corpus: str = STDLIB
     """stdlib (the interpreter's standard library, as bytes), or a folder that `testbed data prepare` has made."""
