@@ -118,7 +118,7 @@ def test_a_digest_knows_the_sources_that_decide(tmp_path):
     (copies[0] / "testbed/analysis/quality/judge.py").write_text("")
     assert code_sha256(LEARNING, copies[0]) == before
     found = {before}
-    names = ("codecs/topk.py", "config/preset.py", "data/mqar.py", "model.py", "runs/learners.py")
+    names = ("codecs/topk.py", "config/preset.py", "data/mqar.py", "model.py", "learn/worker.py")
     for copy, name in zip(copies[1:], (*names, "parallel/exchanges/ring.py", "trainer/loop.py"), strict=True):
         with (copy / "testbed" / name).open("a") as file:
             file.write("CHANGED = 1\n")
