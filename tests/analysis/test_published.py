@@ -49,6 +49,8 @@ def differences(was: Any, now: Any, kind: Any = None) -> list[str]:
     for key in was.keys() & now.keys():
         found += [f"{key}: {each}" for each in differences(was[key], now[key], types.get(key))]
     defaults = {each.name: each.default for each in fields(kind)} if types else {}
+    made = {each.name: each.default_factory for each in fields(kind)} if types else {}
+    defaults |= {name: factory() for name, factory in made.items() if factory is not MISSING}
     return found + [f"{key} is new" for key in now.keys() - was.keys() if defaults.get(key, MISSING) != now[key]]
 
 
