@@ -183,7 +183,7 @@ def _ping(after: socket.socket) -> float:
     return time.perf_counter() - began
 
 
-def _flow(after: socket.socket, under_way_seconds: float) -> dict[str, Any]:
+def _flow(after: socket.socket, under_way_seconds: float) -> dict[str, float]:
     """Send for so long; what the other end says of it."""
     after.sendall(_FLOW + _UNDER_WAY.pack(under_way_seconds))
     deadline = time.monotonic() + under_way_seconds + _FLOW_SECONDS
@@ -200,7 +200,7 @@ def _flow(after: socket.socket, under_way_seconds: float) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _received(connection: socket.socket) -> dict[str, Any]:
+def _received(connection: socket.socket) -> dict[str, float]:
     """The rate at which a flow's bytes arrive, without its beginning."""
     (under_way_seconds,) = _UNDER_WAY.unpack(connection.recv(_UNDER_WAY.size, socket.MSG_WAITALL))
     buffer = bytearray(1 << 18)

@@ -13,7 +13,7 @@ Shape letters: B sequences, T tokens of one chunk, E = d_kv.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ class Codec(nn.Module, ABC):
         """End the compression as the configuration says, at the same step on every node; few codecs can."""
         raise UsageError(f"the codec '{self.config.name}' cannot be unplugged; subspace can")
 
-    def monitor(self) -> dict[str, Any]:
+    def monitor(self) -> dict[str, float | str]:
         """Figures worth a line in the metrics (a basis' departure from orthonormality, its hash)."""
         return {}
 

@@ -126,8 +126,8 @@ class Subspace(Codec):
         self.plug.zero_()
         self._settle()
 
-    def monitor(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def monitor(self) -> dict[str, float | str]:
+        found: dict[str, float | str] = {}
         sha = hashlib.sha256()
         for name, basis in (("key", self.key), ("value", self.value)):
             found |= {f"{name}_{figure}": value for figure, value in basis.figures().items()}

@@ -279,7 +279,7 @@ class Links:
 
     def evidence(self) -> tuple[LinkGoodput, ...]:
         """Every measured link that was held back by its own rate, flat, for tables and figures."""
-        lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+        lines: dict[tuple[str, str, str], dict[str, float | None]] = {}
         for phase, measured in self.measured.items():
             for link in filter(_is_bound, measured.links):
                 name = f"{link.node}→{link.peer}" if link.peer else link.node

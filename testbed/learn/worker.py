@@ -127,7 +127,7 @@ class _OfRank:
     bytes_per_token_layer: dict[str, float]
     payload_bytes_per_step: dict[str, int]
     sync_bytes_each: int
-    codec: dict[str, float]
+    codec: dict[str, float | list[str]]
     parameters: int
 
 

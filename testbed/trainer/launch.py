@@ -5,9 +5,8 @@ import os
 import socket
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +32,13 @@ __all__ = ["train"]
 _PRINT_EVERY = 10
 
 
+@dataclass
+class _Progress:
+    """What this rank is at, for whoever must say where it was lost."""
+
+    where: str
+
+
 def train(given: Train) -> int:
     """Train to the end: metrics into `--out`, a JSON line every few steps to the terminal; 0 when done."""
     if "RANK" not in os.environ:
@@ -50,13 +56,13 @@ def train(given: Train) -> int:
     if short < world:
         raise UsageError(f"{world} ranks cannot share the {short} short sequences of a warm-start step: start {short}")
     out = Path(training.out)
-    state: dict[str, Any] = {"where": "meeting the others"}
+    state = _Progress("meeting the others")
     logs = str(out / "metrics" / "rank{rank}.jsonl")
-    patience, most = Clock(rank, lambda: state["where"]), JOIN_SECONDS + training.silence
+    patience, most = Clock(rank, lambda: state.where), JOIN_SECONDS + training.silence
     patience.expect(most, f"no store, through which the ranks meet, has answered for {most:g} s")
     meeting, client = Meeting(rank, world), store_client()
     patience.close()
-    with Watchdog(client, rank, world, silence_seconds=training.silence, where=lambda: state["where"], logs=logs):
+    with Watchdog(client, rank, world, silence_seconds=training.silence, where=lambda: state.where, logs=logs):
         step = first_step(meeting, out / "checkpoints", resume=given.resume)
         mix = open_source(preset.data, seed=training.seed, chunks=preset.task_chunks, context=preset.context)
         same_training(meeting, checkpoint.identity(preset, arm, training.seed, mix.sha256))
@@ -64,7 +70,7 @@ def train(given: Train) -> int:
         try:
             warm, clock = None, 0.0
             if step is None:
-                state["where"] = "warm start"
+                state.where = "warm start"
                 warm = warm_start(preset, mix, transport, seed=training.seed, device=device)
             trainer = Trainer(preset, arm, mix, transport, seed=training.seed, warm=warm, device=device)
             if step is not None:
@@ -72,17 +78,17 @@ def train(given: Train) -> int:
                 meeting.saved(step)
             _loop(trainer, training, meeting, state, clock)
         except PeerLost as error:
-            raise RunFailed(f"{state['where']}: {error}; logs: {logs.format(rank='*')}") from None
+            raise RunFailed(f"{state.where}: {error}; logs: {logs.format(rank='*')}") from None
         transport.close()
     return 0
 
 
-def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[str, Any], clock: float) -> None:
+def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: _Progress, clock: float) -> None:
     """Steps, averagings, validations, checkpoints; `clock` is what the steps so far have taken."""
     preset, out = trainer.preset, Path(training.out)
     cut_metrics(out, trainer.rank, trainer.index)
     metrics = MetricsFile(out, trainer.rank)
-    state["where"] = f"step {trainer.index}"
+    state.where = f"step {trainer.index}"
     for taken in steps_of(trainer):
         result = taken.result
         clock += result.step_seconds + result.sync_seconds + taken.averaging_seconds
@@ -108,7 +114,7 @@ def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: dict[st
         if taken.last or (every is not None and trainer.index % every == 0):
             checkpoint.save(trainer, out / "checkpoints", clock=clock)
             checkpoint.prune(out / "checkpoints", trainer.rank, meeting.saved(trainer.index))
-        state["where"] = f"step {trainer.index}"
+        state.where = f"step {trainer.index}"
     metrics.close()
     trainer.close()
 

@@ -338,19 +338,20 @@ class Trainer:
         """Whether the weights are to be averaged now."""
         return self.arm.sync == "average" and self.index % self.preset.sync_every == 0
 
-    def monitor(self) -> dict[str, Any]:
+    def monitor(self) -> dict[str, float | list[str]]:
         """What codecs say of themselves, the largest over layers, and how far the replicas had drifted apart."""
-        found: dict[str, Any] = {}
+        figures: dict[str, float] = {}
+        words: dict[str, list[str]] = {}
         for codec in self.codecs:
             for name, value in codec.monitor().items():
                 if isinstance(value, int | float):
                     worst = min if name.endswith("_least") else max
-                    found[name] = worst(value, found.get(name, value))
+                    figures[name] = worst(value, figures.get(name, value))
                 else:
-                    found[name] = [*found.get(name, []), value]
+                    words.setdefault(name, []).append(value)
         if self.weights.drift is not None:
-            found["replica_drift"] = self.weights.drift
-        return found
+            figures["replica_drift"] = self.weights.drift
+        return {**figures, **words}
 
     @torch.no_grad()
     def validate(self, *, exact: bool = False) -> ValidationSums:
