@@ -250,19 +250,22 @@ def change_lines(before: Shaper, after: Shaper, device: str, handle: int) -> lis
     return lines
 
 
-_NESTED = ("classes", "filters", "leaf")
-
-
 def differences(expected: ShaperFacts, found: ShaperFacts, where: str) -> list[str]:
     """What the kernel has that was not asked for, in plain sentences; an empty list is a match."""
     problems = []
     if "leaf" in found and "leaf" not in expected:
         problems.append(f"{where}: a {found['leaf'].get('kind')} was not asked for")
     problems += [f"{where}: a {kind} was not asked for" for kind in found.get("others", ())]
-    numbers: Mapping[str, Any] = {key: value for key, value in expected.items() if key not in _NESTED}
-    for key, asked in numbers.items():
+    facts: Mapping[str, Any] = expected
+    for key, asked in facts.items():
         have = found.get(key)
-        if key.endswith("_share"):
+        if key == "classes":
+            problems += _class_differences(asked, found.get("classes", {}), where)
+        elif key == "filters":
+            problems += _filter_differences(asked, found.get("filters", []), where)
+        elif key == "leaf":
+            problems += differences(asked, found.get("leaf", {}), f"{where} leaf")
+        elif key.endswith("_share"):
             if not isinstance(have, float) or abs(have - asked) > 2e-6:
                 problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
         elif key.endswith("burst_bytes"):
@@ -276,12 +279,6 @@ def differences(expected: ShaperFacts, found: ShaperFacts, where: str) -> list[s
             continue  # the kernel keeps whole bytes per second
         elif have != asked:
             problems.append(f"{where}: {key} was set to {asked}, the kernel has {have}")
-    if "filters" in expected:
-        problems += _filter_differences(expected["filters"], found.get("filters", []), where)
-    if "classes" in expected:
-        problems += _class_differences(expected["classes"], found.get("classes", {}), where)
-    if "leaf" in expected:
-        problems += differences(expected["leaf"], found.get("leaf", {}), f"{where} leaf")
     return problems
 
 

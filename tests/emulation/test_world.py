@@ -213,6 +213,6 @@ def outer():
 """
     enter = "syscalls.unshare(syscalls.CLONE_NEWUSER); open('/proc/self/setgroups', 'w').write('deny'); "
     enter += "open('/proc/self/uid_map', 'w').write('0 %d 1' % uid); sys.exit(outer())"
-    done = python(f"{PRELUDE}{code}\nfrom emulation import syscalls\nuid = os.getuid()\n{enter}")
+    done = python(f"{PRELUDE}{code}\nfrom emulation.kernel import syscalls\nuid = os.getuid()\n{enter}")
     assert done.returncode == 0, done.stderr
     assert "user.max_user_namespaces" in done.stdout
