@@ -15,7 +15,7 @@ from emulation.kernel.counters import WireBytes, WireCounter
 from emulation.nodes.base import Backend
 from emulation.nodes.readback import SWITCH
 
-__all__ = ["Moved", "Traffic"]
+__all__ = ["Moved", "TrafficCounter"]
 
 _COUNTED = re.compile(r"^\[(\d+):(\d+)\] -A FORWARD -i sw(\d+) -o sw(\d+)", re.MULTILINE)
 
@@ -36,7 +36,7 @@ class Moved:
         return {"sent_bytes": self.sent, "received_bytes": self.received, "pairs": pairs}
 
 
-class Traffic:
+class TrafficCounter:
     """Counts from its making on; shapers may change meanwhile, but not be replaced."""
 
     def __init__(self, backend: Backend) -> None:

@@ -26,7 +26,7 @@ __all__ = [
     "Presets",
     "Report",
     "Runs",
-    "Shape",
+    "ShapeInterface",
     "SweepCommand",
     "Train",
     "Verify",
@@ -87,7 +87,7 @@ class Exec(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape(AskedLink):
+class ShapeInterface(AskedLink):
     """Make an interface of this machine an access link: testbed shape eth0 --bw 300mbit --delay 20ms
 
     For real machines, one of which types it at each end: the rate is what it sends, and what it receives; a round trip
@@ -230,7 +230,7 @@ Command = Union[  # noqa: UP007 (a type made of values, which | cannot join)
     Annotated[Emulate, tyro.conf.subcommand("emulate")],
     Annotated[Verify, tyro.conf.subcommand("verify")],
     Annotated[Exec, tyro.conf.subcommand("exec")],
-    Annotated[Shape, tyro.conf.subcommand("shape")],
+    Annotated[ShapeInterface, tyro.conf.subcommand("shape")],
     Annotated[Train, tyro.conf.subcommand("train")],
     Annotated[Learn, tyro.conf.subcommand("learn")],
     Annotated[SweepCommand, tyro.conf.subcommand("sweep")],

@@ -40,7 +40,7 @@ from testbed.cli.commands import (
     Presets,
     Report,
     Runs,
-    Shape,
+    ShapeInterface,
     SweepCommand,
     Train,
     Verify,
@@ -247,7 +247,7 @@ def _print_commands(nodes: Backend, program: str | None = None) -> int:
     return 0
 
 
-def _shape(command: Shape, _: list[str]) -> int:
+def _shape(command: ShapeInterface, _: list[str]) -> int:
     from testbed.cli.shape import shape
 
     return shape(command)
@@ -386,7 +386,7 @@ _HANDLERS: dict[type, Callable[..., int]] = {
     Emulate: _emulate,
     Verify: _verify,
     Exec: _exec,
-    Shape: _shape,
+    ShapeInterface: _shape,
     Train: _train,
     Learn: _learn,
     SweepCommand: _sweep,

@@ -22,7 +22,7 @@ from rich.table import Table
 from emulation.errors import EmulationError
 from emulation.measure import verify
 from emulation.measure.measurement import Proof
-from emulation.measure.traffic import Traffic
+from emulation.measure.traffic import TrafficCounter
 from emulation.nodes.base import Backend
 from emulation.player import Player
 from emulation.spec.events import EventFacts, Schedule
@@ -271,7 +271,7 @@ def run_everywhere(nodes: Backend, errand: ExecRequest) -> int:
     with nodes as backend, ExitStack() as stack:
         proven = verify.verify(backend, network)
         _say(f"links proven: {verify.proof(network, proven)}")
-        traffic = Traffic(backend)
+        traffic = TrafficCounter(backend)
         stack.callback(traffic.close)
         programs, started = _Programs(backend, errand.program), time.monotonic()
         stack.callback(programs.close)

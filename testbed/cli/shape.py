@@ -10,7 +10,7 @@ from testbed.errors import UsageError
 from testbed.settings.network_flags import link_of, words_of
 
 if TYPE_CHECKING:
-    from testbed.cli.commands import Shape
+    from testbed.cli.commands import ShapeInterface
 
 __all__ = ["shape"]
 
@@ -18,7 +18,7 @@ _CHECK_SECONDS = 1.0
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def shape(command: "Shape") -> int:
+def shape(command: "ShapeInterface") -> int:
     """Do as it says; 0."""
     changes = command.changes()
     require_tools()

@@ -150,10 +150,10 @@ def test_a_way_past_the_links_shows_in_the_bytes(world, accounting, how, shows):
     """Programs that meet on loopback or in shared memory have sent nothing; over their links, everything."""
     size = 500_000
     statuses, sent, pairs = world(f"""
-from emulation.measure.traffic import Traffic
+from emulation.measure.traffic import TrafficCounter
 network = net(2, "20mbit", "{accounting}")
 with NetnsBackend(network) as backend:
-    traffic = Traffic(backend)
+    traffic = TrafficCounter(backend)
     programs = [
         backend.popen(node, [sys.executable, "-S", "-c", {TALK!r}, "{how}", node.address, peer.address, "{size}"])
         for node, peer in network.pairs

@@ -85,7 +85,7 @@ def on_this_machine(monkeypatch):
     def run(errand: ExecRequest, **options) -> int:
         backend: Any = Local(**options)
         traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
-        monkeypatch.setattr(execute, "Traffic", lambda _: traffic)
+        monkeypatch.setattr(execute, "TrafficCounter", lambda _: traffic)
         monkeypatch.setattr(execute, "verify", SimpleNamespace(verify=lambda *_: {}, proof=lambda *_: ""))
         monkeypatch.setattr(execute, "_print_moved", lambda *_: None)
         return run_everywhere(backend, errand)
