@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from emulation.errors import CapabilityError, LinkError
 from emulation.kernel.commands import ToolBatch, run_all, tool_path, write_sysctl
-from emulation.kernel.facts import CounterPlace, NetworkFacts
+from emulation.kernel.facts import CounterPlace, NetworkFacts, ShaperFacts
 from emulation.kernel.syscalls import in_netns, named, netns_path
 from emulation.nodes.base import Backend
 from emulation.nodes.isolation import check_isolation
@@ -260,14 +260,12 @@ class NetnsBackend(Backend):
             found: dict[str, Any] = {}
             ports = self.at(SWITCH, read_devices, [port_of(node) for node in self.network.nodes])
             for node in self.network.nodes:
-                own = self.at(node.name, read_devices, ["eth0"])
-                found[node.name] = {"tx": own["eth0"], "rx": ports[port_of(node)]}
-            cuts = self.at(SWITCH, read_cuts)
-            return (
-                found
-                | ({"cuts": cuts} if cuts else {})
-                | ({"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {})
-            )
+                own = self.at(node.name, read_devices, ["eth0"])["eth0"]
+                found[node.name] = {"tx": own, "rx": ports[port_of(node)]}
+            if cuts := self.at(SWITCH, read_cuts):
+                found["cuts"] = cuts
+            rules = {"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {}
+            return found | rules
 
     def check_isolated(self) -> None:
         check_isolation(self.network, self.at)
@@ -279,8 +277,7 @@ class NetnsBackend(Backend):
             for node in self.network.nodes:
                 kernels = self._in_kernel(self.network)
                 for end, shaper in zip(("tx", "rx"), self._shapers(kernels, node), strict=True):
-                    expected = shaper.expected()
-                    expected["mtu"] = self.network.mtu_of(node)
+                    expected: ShaperFacts = {**shaper.expected(), "mtu": self.network.mtu_of(node)}
                     if end == "tx":
                         expected["gso_max_segs"] = self._segments(kernels, node)
                     problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")

@@ -20,12 +20,9 @@ def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
     used = [step for step in result.steps if step.valid] or result.steps
     payload = _payload(result, settings.nodes)
     step_seconds, interval = mean_interval([step.step_seconds for step in used])
-    sync_each = fmean(result.sync_seconds) if result.sync_seconds else None
-    every = 1 if arm.sync == "gradients" else settings.preset.sync_every
-    sync_per_step = None if sync_each is None else sync_each / every
+    sync_each, sync_per_step = _sync(result, settings.preset.sync_every)
     seconds, steps = step_seconds + (sync_per_step or 0.0), settings.preset.steps if composed else len(result.steps)
     return ArmRecord(
-        # the trainer, its link, and whether its figures can be believed
         arm=arm.name,
         exchange=arm.exchange,
         codec=arm.codec.name if arm.exchanges else None,
@@ -45,14 +42,12 @@ def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
         suspect_syncs=sum(bool(sync.suspect) for sync in result.syncs),
         suspect_why=next((each.suspect[0] for each in (*result.steps, *result.syncs) if each.suspect), None),
         ledger=_ledger(result),
-        # losses at the last validation, and how many steps led there
         steps=steps,
         learned_steps=len(result.learned.series.loss) if result.learned else None,
         final_val_loss=last.val_loss,
         val_loss_text=last.val_loss_text,
         val_loss_remote=last.val_loss_remote,
         recall_accuracy_remote=last.recall_accuracy_remote,
-        # a step without synchronisation, and a synchronisation
         step_seconds_mean=step_seconds,
         step_seconds_ci95=interval if len(used) > 1 else used[0].unsure_seconds,
         ci95_from="steps" if len(used) > 1 else "exchanges" if used[0].unsure_seconds is not None else None,
@@ -66,19 +61,25 @@ def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
         sync_seconds_per_step=sync_per_step,
         sync_seconds_each=sync_each,
         sync_fraction_timed=result.sync_fraction,
-        # bytes that a node sends in a step, and in an averaging of the weights; means over nodes
         payload_by_channel=payload,
         payload_bytes_per_step=sum(payload.values()),
         kv_payload_bytes_per_step=sum(count for name, count in payload.items() if name not in ("other", "weights")),
         wire_bytes_per_step=_wire(result, [step.wire_tx_bytes for step in used]),
         sync_payload_bytes_each=fmean(sync.payload_bytes for sync in result.syncs) if result.syncs else None,
         sync_wire_bytes_each=_wire(result, [sync.wire_tx_bytes for sync in result.syncs]),
-        # all steps with their synchronisations; the warm start apart
         closed_form_step_seconds=_closed_form(comparison, result, used, payload),
         tokens_per_second=_tokens(settings) / seconds,
         wall_seconds=steps * seconds,
         other_accounting_step_seconds=links.other_accounting_seconds(plan) if plan and shaped else None,
     )
+
+
+def _sync(result: ArmResult, every: int) -> tuple[float | None, float | None]:
+    """Seconds of a synchronisation, and its share of a step; `every`: steps between two averagings."""
+    if not result.sync_seconds:
+        return None, None
+    each = fmean(result.sync_seconds)
+    return each, each / (1 if result.arm.sync == "gradients" else every)
 
 
 def _doubts(comparison: ComparisonRun, result: ArmResult) -> tuple[int, list[str]]:
