@@ -85,19 +85,19 @@ doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 	@$(BIN)/testbed doctor
 
 # Tests that build links run this many side by side; who measures time runs alone, and so does a second attempt. What
-# needs no link takes the processors' time that links leave, then come those that wait for deadlines; both say what they
+# needs no link takes the processors' time that links leave, beside those that wait for deadlines; both say what they
 # found when links are done.
 WORLDS ?= 3
 PYTEST  = $(BIN)/python -m pytest -q
 BRIEF   = not alone and not acceptance
 test: $(STAMP) ## the test suite, in minutes: WORLDS=3 links at a time, beside them what needs none, then what measures time
-	@said=$$(mktemp); good() { test $$1 -eq 0 -o $$1 -eq 5; }; set -m; \
-	( chrt --idle 0 $(PYTEST) -n logical --dist load -m "not world and not waits and $(BRIEF)" $(ARGS); free=$$?; \
-	  $(PYTEST) -m "waits and not world and $(BRIEF)" $(ARGS); waits=$$?; \
-	  good $$free && good $$waits || exit 1; exit $$(( free < waits ? free : waits )) ) >$$said 2>&1 & \
-	beside=$$!; set +m; trap 'kill -- -$$beside 2>/dev/null; rm -f $$said' EXIT; trap 'exit 130' INT TERM; \
+	@said=$$(mktemp) waited=$$(mktemp); good() { test $$1 -eq 0 -o $$1 -eq 5; }; set -m; \
+	( set +m; $(PYTEST) -m "waits and not world and $(BRIEF)" $(ARGS) >$$waited 2>&1 & \
+	  chrt --idle 0 $(PYTEST) -n logical --dist load -m "not world and not waits and $(BRIEF)" $(ARGS) >$$said 2>&1; free=$$?; \
+	  wait $$!; waits=$$?; good $$free && good $$waits || exit 1; exit $$(( free < waits ? free : waits )) ) & \
+	beside=$$!; set +m; trap 'kill -- -$$beside 2>/dev/null; rm -f $$said $$waited' EXIT; trap 'exit 130' INT TERM; \
 	$(PYTEST) -n $(WORLDS) --dist loadscope -m "world and $(BRIEF)" $(ARGS); linked=$$?; \
-	wait $$beside; free=$$?; cat $$said; \
+	wait $$beside; free=$$?; cat $$said $$waited; \
 	$(PYTEST) -m "alone and not acceptance" $(ARGS); alone=$$?; \
 	for status in $$free $$linked $$alone; do good $$status || exit 1; done; \
 	test $$free -eq 0 -o $$linked -eq 0 -o $$alone -eq 0 || { echo "no test was chosen" >&2; exit 1; }

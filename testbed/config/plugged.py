@@ -1,6 +1,8 @@
 """What installed packages add, each by the name of an entry point: codecs, exchanges, tasks."""
 
 import difflib
+import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
@@ -34,12 +36,18 @@ class Task(Protocol):
 
 def plugged_names(kind: Kind) -> list[str]:
     """Of all installed packages."""
-    return sorted(entry.name for entry in entry_points(group=f"testbed.{kind}"))
+    return sorted(_installed(kind, tuple(sys.path)))
 
 
 def plugged(kind: Kind, name: str) -> EntryPoint | None:
     """The entry point of that name; None: no package adds it."""
-    return next((entry for entry in entry_points(group=f"testbed.{kind}") if entry.name == name), None)
+    return _installed(kind, tuple(sys.path)).get(name)
+
+
+@functools.cache
+def _installed(kind: Kind, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """By name. Read once for a search path: whoever reads a hundred arms asks a thousand times, 9 ms each."""
+    return {entry.name: entry for entry in reversed(entry_points(group=f"testbed.{kind}"))}
 
 
 def check_known(kind: Kind, name: str, ours: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """What every part of the tree shares: strict reading of TOML, one clear sentence for what is wrong, JSON out."""
 
 import difflib
+import functools
 import json
 import tomllib
 from dataclasses import asdict
@@ -39,7 +40,7 @@ def at_least(least: float, **values: float) -> None:
 def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
     """`data` as a `kind`; raises `UsageError` that names the first wrong key and, if unknown, the nearest known one."""
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return _validator(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -50,6 +51,11 @@ def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
         raise UsageError(f"{origin}: {where}: {first['msg']} (given: {_shown(first['input'])})") from None
     except RecursionError:
         raise UsageError(f"{origin}: its tables or lists lie too deep in one another") from None
+
+
+@functools.cache
+def _validator(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
 
 
 def _shown(value: Any) -> str:
