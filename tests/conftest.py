@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 import tests.turns
 from testbed.driver.rank import SELDOM
+from tests.again import deferrable
 from tests.resume import Resume
 from tests.runs.tiny import PRESET, TARGET, run_testbed
 from tests.sweep.tiny import grid, sweep_till_done
@@ -85,9 +86,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(scope="session")
 def composed(once: Make) -> Path:
-    """The run directory of `testbed emulate` at 20 Mbit/s per pair, as a user would type it; what it said is in
+    """The run directory of `testbed emulate` at 50 Mbit/s per pair, as a user would type it; what it said is in
     stdout.txt, two folders above."""
-    order = ("emulate", "--bw", "20mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
+    order = ("emulate", "--bw", "50mbit", "--nodes", "2", "--preset", PRESET, "--target", TARGET, "--share")
     return once("composed", lambda place: run_testbed(place, *order, "--name", "run")) / "runs" / "run"
 
 
@@ -129,13 +130,14 @@ class _Scheduling(LoadScopeScheduling):
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs real links or real time has one more attempt, alone: a shared machine takes time away in the middle
-    of a measurement. The summary lists every test that needed one (RERUN). Who makes
-    what several share, or waits for it, has the time. What takes long comes first."""
+    of a measurement. The summary lists every test that needed one (RERUN); with `--defer` it has it at the end
+    (tests/again.py). Who makes what several share, or waits for it, has the time. What takes long comes first."""
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/runs/", "tests/sweep/")))
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if tests.turns.needs_a_turn(item):
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+            if not deferrable(item):
+                item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))  # waiting for its turn counts
         if "once" in fixtures:

@@ -128,13 +128,13 @@ def test_never():
 """
 
 
-def suite(place: Path, flaky: int) -> "subprocess.CompletedProcess[str]":
-    """A suite of links with the hooks of this one, on two workers."""
+def suite(place: Path, flaky: int, *more: str) -> "subprocess.CompletedProcess[str]":
+    """A suite of links with the hooks of this one, on two workers unless `more` says otherwise."""
     (place / "conftest.py").write_text("from tests.conftest import *\ndel one_thread  # needs PyTorch\n")
     (place / "pytest.ini").write_text("[pytest]\nmarkers =\n    world\n    alone\n")
     (place / "test_it.py").write_text(FLAKY.replace("COUNT", str(flaky)))
     plugins = ("-p", "xdist", "-p", "rerunfailures", "-p", "no:cacheprovider")
-    order = ("pytest", "-q", "-raR", *plugins, "-n", "2", "--dist", "load", "test_it.py")
+    order = ("pytest", "-q", "-raR", *plugins, "-n", "2", "--dist", "load", *more, "test_it.py")
     return subprocess.run(
         [sys.executable, "-m", *order],
         cwd=place,
@@ -181,3 +181,28 @@ def test_nobody_has_a_third_attempt(tmp_path):
     done = suite(tmp_path, 0)
     assert done.returncode == 1, done.stdout + done.stderr
     assert (tmp_path / "never").read_text() == "xx"
+
+
+def test_second_attempts_may_be_left_to_the_end(tmp_path):
+    """Named and counted in the first part, run in the second, where a failure is one; nothing else runs there."""
+    (tmp_path / "worse").touch()
+    again, plugin = tmp_path / "again.txt", ("-p", "tests.again")
+    first = suite(tmp_path, 1, *plugin, "--defer", str(again), "-m", "world")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert {"4 passed", "2 rerun"} <= set(first.stdout.splitlines()[-1].split(" in ")[0].split(", "))
+    assert "test_it.py::test_flaky[0]: AssertionError: at first" in first.stdout
+    assert sorted(again.read_text().splitlines()) == ["test_it.py::test_flaky[0]", "test_it.py::test_never"]
+    second = suite(tmp_path, 1, *plugin, "--deferred", str(again), "-m", "alone", "-n", "0")
+    assert second.returncode == 1, second.stdout + second.stderr
+    assert {"1 failed", "1 passed", "4 deselected"} <= set(second.stdout.splitlines()[-1].split(" in ")[0].split(", "))
+    assert (tmp_path / "never").read_text() == "xx"
+    again.write_text("test_it.py::test_gone\n")
+    gone = suite(tmp_path, 1, *plugin, "--deferred", str(again), "-m", "alone", "-n", "0")
+    assert gone.returncode == 4
+    assert "there is no test test_it.py::test_gone" in gone.stderr
+
+
+def test_too_many_second_attempts_fail_the_run_though_they_are_left_to_the_end(tmp_path):
+    done = suite(tmp_path, 3, "-p", "tests.again", "--defer", str(tmp_path / "again.txt"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "3 of 8 tests needed a second attempt, more than 2" in done.stdout

@@ -45,7 +45,7 @@ def plugged(kind: Kind, name: str) -> EntryPoint | None:
 
 
 @functools.cache
-def _installed(kind: Kind, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+def _installed(kind: Kind, _path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """By name. Read once for a search path: whoever reads a hundred arms asks a thousand times, 9 ms each."""
     return {entry.name: entry for entry in reversed(entry_points(group=f"testbed.{kind}"))}
 

@@ -80,15 +80,16 @@ def waits_for(what, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("backend", "user"),
+    ("backend", "user", "nodes"),
     [
-        pytest.param("netns", "root", marks=pytest.mark.acceptance),
-        *(("docker", user) for user in USERS),
+        pytest.param("netns", "root", "4", marks=pytest.mark.acceptance),
+        *(pytest.param("docker", user, "4", marks=pytest.mark.acceptance) for user in USERS),
+        *(("docker", user, "2") for user in USERS),
     ],
 )
-def test_links_are_what_was_asked_on_both_backends(backend, user, image, shaper_image, open_folder):
-    """Four nodes, the same tolerances."""
-    done = run(user, open_folder, "verify", *LINK, *on(backend, image), "--json")
+def test_links_are_what_was_asked_on_both_backends(backend, user, nodes, image, shaper_image, open_folder):
+    """The same tolerances."""
+    done = run(user, open_folder, "verify", *LINK, "--nodes", nodes, *on(backend, image), "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0, found["problems"]
     assert found["ok"]

@@ -73,7 +73,7 @@ def test_what_is_modelled_says_so(composed):
     assert all(kind == ["composed"] for kind in kinds.values())
     for name in ARMS[1:]:
         assert arms[name]["link"] == "shaped"
-        assert arms[name]["rate_measured_bps"] == pytest.approx(20e6, rel=0.02)
+        assert arms[name]["rate_measured_bps"] == pytest.approx(50e6, rel=0.02)
 
 
 @pytest.mark.alone
@@ -163,7 +163,7 @@ def test_a_run_directory_is_never_overwritten(composed):
         composed.parents[1],
         "emulate",
         "--bw",
-        "20mbit",
+        "50mbit",
         "--preset",
         PRESET,
         "--pace",
@@ -197,7 +197,7 @@ def unpaced(once) -> Path:
 
 
 def test_a_network_changes_time_never_arithmetic(composed, unpaced):
-    """The same losses to the last bit at 20 Mbit/s per pair, 5 Mbit/s per node, and off the links."""
+    """The same losses to the last bit at 50 Mbit/s per pair, 5 Mbit/s per node, and off the links."""
     for arm in ARMS:
         off_link, on_link = (read(folder / arm / "summary.json") for folder in (composed, unpaced))
         assert off_link["learned"]["loss"] == [step["loss"] for step in on_link["timed"]["steps"]]

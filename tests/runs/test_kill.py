@@ -87,7 +87,7 @@ def training(folder: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
     arguments = (
         "emulate",
         "--bw",
-        "20mbit",
+        "50mbit",
         "--pace",
         "none",
         "--steps",
