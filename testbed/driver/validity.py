@@ -44,9 +44,11 @@ def judged(
 ) -> list[tuple[list[str], list[str]]]:
     """(what makes it invalid, what makes it suspect) of each of these durations.
 
-    least: what its wire allows, each; `sound`: whether nothing else is wrong with it.
+    least: what its wire allows, each; `sound`: whether nothing else is wrong with it. What is shorter than its wire is
+    nobody's sibling.
     """
-    good = [each for each, fine in zip(seconds, sound, strict=True) if fine]
+    each_of = zip(seconds, least, sound, strict=True)
+    good = [each for each, floor, fine in each_of if fine and not _too_short(each, floor)]
     usual = median_low(good) if len(good) > 1 else None
     return [_judge(each, floor, usual, limits) for each, floor in zip(seconds, least, strict=True)]
 
@@ -61,9 +63,13 @@ def resends(resent_bytes: float, wire_bytes: float | None) -> tuple[list[str], l
     return ([f"{said}: something else on the links loses them"], []) if share > _RESENT else ([], [said])
 
 
+def _too_short(seconds: float, least: float) -> bool:
+    return seconds < (1 - _FASTER) * least
+
+
 def _judge(seconds: float, least: float, usual: float | None, limits: Limits) -> tuple[list[str], list[str]]:
     why, suspect = [], []
-    if seconds < (1 - _FASTER) * least:
+    if _too_short(seconds, least):
         why.append(f"it took {seconds:.3f} s, and its links cannot carry its bytes in less than {least:.3f} s")
     form = _FORM_OF_NIC if limits.converging else _FORM
     for than, what, doubtful in (

@@ -259,7 +259,7 @@ def test_the_kernel_shows_the_asked_rate_and_an_interrupt_takes_everything_down(
                 [*enter, f"--net=/proc/{pid}/ns/net", "tc", "-s", "class", "show", "dev", "eth0"],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
-            assert "rate 20Mbit" in done.stdout
+            assert "rate 50Mbit" in done.stdout
         traces = Traces(mark)
         process.send_signal(signal.SIGINT)
         assert process.wait(15) == 130

@@ -45,6 +45,8 @@ def test_nothing_is_faster_than_its_wire():
     assert words([0.92], Limits(closed_form_seconds=1.11), least=1.11) == ["invalid"]
     assert words([1.06], Limits(closed_form_seconds=1.11), least=1.11) == [""]
     assert words([0.92], Limits(), least=0.0) == [""]
+    # nor does it make those that are as long as it takes too long
+    assert words([0.5, 0.5, 1.11], Limits(), least=1.11) == ["invalid", "invalid", ""]
 
 
 def test_by_chance_no_step_is_invalid():
