@@ -209,7 +209,7 @@ FAULTS = tuple(
         ("_as_shell", "return 128 - code if code < 0 else code", "return 0", "tests/runs/test_execute.py"),
         # the null that sends token ids, a task that it cannot solve, and what is recovered beyond it
         ("Ids._make", "number + 1 < self.layers", "False", _IDS),
-        ("Ids.read", "chunk < last", "chunk <= last", _IDS),
+        ("Ids.read", "max(self.layout.chunks", "min(self.layout.chunks", _IDS),
         ("Ids._begin", "layer < len(self._made)", "layer < 1", _IDS),
         ("Ids.traffic", "ID_BYTES * batch", "batch", _IDS),
         ("_window", "(back >= 0) &", "", _IDS),

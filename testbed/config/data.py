@@ -6,7 +6,8 @@ import os
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from testbed.config.corpus import CorpusDescription
 from testbed.config.model import Model
@@ -53,7 +54,7 @@ class Data:
     task: str = "recall"
     """recall: text with facts that are asked for later; mqar: key-value pairs, then queries; snapshot: what
     registers held where a mark stood; text: text alone; or one that an installed package adds (docs/data.md)."""
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    options: dict[str, JsonValue] = field(default_factory=dict, hash=False)
     """Options of a task that an installed package adds, by its own names."""
     corpus: str = STDLIB
     """stdlib (the interpreter's standard library, as bytes), or a folder that `testbed data prepare` has made."""

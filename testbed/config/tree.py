@@ -46,6 +46,10 @@ def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "value_error":
             raise UsageError(f"{origin}: {where + ': ' if where else ''}{first['ctx']['error']}") from None
+        if first["type"] == "invalid-json-value":
+            value = first["input"]
+            said = f"{value} is a {type(value).__name__}, which is no value here: put it in quotes"
+            raise UsageError(f"{origin}: {first['loc'][0]}: {said}") from None
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UsageError(f"{origin}: unknown key '{where}'{_nearest(kind, first['loc'])}") from None
         raise UsageError(f"{origin}: {where}: {first['msg']} (given: {_shown(first['input'])})") from None

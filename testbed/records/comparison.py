@@ -1,7 +1,10 @@
 """A whole comparison: under which conditions, and every arm."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from testbed.config.tree import STRICT
 from testbed.records.arm import ArmRecord
@@ -42,7 +45,7 @@ class Conditions:
     """One way, of the longest path."""
     loss: float
     """The largest share of packets that a link is asked to lose."""
-    network_links: tuple[dict[str, Any], ...]
+    network_links: tuple[Mapping[str, JsonValue], ...]
     """Fields of `emulation.spec.network.Link`."""
     preset: str
     target: str | None

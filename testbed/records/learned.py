@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from testbed.config.tree import STRICT
 from testbed.records.arm import Validation
 from testbed.records.environment import Place
@@ -50,7 +52,7 @@ class LearnedCell(LearnedResult):
     cell: str
     config: dict[str, Any]
     """What its hash is of."""
-    asked: dict[str, Any]
-    content: dict[str, Any]
+    asked: dict[str, JsonValue]
+    content: dict[str, JsonValue]
     """What decides it besides what was asked: code, data, versions."""
     environment: Place

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from pydantic import JsonValue
+
 from testbed.config.tree import STRICT
 from testbed.records.arm import ArmSummary, LinkKind
 from testbed.records.comparison import Conditions
@@ -30,9 +32,9 @@ class CellSummary(ArmSummary):
     __pydantic_config__ = STRICT
 
     cell: str
-    point: dict[str, Any]
-    asked: dict[str, Any]
-    content: dict[str, Any]
+    point: dict[str, JsonValue]
+    asked: dict[str, JsonValue]
+    content: dict[str, JsonValue]
     """What decides its time besides what was asked: code, data, versions, image."""
     network: Conditions
 
@@ -44,7 +46,7 @@ class CommandSummary:
     __pydantic_config__ = STRICT
 
     cell: str
-    point: dict[str, Any]
+    point: dict[str, JsonValue]
     seed: int
     command: tuple[str, ...]
     wall_seconds: float
@@ -53,9 +55,9 @@ class CommandSummary:
     sent_bytes: dict[str, int]
     """By node."""
     received_bytes: dict[str, int]
-    pairs: tuple[dict[str, Any], ...]
+    pairs: tuple[dict[str, JsonValue], ...]
     """`from`, `to` and `bytes`."""
-    said: dict[str, Any]
+    said: dict[str, JsonValue]
     """What it printed as JSON objects on lines of their own."""
 
 
@@ -78,7 +80,7 @@ class CellEntry:
 
     cell: str
     arm: str
-    point: dict[str, Any]
+    point: dict[str, JsonValue]
     """What was varied."""
     older: str = ""
     """In what the cells that stand for it differ from those that were asked for; empty: in nothing."""
@@ -96,7 +98,7 @@ class CommandEntry:
 
     cell: str
     seed: int
-    point: dict[str, Any]
+    point: dict[str, JsonValue]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ class ExcludedPoint:
 
     __pydantic_config__ = STRICT
 
-    point: dict[str, Any]
+    point: dict[str, JsonValue]
     reason: str
 
 
@@ -201,6 +203,6 @@ class SweepRecord:
     checks: tuple[CheckRow, ...] = field(default=())
 
 
-def described(point: dict[str, Any]) -> str:
+def described(point: dict[str, JsonValue]) -> str:
     """A point in words, for messages."""
     return ", ".join(f"{key} {value}" for key, value in point.items()) or "the only point"

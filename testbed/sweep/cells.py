@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from testbed.config import Arm, Preset, parse
 from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
@@ -130,7 +132,7 @@ def checks_of(sweep: Grid, cells: list[Timed], *, full: bool) -> list[Timed]:
     if full:
         return [_trained(cell, seed, cell.settings.preset.steps) for cell in cells for seed in cell.seeds]
     if sweep.check:
-        return [_trained(*_named(each, cells), each.get("steps")) for each in sweep.check]
+        return [_trained(*_named(each, cells), _steps(each)) for each in sweep.check]
 
     def asks(cell: Timed) -> tuple[bool, ...]:
         between = cell.arm.link == "bw" and cell.arm.exchanges
@@ -142,12 +144,18 @@ def checks_of(sweep: Grid, cells: list[Timed], *, full: bool) -> list[Timed]:
     return [_trained(chosen, chosen.seeds[0], None)]
 
 
-def _named(check: Mapping[str, Any], cells: list[Timed]) -> tuple[Timed, int]:
+def _steps(check: Mapping[str, JsonValue]) -> int | None:
+    steps = check.get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+def _named(check: Mapping[str, JsonValue], cells: list[Timed]) -> tuple[Timed, int]:
     """The cell that a [[check]] means, and the seed."""
     wanted = {key: value for key, value in flat(check).items() if key not in ("arm", "steps", "seed")}
     for cell in cells:
         if cell.arm.name == check["arm"] and all(cell.varied[key] == value for key, value in wanted.items()):
-            return cell, check.get("seed", cell.seeds[0])
+            seed = check.get("seed")
+            return cell, seed if isinstance(seed, int) else cell.seeds[0]
     raise UsageError(f"check: no cell is {described(dict(check))}; testbed sweep --dry-run names them all")
 
 
@@ -189,9 +197,9 @@ def _settings(sweep: Grid, point: Point, folder: Path, command: str) -> list[tup
         raise UsageError(f"at {described(point)}: {error}") from None
 
 
-def _changes(point: Point, kind: str) -> dict[str, Any]:
+def _changes(point: Point, kind: str) -> dict[str, JsonValue]:
     """Dotted keys below `kind` as nested tables."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {}  # tables within tables
     for key, value in point.items():
         first, *path = key.split(".")
         if first == kind and path:

@@ -45,6 +45,8 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
+from pydantic import JsonValue
+
 from testbed.config import STRICT, Preset
 from testbed.config.arm import Arm
 from testbed.errors import UsageError
@@ -75,7 +77,7 @@ _OF_ARMS = _Keys(
 )
 _OF_COMMAND = _Keys((*_LINK, "schedule"), {"var": None}, "flags of testbed exec, or var.")
 
-Point = dict[str, Any]
+Point = dict[str, JsonValue]
 """Value by key, the settings of every point among them."""
 
 
@@ -101,15 +103,15 @@ class Grid:
     """Instead of arms: a program and its arguments, in which {NAME} stands for the key var.NAME and {seed} for a
     seed."""
     seeds: tuple[int, ...] = (0,)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, JsonValue] = field(default_factory=dict)
     """Settings of every point."""
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, JsonValue] = field(default_factory=dict)
     """Lists of values by key; every value of one with every value of the others."""
-    together: tuple[dict[str, Any], ...] = ()
+    together: tuple[dict[str, JsonValue], ...] = ()
     """Lists of one length by key, gone through in step; each table is one axis more of the grid."""
-    exclude: tuple[dict[str, Any], ...] = ()
+    exclude: tuple[dict[str, JsonValue], ...] = ()
     """Values by key (one, or a list of them), and a `reason`."""
-    check: tuple[dict[str, Any], ...] = ()
+    check: tuple[dict[str, JsonValue], ...] = ()
     """Cells that are also trained step by step on their links, so that what was composed can be held against them: an
     `arm`, values of what is varied, of which the first cell that fits is taken, and if wanted `steps` and `seed`."""
     timed_nodes: int | None = None
@@ -146,7 +148,7 @@ class Grid:
         if count > MOST_POINTS:
             raise UsageError(f"this grid has {count:,} points, and {MOST_POINTS:,} are the most: take values out")
 
-    def axes(self) -> list[dict[str, list[Any]]]:
+    def axes(self) -> list[dict[str, list[JsonValue]]]:
         """Each axis as lists of one length by key."""
         found = [{key: _values(key, values)} for key, values in flat(self.grid).items()]
         for number, table in enumerate(self.together):
@@ -167,24 +169,24 @@ def points_of(sweep: Grid) -> tuple[list[Point], list[Excluded]]:
         if reason is None:
             points.append(common | values)
         else:
-            excluded.append(Excluded(point=values, reason=reason))
+            excluded.append(Excluded(point=values, reason=f"{reason}"))
     if not points:
         raise UsageError("every point of the grid is excluded: nothing is left to run")
     return points, excluded
 
 
-def _combinations(axes: list[dict[str, list[Any]]]) -> Iterator[Point]:
+def _combinations(axes: list[dict[str, list[JsonValue]]]) -> Iterator[Point]:
     steps = [[dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)] for axis in axes]
     for chosen in product(*steps):
         yield {key: value for part in chosen for key, value in part.items()}
 
 
-def _matches(exclusion: Mapping[str, Any], point: Point) -> bool:
+def _matches(exclusion: Mapping[str, JsonValue], point: Point) -> bool:
     wanted = {key: value for key, value in flat(exclusion).items() if key != "reason"}
     return all(point[key] in _alternatives(point[key], value) for key, value in wanted.items())
 
 
-def _alternatives(kind: Any, value: Any) -> list[Any]:
+def _alternatives(kind: JsonValue, value: JsonValue) -> list[JsonValue]:
     """One value or a list of them; where values are lists themselves, a list of lists."""
     nested = isinstance(kind, list)
     return (
@@ -192,15 +194,15 @@ def _alternatives(kind: Any, value: Any) -> list[Any]:
     )
 
 
-def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flat(table: Mapping[str, JsonValue], before: str = "") -> dict[str, JsonValue]:
     """Dotted keys, whether they were written with dots, in tables, or quoted."""
-    found: dict[str, Any] = {}
+    found: dict[str, JsonValue] = {}
     for key, value in table.items():
         found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return found
 
 
-def _values(key: str, values: Any) -> list[Any]:
+def _values(key: str, values: JsonValue) -> list[JsonValue]:
     if not isinstance(values, list):
         raise UsageError(f"'{key}' is {values!r}: a grid needs a list of values; one for all points goes to [settings]")
     if not values:
@@ -208,6 +210,10 @@ def _values(key: str, values: Any) -> list[Any]:
     if len(values) > MOST_POINTS:
         raise UsageError(
             f"'{key}' has {len(values):,} values, and a grid can have {MOST_POINTS:,} points: take some out"
+        )
+    if infinite := [value for value in values if isinstance(value, float) and not math.isfinite(value)]:
+        raise UsageError(
+            f"'{key}' = {values}: {infinite[0]} is no finite number; if it is meant as a word, put it in quotes"
         )
     if any(values.count(value) > 1 for value in values):
         raise UsageError(f"'{key}' = {values}: one of them stands there twice")
@@ -229,7 +235,9 @@ def _check_key(key: str, keys: _Keys) -> None:
     raise UsageError(f"unknown key '{key}': a grid varies {keys.words}{hint}")
 
 
-def _check_check(check: Mapping[str, Any], varied: Mapping[str, list[Any]], sweep: Grid, where: str) -> None:
+def _check_check(
+    check: Mapping[str, JsonValue], varied: Mapping[str, list[JsonValue]], sweep: Grid, where: str
+) -> None:
     if sweep.command:
         raise UsageError(f"{where}: a command is run as it is; checks are for arms")
     wanted = {key: value for key, value in flat(check).items() if key not in ("arm", "steps", "seed")}
@@ -247,8 +255,9 @@ def _check_check(check: Mapping[str, Any], varied: Mapping[str, list[Any]], swee
         raise UsageError(f"{where}: seed = {seed!r} is none of {list(sweep.seeds)}")
 
 
-def _check_exclusion(exclusion: Mapping[str, Any], varied: Mapping[str, list[Any]], where: str) -> None:
-    if not isinstance(exclusion.get("reason"), str) or not exclusion["reason"].strip():
+def _check_exclusion(exclusion: Mapping[str, JsonValue], varied: Mapping[str, list[JsonValue]], where: str) -> None:
+    reason = exclusion.get("reason")
+    if not isinstance(reason, str) or not reason.strip():
         raise UsageError(f'{where}: say why: reason = "…"')
     given = {key: value for key, value in flat(exclusion).items() if key != "reason"}
     if not given:

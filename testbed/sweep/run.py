@@ -227,7 +227,7 @@ def _sweep_command(command: SweepCommand, asked: Grid, folder: Path, report: Rep
 
     own = _errands(command, asked)
     for image in {point.get("image") for point in points_of(asked)[0] if point.get("backend") == "docker"}:
-        require_image(image)
+        require_image(image if image is None else f"{image}")
     cells = tuple(CommandEntry(cell=each.hash, seed=each.seed, point=each.varied) for each in command_cells_of(asked))
     with _folder(folder, replace(_about(asked), commands=cells)):
         return conclude_commands(folder, run_commands(own, folder, report)).record

@@ -1,5 +1,6 @@
 """What stands in a sweep's file: its points, what is left out, and what is refused."""
 
+from datetime import date, time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def test_a_grid_has_as_many_points_as_its_lengths_say(lengths):
         ({"grid": {"bw": ["1gbit"]}, "exclude": [{"delay": "0ms", "reason": "x"}]}, "'delay' is not varied"),
         ({"grid": {"bw": ["1gbit"]}, "exclude": [{"bw": "2gbit", "reason": "x"}]}, "is none of its values"),
         ({"grid": {"bw": ["1gbit"]}, "exclude": [{"reason": "x"}]}, "excludes everything"),
+        ({"grid": {"target.wire_bytes": [2, float("nan")]}}, "nan is no finite number; if it is meant as a word"),
+        ({"settings": {"bw": date(2026, 1, 1)}}, "2026-01-01 is a date, which is no value here: put it in quotes"),
+        ({"grid": {"bw": [time(12, 30)]}}, "12:30:00 is a time, which is no value here: put it in quotes"),
+        ({"check": [{"arm": "control", "bw": [[date(2026, 1, 1)]]}]}, "2026-01-01 is a date"),
         ({"arms": []}, "arms is empty"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [1, 1]}, "stands there twice"),
