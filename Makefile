@@ -88,12 +88,13 @@ doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 # attempts. What needs no link takes the processors' time that links leave, beside those that wait for deadlines; both
 # say what they found when links are done.
 WORLDS ?= 4
+FREE ?= $(shell echo $$(( $$(nproc) + 1 )))
 PYTEST  = $(BIN)/python -m pytest -q
 BRIEF   = not alone and not acceptance
-test: $(STAMP) ## the test suite, in minutes: WORLDS=3 links at a time, beside them what needs none, then what measures time
+test: $(STAMP) ## the test suite, in minutes: WORLDS links at a time, beside them what needs none, then what measures time
 	@said=$$(mktemp) waited=$$(mktemp) again=$$(mktemp); good() { test $$1 -eq 0 -o $$1 -eq 5; }; set -m; \
 	( set +m; $(PYTEST) -p tests.again --defer=$$again -m "waits and not world and $(BRIEF)" $(ARGS) >$$waited 2>&1 & \
-	  chrt --idle 0 $(PYTEST) -n logical --dist load -m "not world and not waits and $(BRIEF)" $(ARGS) >$$said 2>&1; free=$$?; \
+	  chrt --idle 0 $(PYTEST) -n $(FREE) --dist load -m "not world and not waits and $(BRIEF)" $(ARGS) >$$said 2>&1; free=$$?; \
 	  wait $$!; waits=$$?; good $$free && good $$waits || exit 1; exit $$(( free < waits ? free : waits )) ) & \
 	beside=$$!; set +m; trap 'kill -- -$$beside 2>/dev/null; rm -f $$said $$waited $$again' EXIT; trap 'exit 130' INT TERM; \
 	$(PYTEST) -p tests.again --defer=$$again -n $(WORLDS) --dist loadscope -m "world and $(BRIEF)" $(ARGS); linked=$$?; \

@@ -167,7 +167,7 @@ FAULTS = tuple(
         ("at_target", "round(given * far / near)", "given", "tests/codecs/test_at_target.py"),
         ("_check_size", "if silent", "if False", "tests/codecs/test_at_target.py"),
         ("learning_content", '"data": data_identity(data),', "", "tests/runs/test_identity.py"),
-        ("Cell.config", '| {"content": self.content}', "", "tests/runs/test_identity.py"),
+        ("Cell.config", ', "content": plain_json(self.content)', "", "tests/runs/test_identity.py"),
         ("check_host", "if asked.get(part) != here.get(part)", "if False", "tests/runs/test_identity.py"),
         ("CommandCell.hash", ', "content": self.content', "", "tests/runs/test_identity.py"),
         ("_tree", "{_definition(root, node.module, alias.name)}", "", "tests/runs/test_identity.py"),

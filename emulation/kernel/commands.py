@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from emulation.errors import CapabilityError, EmulationError
 from emulation.kernel import syscalls
+from emulation.kernel.facts import ToolRow
 
 __all__ = ["At", "ToolBatch", "ip_json", "iptables", "run_all", "run_batch", "tool_path", "write_sysctl"]
 
@@ -141,7 +142,7 @@ def run_all(batches: Sequence[ToolBatch], at: At = syscalls.at) -> None:
         at(batch.netns, run_batch, batch.tool, batch.netns, batch.lines, batch.table)
 
 
-def ip_json(netns: str, *words: str) -> list[dict[str, Any]]:
+def ip_json(netns: str, *words: str) -> list[ToolRow]:
     """What ip(8) prints as JSON inside a namespace."""
     with syscalls.in_netns(netns):
         done = subprocess.run([tool_path("ip") or "ip", "-j", *words], capture_output=True, text=True, check=False)

@@ -2,7 +2,16 @@
 
 from typing import NotRequired, TypedDict
 
-__all__ = ["CounterPlace", "DeviceOf", "NetworkFacts", "NodeFacts", "NodeReadback", "ShaperFacts"]
+__all__ = [
+    "CounterPlace",
+    "DeviceOf",
+    "NetworkFacts",
+    "NodeFacts",
+    "NodeReadback",
+    "Readback",
+    "ShaperFacts",
+    "ToolRow",
+]
 
 
 class ShaperFacts(TypedDict, total=False):
@@ -75,6 +84,40 @@ class NodeReadback(TypedDict, total=False):
     tx: ShaperFacts
     rx: ShaperFacts
     unshaped: bool
+
+
+class ToolRow(TypedDict, total=False):
+    """A link, route, rule or qdisc, as ip(8) and tc(8) print them as JSON; each kind has keys of its own."""
+
+    ifname: str
+    ifindex: int
+    ifalias: str
+    flags: list[str]
+    mtu: int
+    gso_max_segs: int
+    dst: str
+    dev: str
+    priority: int
+    src: str
+    iif: str
+    table: str
+    action: str
+    kind: str
+    handle: str
+    parent: str
+    options: dict[str, list[dict[str, str]]]
+    """Of a filter: its actions."""
+
+
+class Readback(TypedDict):
+    """What a kernel has of a network."""
+
+    nodes: dict[str, NodeReadback]
+    """By name."""
+    cuts: list[ToolRow]
+    """The switch's rules that faults have put there."""
+    delay_line: list[str]
+    """The rules that lead packets to it, and what it holds for each queue and rate."""
 
 
 class NodeFacts(TypedDict):

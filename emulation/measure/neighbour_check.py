@@ -13,14 +13,14 @@ import statistics
 import struct
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 from emulation.errors import LinkError
 from emulation.spec.network import Framing, Link, goodput_bps
 from emulation.spec.units import format_delay
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "MeasuredFacts", "measure"]
 
 PORT = 29_600
 _JOIN_SECONDS, _ANSWER_SECONDS = 120.0, 60.0
@@ -32,6 +32,17 @@ TOLERANCE, ROUND_TRIP_TOLERANCE_US = 0.05, 2_000
 """Of the goodput, which shares its link with the acknowledgements of what comes (up to 2 %), and of the round trip."""
 _PING, _TURN, _FLOW = b"p", b"t", b"f"
 _UNDER_WAY = struct.Struct("!d")
+
+
+class MeasuredFacts(TypedDict):
+    """As it is written down."""
+
+    peer: str
+    goodput_bps: float
+    expected_bps: float | None
+    round_trip_us: float
+    expected_round_trip_us: int
+    ok: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +72,16 @@ class Measured:
             )
         return found
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MeasuredFacts:
         """JSON-able."""
-        return asdict(self) | {"ok": not self.problems()}
+        return {
+            "peer": self.peer,
+            "goodput_bps": self.goodput_bps,
+            "expected_bps": self.expected_bps,
+            "round_trip_us": self.round_trip_us,
+            "expected_round_trip_us": self.expected_round_trip_us,
+            "ok": not self.problems(),
+        }
 
 
 def measure(

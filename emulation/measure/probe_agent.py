@@ -23,9 +23,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import Any
 
-from emulation.measure.probe_receiver import DISCARD_BYTES, MESSAGE, Inbox, Receiver, arrival
+from emulation.measure.probe_receiver import (
+    DISCARD_BYTES,
+    MESSAGE,
+    Inbox,
+    MessageArrival,
+    ProbeAnswer,
+    Receiver,
+    arrival,
+)
 
 __all__ = ["main"]
 
@@ -53,7 +60,7 @@ class Prober:
         self.outboxes: dict[str, socket.socket] = {}
         self.counted: dict[str, list[int]] = {}
         """Numbers of the datagrams that came, by source."""
-        self.arrivals: list[dict[str, Any]] = []
+        self.arrivals: list[MessageArrival] = []
         self.overflow = 0
         self.alarms: list[tuple[float, int, Callable[[], None]]] = []
         self.numbers = count()
@@ -163,7 +170,7 @@ class Prober:
             command = json.loads(line)
             getattr(self, f"do_{command.pop('do')}")(**command)
 
-    def _answer(self, answer: dict[str, Any]) -> None:
+    def _answer(self, answer: ProbeAnswer) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 from emulation.errors import EmulationError
 from emulation.kernel.process_tag import mark
 from emulation.measure.measurement import RoundTrip, Window
+from emulation.measure.probe_receiver import ProbeAnswer
 from emulation.nodes.base import Backend
 from emulation.spec.network import Node
 
@@ -83,7 +84,7 @@ class Probers:
         except BrokenPipeError:
             raise _ended(node) from None
 
-    def read(self, node: Node) -> dict[str, Any]:
+    def read(self, node: Node) -> ProbeAnswer:
         """A node's next answer."""
         pipe = self._processes[node.index].stdout
         assert pipe is not None

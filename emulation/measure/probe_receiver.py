@@ -5,12 +5,31 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
-__all__ = ["DISCARD_BYTES", "MESSAGE", "Inbox", "Receiver", "arrival"]
+__all__ = ["DISCARD_BYTES", "MESSAGE", "Inbox", "MessageArrival", "ProbeAnswer", "Receiver", "arrival"]
 
 DISCARD_BYTES = 1 << 22
 MESSAGE = struct.Struct("=QQ")  # bytes that follow, time of sending in nanoseconds
+
+
+MessageArrival = TypedDict("MessageArrival", {"from": str, "bytes": int, "seconds": float})
+"""A message, and the time from its sending to its last byte."""
+
+
+class ProbeAnswer(TypedDict, total=False):
+    """What a prober says to one command."""
+
+    ready: str
+    received: dict[str, list[dict[str, float]]]
+    """By source: what arrived between one mark and the next."""
+    resent_segments: int
+    microseconds: list[float | None]
+    """Round trips; None: lost."""
+    sent: int
+    counted: dict[str, dict[str, int]]
+    overflow: int
+    arrivals: list[MessageArrival]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +92,7 @@ class Inbox:
         self.head = b""
         self.left = 0
 
-    def read(self, waste: mmap.mmap, arrivals: list[dict[str, Any]]) -> bool:
+    def read(self, waste: mmap.mmap, arrivals: list[MessageArrival]) -> bool:
         """Take what has arrived; False when the connection has ended."""
         try:
             while True:

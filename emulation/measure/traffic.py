@@ -7,17 +7,30 @@ their proportion (exact but for the share of headers).
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from emulation.errors import EmulationError
 from emulation.kernel.commands import ToolBatch, iptables, run_all
 from emulation.kernel.counters import WireBytes, WireCounter
 from emulation.nodes.base import Backend
 from emulation.nodes.readback import SWITCH
+from emulation.spec.network import Node
 
-__all__ = ["Moved", "TrafficCounter"]
+__all__ = ["Moved", "MovedFacts", "PairBytes", "TrafficCounter"]
 
 _COUNTED = re.compile(r"^\[(\d+):(\d+)\] -A FORWARD -i sw(\d+) -o sw(\d+)", re.MULTILINE)
+
+
+PairBytes = TypedDict("PairBytes", {"from": str, "to": str, "bytes": int})
+"""Sent by one node to another."""
+
+
+class MovedFacts(TypedDict):
+    """As it is written down: by node, and by pair."""
+
+    sent_bytes: dict[str, int]
+    received_bytes: dict[str, int]
+    pairs: list[PairBytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +43,9 @@ class Moved:
     pairs: dict[tuple[str, str], int]
     """Sent, by (from, to); empty where they could not be told apart."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MovedFacts:
         """JSON-able."""
-        pairs = [{"from": a, "to": b, "bytes": count} for (a, b), count in self.pairs.items()]
+        pairs: list[PairBytes] = [{"from": a, "to": b, "bytes": count} for (a, b), count in self.pairs.items()]
         return {"sent_bytes": self.sent, "received_bytes": self.received, "pairs": pairs}
 
 
@@ -60,7 +73,7 @@ class TrafficCounter:
     def _pairs(self) -> dict[tuple[int, int], int]:
         """Bytes by pair, as the class or the filter counts them."""
         if self._backend.network.accounting == "pair":
-            found = self._backend.readback()
+            found = self._backend.readback()["nodes"]
             counted = {}
             for a, b in self._backend.network.pairs:
                 one = found[a.name]["tx"]["classes"].get(f"{b.index + 1:x}")
@@ -90,7 +103,7 @@ class TrafficCounter:
             pairs={(name[a], name[b]): count for (a, b), count in pairs.items()},
         )
 
-    def _each(self, now: list[WireBytes]) -> list[tuple[Any, WireBytes, WireBytes]]:
+    def _each(self, now: list[WireBytes]) -> list[tuple[Node, WireBytes, WireBytes]]:
         return list(zip(self._nodes, self._first, now, strict=True))
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from emulation.kernel.facts import CounterPlace, NetworkFacts
+from emulation.kernel.facts import CounterPlace, NetworkFacts, Readback
 from emulation.kernel.process_tag import mark
 from emulation.kernel.syscalls import at
 from emulation.spec.network import Network, Node
@@ -57,11 +57,11 @@ class Backend(ABC):
         """Be ready for rates that change quickly, up to those of `highest`; None: no more."""
 
     @abstractmethod
-    def readback(self) -> dict[str, Any]:
-        """What the kernel says is in place, per node; JSON-able."""
+    def readback(self) -> Readback:
+        """What the kernel says is in place, counters too; JSON-able."""
 
     @abstractmethod
-    def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
+    def check_readback(self, readback: Readback | None = None) -> Readback:
         """The readback, proven to be what `shape` asked for; LinkError otherwise."""
 
     @abstractmethod

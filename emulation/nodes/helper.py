@@ -23,7 +23,7 @@ from emulation.kernel.commands import ip_json, iptables, run_batch, write_sysctl
 from emulation.kernel.counters import open_end
 from emulation.kernel.syscalls import netns_path
 from emulation.nodes.readback import read_cuts, read_devices, try_netem
-from emulation.nodes.rpc import receive, send
+from emulation.nodes.rpc import Message, receive, send
 from emulation.shaping.delays import lost_by_queues
 
 __all__ = ["hand_over_end", "hand_over_namespace", "name_namespace", "programs", "signal_programs"]
@@ -99,7 +99,7 @@ _TASKS: dict[str, Callable[..., Any]] = {
 """Tasks that a driver may ask for, by name."""
 
 
-def _do(asked: dict[str, Any], received: list[int]) -> tuple[dict[str, Any], list[int]]:
+def _do(asked: Message, received: list[int]) -> tuple[Message, list[int]]:
     try:
         task = _TASKS[asked["task"]]
         found = task(*asked["arguments"], *received)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from emulation.errors import EmulationError, UsageError
-from emulation.kernel.facts import CounterPlace, NetworkFacts
+from emulation.kernel.facts import CounterPlace, NetworkFacts, NodeReadback, Readback
 from emulation.nodes.base import Backend
 from emulation.spec.network import Link, Network, Node
 
@@ -74,13 +74,14 @@ class HostBackend(Backend):
     def signal(self, node: Node, number: int) -> None:  # noqa: ARG002
         raise UsageError("host nodes are processes among others; use netns nodes to stop or end those of one node.")
 
-    def readback(self) -> dict[str, Any]:
-        return {node.name: {"unshaped": True} for node in self.network.nodes}
+    def readback(self) -> Readback:
+        nodes: dict[str, NodeReadback] = {node.name: {"unshaped": True} for node in self.network.nodes}
+        return {"nodes": nodes, "cuts": [], "delay_line": []}
 
     def check_isolated(self) -> None:
         pass
 
-    def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
+    def check_readback(self, readback: Readback | None = None) -> Readback:
         return self.readback() if readback is None else readback
 
     def popen(

@@ -19,7 +19,7 @@ from typing import Any
 
 from emulation.errors import CapabilityError, LinkError, UsageError
 from emulation.kernel.commands import ToolBatch, iptables, tool_path
-from emulation.kernel.facts import ShaperFacts
+from emulation.kernel.facts import ShaperFacts, ToolRow
 from emulation.nodes.readback import read_devices
 from emulation.shaping import tc
 from emulation.shaping.delays import DelayLine
@@ -70,10 +70,10 @@ class Interface:
 
     # -- what is there
 
-    def _qdiscs(self) -> list[dict[str, Any]]:
+    def _qdiscs(self) -> list[ToolRow]:
         return _json("tc", "-j", "qdisc", "show", "dev", self.name)
 
-    def _helper(self) -> dict[str, Any] | None:
+    def _helper(self) -> ToolRow | None:
         found = _json("ip", "-j", "link", "show", "dev", self.helper)
         return found[0] if found else None
 
@@ -243,7 +243,7 @@ def _remove_chain(device: str, chain: str) -> bool:
     return True
 
 
-def _json(tool: str, *words: str) -> list[dict[str, Any]]:
+def _json(tool: str, *words: str) -> list[ToolRow]:
     """What a tool prints as JSON; nothing where it says that there is no such thing."""
     done = subprocess.run([tool_path(tool) or tool, *words], capture_output=True, text=True, check=False)
     return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else []

@@ -1,9 +1,8 @@
 """Proof that nodes have no path to each other but the shaped one."""
 
-from typing import Any
-
 from emulation.errors import LinkError
 from emulation.kernel.commands import At, ip_json
+from emulation.kernel.facts import ToolRow
 from emulation.spec.network import Network
 
 __all__ = ["check_isolation"]
@@ -28,7 +27,7 @@ def check_isolation(network: Network, at: At) -> None:
     its ports. `at`: calls in a namespace (`emulation.kernel.commands.At`)."""
     problems: list[str] = []
 
-    def asked(netns: str, *words: str) -> list[dict[str, Any]]:
+    def asked(netns: str, *words: str) -> list[ToolRow]:
         return at(netns, ip_json, netns, *words)
 
     ports = {f"sw{node.index}" for node in network.nodes}
@@ -52,7 +51,7 @@ def check_isolation(network: Network, at: At) -> None:
         )
 
 
-def _extra_links(netns: str, links: list[dict[str, Any]], allowed: set[str]) -> list[str]:
+def _extra_links(netns: str, links: list[ToolRow], allowed: set[str]) -> list[str]:
     problems = []
     for link in links:
         name = link["ifname"]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from emulation.errors import CapabilityError, LinkError
 from emulation.kernel.commands import ToolBatch, run_all, tool_path, write_sysctl
-from emulation.kernel.facts import CounterPlace, NetworkFacts, ShaperFacts
+from emulation.kernel.facts import CounterPlace, NetworkFacts, NodeReadback, Readback, ShaperFacts
 from emulation.kernel.syscalls import in_netns, named, netns_path
 from emulation.nodes.base import Backend
 from emulation.nodes.isolation import check_isolation
@@ -254,35 +254,34 @@ class NetnsBackend(Backend):
     def _delay_rules(self, network: Network) -> list[Rule]:
         return [] if self._by_netem(network) else delay_rules(network)
 
-    def readback(self) -> dict[str, Any]:
-        """What the kernel has, per node: `{"n0": {"tx": {...}, "rx": {...}}, ...}`, counters too; "cuts": of faults."""
+    def readback(self) -> Readback:
         with self._lock:
-            found: dict[str, Any] = {}
+            found: dict[str, NodeReadback] = {}
             ports = self.at(SWITCH, read_devices, [port_of(node) for node in self.network.nodes])
             for node in self.network.nodes:
                 own = self.at(node.name, read_devices, ["eth0"])["eth0"]
                 found[node.name] = {"tx": own, "rx": ports[port_of(node)]}
-            if cuts := self.at(SWITCH, read_cuts):
-                found["cuts"] = cuts
-            rules = {"delay_line": self.delay_line.read_rules()} if self.delay_line.rules else {}
-            return found | rules
+            rules = self.delay_line.read_rules() if self.delay_line.rules else []
+            return {"nodes": found, "cuts": self.at(SWITCH, read_cuts), "delay_line": rules}
 
     def check_isolated(self) -> None:
         check_isolation(self.network, self.at)
 
-    def check_readback(self, readback: dict[str, Any] | None = None) -> dict[str, Any]:
+    def check_readback(self, readback: Readback | None = None) -> Readback:
         with self._lock:
             found = self.readback() if readback is None else readback
             problems: list[str] = []
             for node in self.network.nodes:
                 kernels = self._in_kernel(self.network)
-                for end, shaper in zip(("tx", "rx"), self._shapers(kernels, node), strict=True):
+                own = found["nodes"][node.name]
+                ends = (("tx", own["tx"]), ("rx", own["rx"]))
+                for (end, has), shaper in zip(ends, self._shapers(kernels, node), strict=True):
                     expected: ShaperFacts = {**shaper.expected(), "mtu": self.network.mtu_of(node)}
                     if end == "tx":
                         expected["gso_max_segs"] = self._segments(kernels, node)
-                    problems += tc.differences(expected, found[node.name][end], f"{node.name} {end}")
-            problems += cut_differences(self._cut, found.get("cuts", []))
-            rules, wanted = found.get("delay_line", []), self.delay_line.lines()
+                    problems += tc.differences(expected, has, f"{node.name} {end}")
+            problems += cut_differences(self._cut, found["cuts"])
+            rules, wanted = found["delay_line"], self.delay_line.lines()
             if rules != wanted:
                 problems.append(f"the delay line's rules should be {wanted}, the kernel has {rules}")
         if problems:

@@ -5,11 +5,10 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
-from typing import Any
 
 from emulation.errors import EmulationError
 from emulation.kernel.commands import ip_json, tool_path
-from emulation.kernel.facts import ShaperFacts
+from emulation.kernel.facts import ShaperFacts, ToolRow
 from emulation.kernel.netlink import ROOT, TcSocket
 from emulation.spec.network import Node
 
@@ -27,7 +26,7 @@ __all__ = [
 
 SWITCH = "switch"
 CUT_PRIORITY = 100
-_ORDINARY_RULES = [
+_ORDINARY_RULES: list[ToolRow] = [
     {"priority": priority, "src": "all", "table": table}
     for priority, table in ((0, "local"), (32766, "main"), (32767, "default"))
 ]
@@ -69,7 +68,7 @@ def try_netem() -> bool:
     return done.returncode == 0
 
 
-def read_cuts() -> list[dict[str, Any]]:
+def read_cuts() -> list[ToolRow]:
     """The switch's rules beside every namespace's own."""
     try:
         return [rule for rule in ip_json(SWITCH, "rule", "show") if rule not in _ORDINARY_RULES]
@@ -77,9 +76,9 @@ def read_cuts() -> list[dict[str, Any]]:
         return []  # a kernel without policy routing: it has refused every fault
 
 
-def cut_differences(cut: set[tuple[Node, Node]], found: list[dict[str, Any]]) -> list[str]:
+def cut_differences(cut: set[tuple[Node, Node]], found: list[ToolRow]) -> list[str]:
     """Pairs that should be cut and are not, and rules of the switch that no fault asked for."""
-    asked = [
+    asked: list[ToolRow] = [
         {"priority": CUT_PRIORITY, "src": "all", "dst": b.address, "iif": port_of(a), "action": "blackhole"}
         for a, b in sorted(cut, key=str)
     ]

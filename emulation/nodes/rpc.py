@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypedDict
 
 import emulation.errors
 from emulation.errors import CapabilityError, EmulationError, LinkError
 
-__all__ = ["Channel", "Door", "receive", "send"]
+__all__ = ["Channel", "Door", "Message", "receive", "send"]
 
 _LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("3i")
@@ -27,6 +27,21 @@ _MOST_WAITING = 4096
 
 
 _LOST = "a container of this network has ended, or does not answer; nothing measured after that counts; run again."
+
+
+class Message(TypedDict, total=False):
+    """A helper's name, when it comes; a question; its answer."""
+
+    name: str
+    task: str
+    arguments: Sequence[Any]
+    value: Any
+    descriptors: int
+    """How many come with the answer."""
+    error: str
+    """The class of what was raised (emulation.errors), …"""
+    said: str
+    """… and its text."""
 
 
 class Channel:
@@ -136,7 +151,7 @@ class Door:
         self._socket.close()
 
 
-def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+def send(sock: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
     """One message, and descriptors with it (SCM_RIGHTS, unix(7))."""
     text = json.dumps(message).encode()
     data = _LENGTH.pack(len(text)) + text
@@ -146,7 +161,7 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
     sock.sendall(data)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def receive(sock: socket.socket) -> tuple[Message, list[int]]:
     """One message; EOFError where the other end is closed."""
     header, descriptors, _, _ = socket.recv_fds(sock, _LENGTH.size, _MOST_DESCRIPTORS)
     header += _exactly(sock, _LENGTH.size - len(header)) if header else b""

@@ -28,10 +28,9 @@ import struct
 import sys
 import time
 from collections import deque
-from typing import Any
 
 from emulation.kernel.syscalls import in_netns
-from emulation.shaping.waiting import Line, QueueFacts, Rate, RateFacts, Served
+from emulation.shaping.waiting import Held, Line, Orders, QueueFacts, Rate, RateFacts, Served
 
 __all__ = ["COUNTERS", "SLOT", "main"]
 
@@ -103,7 +102,7 @@ class Relay:
         self.coming: list[tuple[int, int, Served, Rate]] = []
         """A heap of packets that a delay lets go at a time, numbered, and the rate that serves them then."""
         self.passed = 0
-        self.orders: deque[dict[str, Any]] = deque()
+        self.orders: deque[Orders] = deque()
         """Told ahead of their times, in order of these."""
         self.told: dict[str, QueueFacts | RateFacts] = {}
         """The last of each queue and rate, also what is still to come."""
@@ -154,7 +153,7 @@ class Relay:
             _answer({"holds": list(self.told.values()) if "lines" in told or told.get("read") else told["rates"]})
         return bool(data)
 
-    def obey(self, told: dict[str, Any], at_ns: int) -> None:
+    def obey(self, told: Orders, at_ns: int) -> None:
         """What was told, from then on; what left before did so as it was before."""
         if self.rates:
             self.arrive(at_ns)
@@ -164,7 +163,7 @@ class Relay:
         for each in told.get("lines", ()):
             line = self.line(each["queue"], rated=bool(each["up"] or each["down"]))
             line.set(each)
-            line.up, line.down = self.rates.get(each["up"]), self.rates.get(each["down"])
+            line.up, line.down = self.rates.get(each["up"] or ""), self.rates.get(each["down"] or "")
         self.downs = list({id(line.down): line.down for line in self.lines.values() if line.down}.values())
 
     def line(self, queue: int, *, rated: bool = False) -> Line:
@@ -352,7 +351,7 @@ def _first_line() -> bytes:
     return line
 
 
-def _answer(answer: dict[str, Any]) -> None:
+def _answer(answer: Held) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
@@ -382,7 +381,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    _answer({"ready": True, "priority": _hurry()})
+    _answer({"priority": _hurry()})
     relay.run()
 
 

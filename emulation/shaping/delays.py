@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from emulation.errors import CapabilityError, EmulationError, LinkError
 from emulation.kernel.commands import At, ToolBatch, iptables, run_all
@@ -24,7 +23,7 @@ from emulation.kernel.process_tag import mark
 from emulation.kernel.syscalls import at
 from emulation.shaping.delay_line import COUNTERS, SLOT
 from emulation.shaping.rules import RelayRate, Rule, rule_lines
-from emulation.shaping.waiting import QueueFacts, RateFacts
+from emulation.shaping.waiting import Held, Orders, QueueFacts, RateFacts
 
 __all__ = ["DelayCounter", "DelayLine", "lost_by_queues"]
 
@@ -92,13 +91,14 @@ class DelayLine:
     def apply(self, rules: list[Rule], rates: Sequence[RelayRate] = (), at_ns: int | None = None) -> None:
         """Make packets wait as `rules` say, and for the rates that these name, from now on, or from a time of
         CLOCK_MONOTONIC; those that wait for a delay keep their time."""
-        told: dict[str, Any] = {}
+        told: Orders = {}
         if news := [rate.settings() for rate in rates if rate not in self.rates]:
             told["rates"] = news
         if rules and (rules != self.rules or self._process is None):
             told["lines"] = [rule.settings() for rule in rules]
         if told:
-            told |= {"at_ns": at_ns} if at_ns is not None else {}
+            if at_ns is not None:
+                told["at_ns"] = at_ns
             self.start()
             holds = self._tell(told)["holds"]
             if missing := [each["name"] for each in news if each not in holds]:
@@ -139,16 +139,16 @@ class DelayLine:
             return
         self.prepare()
         self._process = self.spawn(["-P", "-S", "-m", "emulation.shaping.delay_line"])
-        told = {"netns": self.netns, "statistics": self.statistics_path, "seed": self.seed}
+        told: Orders = {"netns": self.netns, "statistics": self.statistics_path, "seed": self.seed}
         self.priority = self._tell(told)["priority"]
 
-    def _tell(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _tell(self, message: Orders) -> Held:
         """Give the relay one command, and its answer; a player's thread may ask at the same time."""
         with self._lock:
             self._queues |= {each["queue"] for each in message.get("lines", ())}
             return self._ask(message)
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, message: Orders) -> Held:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None

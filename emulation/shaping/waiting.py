@@ -43,6 +43,28 @@ class RateFacts(TypedDict):
     framing_bytes: int
 
 
+class Orders(TypedDict, total=False):
+    """A line of JSON that the relay is told; the first one has its place, the others rates and queues."""
+
+    netns: str | None
+    statistics: str | None
+    """The file in which it counts."""
+    seed: int
+    read: bool
+    """Whether it should only say what it holds."""
+    rates: list[RateFacts]
+    lines: list[QueueFacts]
+    at_ns: int
+    """From when on, in CLOCK_MONOTONIC; at once unless given."""
+
+
+class Held(TypedDict, total=False):
+    """The relay's answer."""
+
+    priority: str
+    holds: list[QueueFacts | RateFacts]
+
+
 class Line:
     """One queue: the packets of all paths that are alike."""
 

@@ -7,13 +7,13 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from emulation.errors import UsageError
-from emulation.spec.network import Link, Network
+from emulation.spec.network import Link, LinkSettings, Network
 from emulation.spec.settings import LINK_FIELDS, alter, settings_text, with_implied
 from emulation.spec.units import format_duration, format_rate
 
@@ -32,7 +32,7 @@ class EventFacts(TypedDict):
     """When the kernel had it; of events that have happened."""
     what: str
     """For people."""
-    settings: NotRequired[dict[str, Any]]
+    settings: NotRequired[LinkSettings]
     """Fields of `Link` and their new values."""
     fault: NotRequired[FaultKind]
     nodes: NotRequired[list[int]]
@@ -76,7 +76,7 @@ class Change:
     """Whose links; with `pairs` None too: all links."""
     pairs: tuple[tuple[int, int], ...] | None = None
     """Ordered pairs (from, to), with accounting "pair" only."""
-    settings: Mapping[str, Any] = field(hash=False)
+    settings: LinkSettings = field(hash=False)
     """Fields of `Link` and their new values; the others stay."""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Change:
 
     def describe(self) -> EventFacts:
         """JSON-able."""
-        told: EventFacts = {"at_seconds": self.at_seconds, "what": self.what, "settings": dict(self.settings)}
+        told: EventFacts = {"at_seconds": self.at_seconds, "what": self.what, "settings": self.settings.copy()}
         if self.nodes is not None:
             told["nodes"] = list(self.nodes)
         if self.pairs is not None:
@@ -292,8 +292,9 @@ class Schedule:
         rates: dict[Any, list[tuple[float, int]]] = defaultdict(list)
         for event in self.events:
             if isinstance(event, Change) and _RATES & event.settings.keys():
-                rate = min(event.settings[name] or 0 for name in _RATES & event.settings.keys())
-                rates[event.nodes, event.pairs].append((event.at_seconds, rate))
+                ends = [event.settings["rate_bps"]] if "rate_bps" in event.settings else []
+                ends += [event.settings["rate_down_bps"]] if "rate_down_bps" in event.settings else []
+                rates[event.nodes, event.pairs].append((event.at_seconds, min(rate or 0 for rate in ends)))
         for steps in rates.values():
             ends = [at for at, _ in steps[1:]]
             ends += [steps[0][0] + self.repeat_seconds] if self.repeat_seconds is not None else [math.inf]
@@ -372,7 +373,7 @@ def _samples(events: tuple[Change | Fault, ...]) -> Iterator[Change | Fault]:
             if isinstance(value, (int, float)):
                 for sign in (-1, 1):
                     known = extremes.get((whose, name, sign))
-                    if known is None or sign * value > sign * known.settings.get(name, 0):
+                    if known is None or sign * value > sign * dict[str, Any](known.settings).get(name, 0):
                         extremes[whose, name, sign] = event
     keep.update(id(event) for event in extremes.values())
     return (event for event in events if id(event) in keep)

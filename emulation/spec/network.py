@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypedDict
 
 from emulation.errors import UsageError
 from emulation.spec.units import format_delay, format_percent, format_rate
@@ -24,6 +24,7 @@ __all__ = [
     "Distribution",
     "Framing",
     "Link",
+    "LinkSettings",
     "Network",
     "Node",
     "ack_bytes",
@@ -47,6 +48,21 @@ SMALLEST_RATE_BPS = 10_000
 LARGEST_RATE_BPS = 100 * 10**9
 LARGEST_DELAY_US = 10 * 10**6
 LARGEST_QUEUE_BYTES = 2**31 - 1
+
+
+class LinkSettings(TypedDict, total=False):
+    """Some fields of a `Link`, to be changed."""
+
+    rate_bps: int | None
+    rate_down_bps: int | None
+    delay_us: int
+    jitter_us: int
+    distribution: Distribution
+    loss: float
+    loss_burst: float | None
+    reorder: float
+    queue_bytes: int | None
+    queue_us: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ _LINK_SETTINGS = tuple(name for name in SETTINGS if name != "queue")
 _AT_KEYS = ("time", "nodes", "pairs", *_LINK_SETTINGS, "fault", "groups")
 _TRACE_KEYS = ("file", "up", "down", "nodes", "repeat", "interval")
 
+Table = dict[str, Any]
+"""As it stands in the file: nothing of it is checked yet."""
 T = TypeVar("T")
 
 
@@ -116,7 +118,7 @@ def _within(where: str, make: Callable[..., T], *given: Any) -> T:
         raise UsageError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def _tables(data: dict[str, Any], key: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _tables(data: Table, key: str, path: Path) -> list[tuple[str, Table]]:
     """Every [[key]] table and where it is: "file.toml, [[at]] 2"."""
     tables = data.get(key, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -124,7 +126,7 @@ def _tables(data: dict[str, Any], key: str, path: Path) -> list[tuple[str, dict[
     return [(f"{path.name}, [[{key}]] {number}", table) for number, table in enumerate(tables, 1)]
 
 
-def _event(table: dict[str, Any], where: str) -> Change | Fault:
+def _event(table: Table, where: str) -> Change | Fault:
     refuse_unknown(table, _AT_KEYS, where)
     if "time" not in table:
         raise UsageError('time is missing; write for example time = "30s".')
@@ -152,7 +154,7 @@ def _event(table: dict[str, Any], where: str) -> Change | Fault:
     )
 
 
-def _traces(table: dict[str, Any], where: str, folder: Path, network: Network) -> tuple[Schedule, ...]:
+def _traces(table: Table, where: str, folder: Path, network: Network) -> tuple[Schedule, ...]:
     refuse_unknown(table, _TRACE_KEYS, where)
     nodes = _indexes(table["nodes"], "nodes") if "nodes" in table else None
     if nodes == ():

@@ -9,10 +9,10 @@ reordering, and a loss of 0 also ends its runs.
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from emulation.errors import UsageError
-from emulation.spec.network import Link
+from emulation.spec.network import Link, LinkSettings
 from emulation.spec.units import (
     SIZES,
     format_delay,
@@ -25,7 +25,16 @@ from emulation.spec.units import (
     parse_size,
 )
 
-__all__ = ["LINK_FIELDS", "SETTINGS", "alter", "parse_settings", "refuse_unknown", "settings_text", "with_implied"]
+__all__ = [
+    "LINK_FIELDS",
+    "SETTINGS",
+    "alter",
+    "parse_settings",
+    "refuse_unknown",
+    "settings_of",
+    "settings_text",
+    "with_implied",
+]
 
 LINK_FIELDS = tuple(field.name for field in fields(Link))
 
@@ -76,13 +85,13 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             raise UsageError(f"{where}: unknown key {name!r}; allowed are {', '.join(known)}{hint}")
 
 
-def parse_settings(texts: Mapping[str, Any], where: str, rate_name: str = "bw") -> dict[str, Any]:
+def parse_settings(texts: Mapping[str, Any], where: str, rate_name: str = "bw") -> LinkSettings:
     """Fields of `Link` from texts ("delay" = "20ms" is `delay_us` = 20_000); `where` begins each error.
 
     `rate_name` is what the texts call `bw`.
     """
     refuse_unknown(texts, [rate_name if name == "bw" else name for name in SETTINGS], where)
-    found: dict[str, Any] = {}
+    found: dict[str, float | str | None] = {}
     for name, text in texts.items():
         try:
             if name == "queue":
@@ -93,12 +102,17 @@ def parse_settings(texts: Mapping[str, Any], where: str, rate_name: str = "bw") 
         except UsageError as error:
             raise UsageError(f"{where}: {name}: {error}") from None
         found[field] = value
-    return found
+    return settings_of(found)
 
 
-def with_implied(settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(fields_and_values: Mapping[str, float | str | None]) -> LinkSettings:
+    """As settings; the caller has checked that they are fields of `Link`, and their values."""
+    return cast(LinkSettings, dict(fields_and_values))
+
+
+def with_implied(settings: LinkSettings) -> LinkSettings:
     """The fields given and those that they imply."""
-    implied: dict[str, Any] = {}
+    implied: LinkSettings = {}
     if settings.get("delay_us") == 0:
         implied |= {"jitter_us": 0, "reorder": 0.0}
     if settings.get("loss") == 0:
@@ -110,12 +124,12 @@ def with_implied(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**implied, **settings}
 
 
-def alter(link: Link, settings: Mapping[str, Any]) -> Link:
+def alter(link: Link, settings: LinkSettings) -> Link:
     """`link` with these fields instead; a rate up alone leaves a rate down of its own as it is."""
     return replace(link, **with_implied(settings))
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: LinkSettings) -> str:
     """Fields of `Link` for people: "bw 10mbit, delay 20ms"."""
     show: Mapping[str, tuple[str, Callable[[Any], str]]] = {
         "rate_bps": ("bw", format_rate),

@@ -15,7 +15,8 @@ from typing import Any
 
 from emulation.errors import UsageError
 from emulation.spec.events import MAX_EVENTS, Change, Schedule
-from emulation.spec.network import SMALLEST_RATE_BPS
+from emulation.spec.network import SMALLEST_RATE_BPS, LinkSettings
+from emulation.spec.settings import settings_of
 from emulation.spec.units import format_delay
 
 __all__ = ["INTERVAL_US", "MAHIMAHI_PACKET_BYTES", "MAX_FILE_BYTES", "read_csv", "read_mahimahi", "read_text"]
@@ -83,7 +84,7 @@ def read_csv(path: Path, nodes: tuple[int, ...] | None = None, repeat: bool = Fa
         at = values.pop("seconds")
         if events and at < events[-1].at_seconds:
             raise UsageError(f"{where}: {at:g} s comes after {events[-1].at_seconds:g} s; times must not decrease.")
-        settings = {_COLUMNS[name][0]: _COLUMNS[name][1](value) for name, value in values.items()}
+        settings = settings_of({_COLUMNS[name][0]: _COLUMNS[name][1](value) for name, value in values.items()})
         _check_count(len(events) + 1, path, "give a shorter one")
         try:
             events.append(Change(at_seconds=at, nodes=nodes, settings=settings))
@@ -138,10 +139,13 @@ def read_mahimahi(
     }
     if len(read) == 2 and len({period for _, period in read.values()}) == 1:
         (first, period), (second, _) = read.values()
-        both = [{"rate_bps": up_bps, "rate_down_bps": down_bps} for up_bps, down_bps in zip(first, second, strict=True)]
+        both: list[LinkSettings] = [
+            {"rate_bps": up_bps, "rate_down_bps": down_bps} for up_bps, down_bps in zip(first, second, strict=True)
+        ]
         return (_binned(both, period, interval_us, nodes),)
     return tuple(
-        _binned([{name: rate} for rate in rates], period, interval_us, nodes) for name, (rates, period) in read.items()
+        _binned([settings_of({name: rate}) for rate in rates], period, interval_us, nodes)
+        for name, (rates, period) in read.items()
     )
 
 
@@ -175,7 +179,7 @@ def _bins(path: Path, interval_us: int) -> tuple[list[int], int]:
     return [_rate(n * bits / length) for n, length in zip(packets, lengths, strict=True)], period
 
 
-def _binned(bins: list[dict[str, int]], period_us: int, interval_us: int, nodes: tuple[int, ...] | None) -> Schedule:
+def _binned(bins: list[LinkSettings], period_us: int, interval_us: int, nodes: tuple[int, ...] | None) -> Schedule:
     """A change wherever an interval differs from the one before it."""
     events = [
         Change(at_seconds=number * interval_us / 10**6, nodes=nodes, settings=settings)

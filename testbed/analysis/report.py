@@ -23,13 +23,13 @@ from testbed.analysis.comparison.findings import sentences
 from testbed.analysis.comparison.links import rates_words
 from testbed.analysis.comparison.load import Comparison, load_comparison
 from testbed.analysis.plot.svg import inline_svg
-from testbed.analysis.sweep.doubts import marks
 from testbed.analysis.sweep.figures import sweep_figures, write_sweep_figures
 from testbed.analysis.sweep.results import Sweep, load_sweep
+from testbed.analysis.sweep.rows import CellRow, rows_of
 from testbed.analysis.sweep.summary import verdict
 from testbed.errors import UsageError
 from testbed.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
-from testbed.records import ArmRecord, CheckRow, Conditions
+from testbed.records import ArmRecord, CheckRow, Conditions, ExcludedPoint
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report", "write_run_figures"]
 
@@ -189,20 +189,18 @@ def _kind(facts: Conditions) -> str:
 
 # -- a sweep
 
-_CELL_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "arm": lambda row: row["arm"],
-    "link": lambda row: row["link"] or MISSING,
-    "seconds a step": lambda row: _with(row["step_seconds_mean"], row["step_seconds_ci95"]),
-    "known from": lambda row: (
-        f"{trimmed(row['steps_timed'])} steps" if row["ci95_from"] == "steps" else row["ci95_from"] or MISSING
-    ),
+_CELL_COLUMNS: dict[str, Callable[[CellRow], str]] = {
+    "arm": lambda row: row.arm,
+    "link": lambda row: row.link or MISSING,
+    "seconds a step": lambda row: _with(row.step_seconds_mean, row.step_seconds_ci95),
+    "known from": lambda row: f"{row.steps_timed} steps" if row.ci95_from == "steps" else row.ci95_from or MISSING,
     "× exact": lambda row: _speedup(row),
-    "tokens/s": lambda row: significant(row["tokens_per_second"]),
-    "computes": lambda row: percent(row["compute_utilisation"]),
-    "validation loss": lambda row: significant(row["val_loss"], 4),
-    "recovered": lambda row: significant(row["recovered_fraction"]),
-    "seed": lambda row: str(row["seed"]),
-    "state": lambda row: ", ".join([row["state"], *(marks(row) if row["state"] in ("done", "invalid") else [])]),
+    "tokens/s": lambda row: significant(row.tokens_per_second),
+    "computes": lambda row: percent(row.compute_utilisation),
+    "validation loss": lambda row: significant(row.val_loss, 4),
+    "recovered": lambda row: significant(row.recovered_fraction),
+    "seed": lambda row: str(row.seed),
+    "state": lambda row: ", ".join([row.state, *(row.marks if row.state in ("done", "invalid") else [])]),
 }
 
 
@@ -212,14 +210,17 @@ _BAD = ("invalid", "failed", "suspect", "another state")
 
 def _of_sweep(sweep: Sweep, folder: Path) -> Page:
     record, table = sweep.record, sweep.table
-    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # pyrefly: ignore
-    varied: dict[str, Callable[[dict[str, Any]], str]] = {
-        key: lambda row, key=key: str(row[key]) for key in record.varied
+    rows = rows_of(sweep)
+    varied: dict[str, Callable[[CellRow], str]] = {
+        key: lambda row, key=key: str(row.varied[key]) for key in record.varied
     }
     states = ", ".join(f"{count} {state}" for state, count in record.states.items())
-    failed = [row for row in [*rows, *map(vars, record.checks)] if row["state"] in ("failed", "invalid")]
+    failed = [row for row in (*rows, *record.checks) if row.state in ("failed", "invalid")]
     problems = [_table(_FAILED_COLUMNS, _once(failed))]
-    left_out = [{**each.point, "reason": each.reason} for each in record.excluded]
+    excluded: dict[str, Callable[[ExcludedPoint], str]] = {
+        key: lambda each, key=key: str(each.point[key]) for key in record.varied
+    }
+    excluded["reason"] = lambda each: each.reason
     return Page(
         title=record.title,
         about=f"{record.cells} cells ({states}) · {table['seed'].nunique()} seeds · {', '.join(sweep.arms)}",
@@ -252,11 +253,7 @@ def _of_sweep(sweep: Sweep, folder: Path) -> Page:
                 text="" if failed else "No cell failed, and none is invalid.",
                 tables=problems if failed else [],
             ),
-            *(
-                [Section(title="Left out", tables=[_table(varied | {"reason": lambda row: row["reason"]}, left_out)])]
-                if left_out
-                else []
-            ),
+            *([Section(title="Left out", tables=[_table(excluded, record.excluded)])] if record.excluded else []),
         ],
         environment=_environment(folder / "environment.json"),
         command=_text(folder / "command.txt"),
@@ -289,15 +286,17 @@ def _of_commands(sweep: Sweep, folder: Path) -> Page:
     )
 
 
-_LINK_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "link": lambda row: row["link"] or MISSING,
-    "asked": lambda row: rate(row["rate_bps"], digits=4),
-    "measured": lambda row: rate(row["rate_measured_bps"], digits=4),
+_LINK_COLUMNS: dict[str, Callable[[CellRow], str]] = {
+    "link": lambda row: row.link or MISSING,
+    "asked": lambda row: rate(row.rate_bps, digits=4),
+    "measured": lambda row: rate(row.rate_measured_bps, digits=4),
     "off by": lambda row: (
-        percent(row["rate_measured_bps"] / row["rate_bps"] - 1, signed=True) if row["rate_bps"] else MISSING
+        percent(row.rate_measured_bps / row.rate_bps - 1, signed=True)
+        if row.rate_bps and row.rate_measured_bps
+        else MISSING
     ),
     "one-way delay": lambda row: (
-        f"{trimmed(1000 * row['one_way_delay_seconds'])} ms" if row["one_way_delay_seconds"] else "0 ms"
+        f"{trimmed(1000 * row.one_way_delay_seconds)} ms" if row.one_way_delay_seconds else "0 ms"
     ),
 }
 
@@ -317,37 +316,33 @@ _CHECK_COLUMNS: dict[str, Callable[[CheckRow], str]] = {
 }
 
 
-_FAILED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "cell": lambda row: row["point"],
-    "arm": lambda row: row["arm"],
-    "trained": lambda row: f"{row['steps']} steps" if "of" in row else "no",
-    "state": lambda row: row["state"],
-    "why": lambda row: row["why"] or MISSING,
+_FAILED_COLUMNS: dict[str, Callable[[CellRow | CheckRow], str]] = {
+    "cell": lambda row: row.point,
+    "arm": lambda row: row.arm,
+    "trained": lambda row: f"{row.steps} steps" if isinstance(row, CheckRow) else "no",
+    "state": lambda row: row.state,
+    "why": lambda row: row.why or MISSING,
 }
 
 
-def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _points(rows: list[CellRow]) -> list[CellRow]:
     """A row of each point: one of a link under test, where there is one."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["link"] != "shaped"):
-        if row["state"] == "done":
-            found.setdefault(row["point"], row)
+    found: dict[str, CellRow] = {}
+    for row in sorted(rows, key=lambda row: row.link != "shaped"):
+        if row.state == "done":
+            found.setdefault(row.point, row)
     return list(found.values())
 
 
-def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _once(rows: list[CellRow | CheckRow]) -> list[CellRow | CheckRow]:
     """A row a cell."""
-    return list({row["cell"]: row for row in reversed(rows)}.values())[::-1]
+    return list({row.cell: row for row in reversed(rows)}.values())[::-1]
 
 
-def _speedup(row: dict[str, Any]) -> str:
-    if row["speedup"] is None:
+def _speedup(row: CellRow) -> str:
+    if row.speedup is None:
         return MISSING
-    return (
-        _with(row["speedup"], row["speedup_half"])
-        if row["resolved"]
-        else f"≈ 1 ± {significant(row['speedup_half'], 1)}"
-    )
+    return _with(row.speedup, row.speedup_half) if row.resolved else f"≈ 1 ± {significant(row.speedup_half, 1)}"
 
 
 # -- what both share

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import JsonValue
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from testbed.config.tree import as_json
 from testbed.errors import UsageError
 from testbed.formats import MISSING, counted, nats_above, percent, rate, significant, size
 from testbed.records import ArmRecord, ComparisonRecord, read_json, read_record
@@ -42,8 +44,8 @@ class Difference:
     part: Part
     what: str
     """Keys, joined by dots; of an arm's settings its name comes second."""
-    one: Any
-    other: Any
+    one: JsonValue
+    other: JsonValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +57,21 @@ class Differences:
     arms: dict[str, tuple[ArmRecord | None, ArmRecord | None]]
     """By name, of the one run and of the other; None where a run has no such arm."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonValue]:
         """JSON-able; of an arm `_RESULTS`."""
         arms = {
             name: [each and {key: getattr(each, key) for key in _RESULTS} for each in pair]
             for name, pair in self.arms.items()
         }
-        return {"runs": list(self.names), "differences": [asdict(each) for each in self.found], "arms": arms}
+        differ = [as_json(each) for each in self.found]
+        return json.loads(json.dumps({"runs": self.names, "differences": differ, "arms": arms}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """What is compared of a run."""
 
-    parts: dict[Part, dict[str, Any]]
+    parts: dict[Part, dict[str, JsonValue]]
     arms: dict[str, ArmRecord]
 
 
@@ -119,7 +122,7 @@ def _read(folder: Path) -> _Run:
         raise UsageError(f"{folder} holds no record of ours ({type(error).__name__}: {error})") from None
 
 
-def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(record: Mapping[str, JsonValue], before: str = "") -> Iterator[tuple[str, JsonValue]]:
     for key, value in record.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{before}{key}.")

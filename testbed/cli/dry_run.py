@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import Any
+
+from pydantic import JsonValue
 
 from emulation.nodes.base import Backend
 from emulation.spec.network import Network
@@ -43,9 +44,9 @@ def network_commands(nodes: Backend) -> list[str]:
     return lines
 
 
-def _network(network: Network) -> dict[str, Any]:
+def _network(network: Network) -> dict[str, JsonValue]:
     """All but the link that most have, which stands for itself."""
-    own: dict[str, Any] = {network.nodes[index].name: link for index, link in network.node_links}
+    own = {network.nodes[index].name: link for index, link in network.node_links}
     own |= {f"{network.nodes[a].name} -> {network.nodes[b].name}": link for a, b, link in network.pair_links}
     return {
         "accounting": network.accounting,

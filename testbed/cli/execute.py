@@ -10,19 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from emulation.errors import EmulationError
+from emulation.kernel.facts import NetworkFacts
 from emulation.measure import verify
 from emulation.measure.measurement import Proof
-from emulation.measure.traffic import TrafficCounter
+from emulation.measure.traffic import MovedFacts, TrafficCounter
 from emulation.nodes.base import Backend
 from emulation.player import Player
 from emulation.spec.events import EventFacts, Schedule
@@ -40,6 +41,21 @@ _HELD_SECONDS = 2.0
 _LONGEST_LINE = 1 << 16
 _END = re.compile(rb"\r?\n|\r(?=[^\n])")
 """Of what can be shown: a line, or what a progress bar has drawn before it begins anew."""
+
+
+class ExecRecord(MovedFacts):
+    """What `--record` writes."""
+
+    schema_version: int
+    command: Sequence[str]
+    network: NetworkFacts
+    wall_seconds: float
+    cpu_seconds: dict[str, float]
+    """Of the programs, by node."""
+    exit_status: dict[str, int]
+    """By node."""
+    events: Sequence[EventFacts]
+    """Of the schedule."""
 
 
 # -- verify
@@ -300,14 +316,16 @@ def run_everywhere(nodes: Backend, errand: ExecRequest) -> int:
         seconds = time.monotonic() - started
         moved = traffic.read().record()
         backend.check_readback()
-    record = {
+    record: ExecRecord = {
         "schema_version": 1,
         "command": errand.program,
         "network": backend.describe(),
         "wall_seconds": round(seconds, 3),
         "cpu_seconds": {name: round(value, 3) for name, value in programs.cpu_seconds.items()},
         "exit_status": programs.statuses,
-        **moved,
+        "sent_bytes": moved["sent_bytes"],
+        "received_bytes": moved["received_bytes"],
+        "pairs": moved["pairs"],
         "events": player.events if player else [],
     }
     _print_moved(record, network)
@@ -346,7 +364,7 @@ def _told(event: EventFacts) -> str:
     return f"{event['applied_seconds']:.2f} s: {event['what']}"
 
 
-def _check_expected(errand: ExecRequest, record: dict[str, Any]) -> None:
+def _check_expected(errand: ExecRequest, record: ExecRecord) -> None:
     """A program that went past its links has sent too few bytes through them."""
     if errand.expect_bytes is None:
         return
@@ -359,7 +377,7 @@ def _check_expected(errand: ExecRequest, record: dict[str, Any]) -> None:
         )
 
 
-def _print_moved(record: dict[str, Any], network: Network) -> None:
+def _print_moved(record: ExecRecord, network: Network) -> None:
     console = Console(stderr=True)
     table = Table(title=f"bytes on the links (layer 2), {record['wall_seconds']:.1f} s")
     table.add_column("node")

@@ -23,11 +23,14 @@ import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+from pydantic import JsonValue
 
 from emulation.errors import EmulationError, LinkError
 from emulation.errors import UsageError as NetworkUsageError
-from emulation.measure.neighbour_check import measure
+from emulation.kernel.facts import ShaperFacts
+from emulation.measure.neighbour_check import MeasuredFacts, measure
 from emulation.nodes.interface import Interface
 from emulation.nodes.readback import read_devices
 from emulation.spec.network import Link
@@ -77,6 +80,44 @@ def _arms() -> list[str]:
     return names
 
 
+class ShaperSays(TypedDict, total=False):
+    """A shaper's line: before it is used, and at the end."""
+
+    delays: str | None
+    found: dict[str, ShaperFacts]
+    """What the kernel has, by device."""
+
+
+class ArmRun(TypedDict):
+    """What an arm took on a node."""
+
+    seconds: float
+    wire_tx_bytes: int
+
+
+class NodeRecord(TypedDict):
+    """`nodes/<rank>.json`."""
+
+    rank: int
+    shaped: ShaperSays
+    link: MeasuredFacts
+    arms: dict[str, ArmRun]
+
+
+class ArmRow(TypedDict):
+    """What an arm came to."""
+
+    arm: str
+    steps: int
+    step_seconds_mean: float
+    hours: float
+    loss_last: float
+    validation: dict[str, JsonValue] | None
+    payload_bytes_per_step_each: float
+    wire_tx_bytes: list[int]
+    """By rank."""
+
+
 # -- the shaper
 
 
@@ -108,7 +149,7 @@ def _meet() -> socket.socket:
             time.sleep(0.1)
 
 
-def _say(sock: socket.socket, message: dict[str, Any]) -> None:
+def _say(sock: socket.socket, message: ShaperSays) -> None:
     sock.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -134,7 +175,7 @@ def node(rank: int) -> int:
         _PROVEN.touch()
         arms = {arm: _train(arm, number, rank, nodes, guard) for number, arm in enumerate(_arms())}
         guard.done()
-    record = {"rank": rank, "link": {**shaped, **measured.record()}, "arms": arms}
+    record: NodeRecord = {"rank": rank, "shaped": shaped, "link": measured.record(), "arms": arms}
     write_json(OUT / "nodes" / f"{rank}.json", record)
     return 0
 
@@ -163,7 +204,7 @@ class _Shaper:
         self.file.close()
         self.sock.close()
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self) -> ShaperSays:
         """What it says that the kernel has."""
         try:
             line = self.file.readline()
@@ -185,7 +226,7 @@ class _Shaper:
         self.hear()
 
 
-def _train(arm: str, number: int, rank: int, nodes: int, guard: _Shaper) -> dict[str, Any]:
+def _train(arm: str, number: int, rank: int, nodes: int, guard: _Shaper) -> ArmRun:
     """One arm, as a rank of its own; ended if the shaper ends."""
     out = OUT / arm
     argv = [sys.executable, "-m", "testbed.trainer", "--arm", arm, "--out", str(out), "--transport", "sockets"]
@@ -279,7 +320,7 @@ def collector() -> int:
     return 0
 
 
-def _row(arm: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(arm: str, records: list[NodeRecord]) -> ArmRow:
     """What an arm came to, from rank 0's steps and all ranks' bytes."""
     lines = [json.loads(line) for line in (OUT / arm / "metrics" / "rank0.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_seconds" in line]
@@ -296,7 +337,7 @@ def _row(arm: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _print(rows: list[dict[str, Any]], records: list[dict[str, Any]], folder: Path) -> None:
+def _print(rows: list[ArmRow], records: list[NodeRecord], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -307,7 +348,7 @@ def _print(rows: list[dict[str, Any]], records: list[dict[str, Any]], folder: Pa
     for record in records:
         link = record["link"]
         expected = "–" if link["expected_bps"] is None else f"{link['expected_bps'] / 1e6:.1f}"
-        trips = [f"{link[key] / 1000:.2f}" for key in ("round_trip_us", "expected_round_trip_us")]
+        trips = [f"{each / 1000:.2f}" for each in (link["round_trip_us"], link["expected_round_trip_us"])]
         links.add_row(f"node{record['rank']}", link["peer"], f"{link['goodput_bps'] / 1e6:.1f}", expected, *trips)
     console.print(links)
     table = Table(title="arms, trained on these links at this machine's own pace")

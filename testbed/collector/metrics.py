@@ -1,13 +1,47 @@
 """A line per step and rank, append-only JSON, flat keys with units; and what the process had of the machine."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psutil
 
-__all__ = ["MetricsFile", "cut_metrics", "read_metrics", "system_sample"]
+__all__ = ["MetricsFile", "StepLine", "cut_metrics", "read_metrics", "system_sample"]
+
+
+class StepLine(TypedDict, total=False):
+    """A line: a step, or what belongs to it. Validations, what the process has of the machine, and what codecs say of
+    themselves stand in columns of their own names."""
+
+    rank: int
+    step: int
+    phase: str
+    time_seconds: float
+    """What steps and averagings have taken so far."""
+    loss: float
+    tokens: int
+    step_seconds: float
+    compute_seconds: float
+    compute_cpu_seconds: float
+    exchange_seconds: float
+    exchange_total_seconds: float
+    sync_seconds: float
+    gradient_norm: float
+    peak_memory_bytes: int | None
+    payload_bytes: dict[str, int]
+    """By channel."""
+    wire_tx_bytes: int | None
+    wire_rx_bytes: int | None
+    queue_drops: int | None
+    relay_drops: int
+    backlog_bytes: int | None
+    resent: int
+    fidelity: dict[str, float | None]
+    suspect: Sequence[str]
+    valid: bool
+    why: Sequence[str]
 
 
 class MetricsFile:
@@ -18,9 +52,9 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(line) + "\n")
+    def write(self, line: StepLine, **more: object) -> None:
+        """Append one line; `more`: what else JSON can hold, in columns of these names."""
+        self._file.write(json.dumps({**line, **more}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -41,7 +75,7 @@ def cut_metrics(folder: Path, rank: int, step: int) -> None:
     draft.replace(path)
 
 
-def read_metrics(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_metrics(file: Path) -> tuple[list[StepLine], list[str]]:
     """The lines of a metrics file, and a sentence for each that could not be read (a writer was killed)."""
     lines, problems = [], []
     for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

@@ -5,10 +5,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 __all__ = ["Trace", "current", "span"]
 
 _MOST_EVENTS = 100_000
+
+
+class SpanEvent(TypedDict):
+    """A complete event of the Trace Event Format."""
+
+    name: str
+    ph: str
+    pid: int
+    tid: int
+    ts: float
+    """Its beginning, in microseconds."""
+    dur: float
+    """Microseconds."""
 
 
 class Trace:
@@ -20,7 +34,7 @@ class Trace:
         """Whether single spans are kept for `write`, or only their sums."""
         self.seconds: dict[str, float] = {}
         """By name, since the last `take`."""
-        self.events: list[dict[str, object]] = []
+        self.events: list[SpanEvent] = []
 
     def add(self, name: str, start: float, end: float) -> None:
         """Record a span from `start` to `end` (time.perf_counter seconds)."""

@@ -1,6 +1,8 @@
 """What `data.json` of a prepared corpus says, and what is asked for when one is prepared; JSON, with its keys typed."""
 
-from typing import Any, TypedDict
+from typing import TypedDict
+
+from pydantic import JsonValue
 
 __all__ = ["CorpusAsked", "CorpusDescription", "FileFacts", "Position", "SourceFacts", "SplitFacts", "TokenizerFacts"]
 
@@ -34,7 +36,7 @@ class Position(TypedDict, total=False):
 
     documents: int
     revision: str | None
-    state: dict[str, Any]
+    state: dict[str, JsonValue]
     """Of `datasets`' stream, by its own names."""
 
 

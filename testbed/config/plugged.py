@@ -3,10 +3,12 @@
 import difflib
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
+
+from pydantic import JsonValue
 
 from testbed.config.tree import parse
 from testbed.errors import UsageError
@@ -59,7 +61,7 @@ def check_known(kind: Kind, name: str, ours: Iterable[str]) -> None:
         raise UsageError(f"'{name}' is no {kind[:-1]}; known are {', '.join(known)}{hint}")
 
 
-def plugged_task(name: str, options: dict[str, Any]) -> Task:
+def plugged_task(name: str, options: Mapping[str, JsonValue]) -> Task:
     """The installed task of that name, with these options; raises `UsageError` for one that it does not have."""
     entry = plugged("tasks", name)
     assert entry is not None, name

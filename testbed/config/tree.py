@@ -4,17 +4,30 @@ import difflib
 import functools
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from testbed.errors import UsageError
 
-__all__ = ["STRICT", "at_least", "is_file", "load_toml", "names_in", "parse", "read_toml", "to_json"]
+__all__ = [
+    "STRICT",
+    "as_json",
+    "at_least",
+    "is_file",
+    "load_toml",
+    "merged",
+    "names_in",
+    "parse",
+    "plain_json",
+    "read_toml",
+    "to_json",
+]
 
 SCHEMA_VERSION = 1
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -37,7 +50,7 @@ def at_least(least: float, **values: float) -> None:
             raise UsageError(f"{name} is a number of {value.bit_length()} bits: it must be below 2 ** 63")
 
 
-def parse(kind: type[T], data: dict[str, Any], origin: str) -> T:
+def parse(kind: type[T], data: object, origin: str) -> T:
     """`data` as a `kind`; raises `UsageError` that names the first wrong key and, if unknown, the nearest known one."""
     try:
         return _validator(kind).validate_python(data)
@@ -80,7 +93,7 @@ def is_file(path: Path) -> bool:
 
 
 def _nearest(kind: type, loc: tuple[int | str, ...]) -> str:
-    fields: dict[str, Any] = getattr(kind, "__dataclass_fields__", {})
+    fields = getattr(kind, "__dataclass_fields__", {})
     for part in loc[:-1]:
         found = fields.get(str(part))
         fields = getattr(found.type, "__dataclass_fields__", {}) if found is not None else {}
@@ -122,6 +135,27 @@ def read_toml(kind: type[T], path: Path) -> T:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     return parse(kind, data, str(path.name))
+
+
+def merged(base: Mapping[str, JsonValue], changes: object) -> dict[str, JsonValue]:
+    """`base` with `changes`, table by table; raises `UsageError` where these are no table."""
+    if not isinstance(changes, dict):
+        raise UsageError(f"a table is needed where {changes!r} was given")
+    found = {**base, **changes}
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(inner := base.get(key), dict):
+            found[key] = merged(inner, value)
+    return found
+
+
+def plain_json(value: object) -> JsonValue:
+    """What becomes of a value by way of JSON: lists for tuples, texts for keys."""
+    return json.loads(json.dumps(value))
+
+
+def as_json(record: Any) -> dict[str, JsonValue]:
+    """A dataclass by way of JSON."""
+    return json.loads(json.dumps(asdict(record)))
 
 
 def to_json(value: Any) -> str:

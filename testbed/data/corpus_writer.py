@@ -10,22 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TypedDict
 
 import numpy as np
 
-from testbed.config.corpus import (
-    CorpusAsked,
-    CorpusDescription,
-    FileFacts,
-    Position,
-    SourceFacts,
-    TokenizerFacts,
-)
+from testbed.config.corpus import CorpusAsked, CorpusDescription, FileFacts, Position, SourceFacts, TokenizerFacts
 from testbed.config.data import DATA_VERSION, DESCRIPTION, read_description, unfinished
 from testbed.data.integrity import file_sha256
 from testbed.data.prepared import TOKEN
@@ -37,6 +29,17 @@ __all__ = ["SPLITS", "Shelf", "differing"]
 SPLITS = ("train", "validation")
 _JOURNAL = "journal.json"
 _START = np.dtype("<u8")
+
+
+class _Journal(TypedDict):
+    """How far the last commit had come."""
+
+    schema_version: int
+    asked: CorpusAsked
+    position: Position | None
+    tokens: dict[str, int]
+    """By split."""
+    documents: dict[str, int]
 
 
 class Shelf:
@@ -246,7 +249,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
+def _write_json(path: Path, value: CorpusDescription | _Journal) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)

@@ -1,7 +1,9 @@
 """A task that an installed package adds: it makes rows, batches are made of them here."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+
+from pydantic import JsonValue
 
 from testbed.config.data import TASKS, Data, check_vocabulary
 from testbed.config.model import Model
@@ -20,7 +22,7 @@ def check_plugged(data: Data, model: Model) -> None:
 class Plugged:
     """Batches as a function of (seed, split, step) and of nothing else."""
 
-    def __init__(self, name: str, options: dict[str, Any], *, seed: int) -> None:
+    def __init__(self, name: str, options: Mapping[str, JsonValue], *, seed: int) -> None:
         self._task, self._seed = plugged_task(name, options), seed
         self.vocabulary = self._task.vocabulary
         self.sha256 = digest_of(f"{name} {json.dumps(options, sort_keys=True)}".encode())

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from emulation.errors import CapabilityError
 from emulation.nodes.base import Backend
@@ -12,6 +12,7 @@ from emulation.nodes.host import HostBackend
 from emulation.nodes.netns import NetnsBackend
 from emulation.spec.network import Network, Node
 from testbed.config.data import CORPORA, STDLIB_FOLDER, standard_library_folder
+from testbed.records import Interpreter
 from testbed.settings.network_flags import BackendName
 
 __all__ = ["image_digest", "make_nodes", "require_image"]
@@ -24,7 +25,7 @@ try:
     from testbed.rundir.identity import program_sha256
 except ImportError:  # older sources than these
     program_sha256 = str
-print(json.dumps({"program_sha256": program_sha256()} | interpreter()))
+print(json.dumps({"program_sha256": program_sha256(), **vars(interpreter())}))
 """
 
 
@@ -65,7 +66,7 @@ def image_digest(image: str | None) -> str | None:
     return digest(image or IMAGE)
 
 
-def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> dict[str, Any]:
+def require_image(image: str | None, run: str | None = None, nodes: Sequence[Node] = ()) -> Interpreter:
     """What programs of the image are run by (`interpreter`); nothing is created.
 
     CapabilityError unless this machine's engine has it and its sources are this checkout's; UsageError if another run's
@@ -83,4 +84,4 @@ def require_image(image: str | None, run: str | None = None, nodes: Sequence[Nod
                 f"the image '{each}' has other sources than this checkout: build it again ('make image'), so that what "
                 "is measured is what you read."
             )
-    return about
+    return Interpreter(**about)

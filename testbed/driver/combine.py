@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from testbed.intervals import sum_interval
 from testbed.records import RankStep, RankSync, Spent, StepRecord, Validation, ValidationSums
+from testbed.records.progress import Facts
 
 __all__ = ["Step", "Sync", "combine_steps", "combine_syncs", "combine_validations"]
 
@@ -66,7 +66,7 @@ class Step:
             unsure_seconds=self.unsure_seconds,
         )
 
-    def facts(self, arm: str, number: int, of: int) -> dict[str, Any]:
+    def facts(self, arm: str, number: int, of: int) -> Facts:
         """For who looks on: which step of how many."""
         return {
             "arm": arm,

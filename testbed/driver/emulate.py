@@ -1,9 +1,12 @@
 """`testbed emulate`: a comparison from settings to `comparison.json`, or to FAILED with the reason."""
 
+import json
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from emulation.nodes.base import Backend
 from testbed.analysis.comparison.baselines import guessed, relate, void_reason
@@ -69,13 +72,11 @@ def emulate(settings: Settings, report: Reporter) -> ComparisonRecord:
     return record
 
 
-def _config(settings: Settings) -> dict[str, Any]:
-    data: dict[str, Any] = asdict(replace(settings, schedule=None)) | {
-        "folder": str(settings.folder),
-        "mode": settings.mode,
-    }
-    data["schedule"] = settings.schedule and settings.schedule.describe()
-    return {key: value for key, value in data.items() if key != "network"} | {"nodes": settings.nodes}
+def _config(settings: Settings) -> dict[str, JsonValue]:
+    known = asdict(replace(settings, schedule=None)) | {"folder": str(settings.folder), "mode": settings.mode}
+    known |= {"schedule": settings.schedule and settings.schedule.describe(), "nodes": settings.nodes}
+    del known["network"]  # records of links have it
+    return json.loads(json.dumps(known))
 
 
 def _write_all(comparison: ComparisonRun, where: Environment, wall_seconds: float) -> ComparisonRecord:

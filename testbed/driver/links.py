@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from emulation.errors import LinkError
+from emulation.kernel.facts import Readback, ShaperFacts
 from emulation.measure import verify
 from emulation.measure.measurement import Capacity, Goodput, Proof
 from emulation.nodes.base import Backend
@@ -66,7 +67,7 @@ class Links:
         self.shapable = settings.backend != "host"
         self.measured: dict[str, Proof] = {}
         """By phase: preflight, before, after."""
-        self.readback: dict[str, Any] = {}
+        self.readback: Readback = {"nodes": {}, "cuts": [], "delay_line": []}
         self.round_trip_seconds = 0.0
         self.capacity: Capacity | None = None
 
@@ -292,20 +293,21 @@ class Links:
         )
 
 
-def _drops(readback: dict[str, Any]) -> int:
+def _shapers(readback: Readback) -> list[ShaperFacts]:
+    """At both ends of all nodes."""
+    return [node[end] for node in readback["nodes"].values() for end in ("tx", "rx") if end in node]
+
+
+def _drops(readback: Readback) -> int:
     """Packets that all shapers have dropped since they were made."""
-    ends = [end for node in readback.values() if isinstance(node, dict) for end in node.values()]
-    return sum(int(end.get("drops", 0)) for end in ends if isinstance(end, dict))
+    return sum(shaper.get("drops", 0) for shaper in _shapers(readback))
 
 
-def _deepest_bucket(readback: dict[str, Any]) -> int:
-    """Bytes of the deepest bucket of all shapers, as the kernel has them."""
-    found = [0]
-    for node in readback.values():
-        for end in node.values() if isinstance(node, dict) else ():
-            for shaper in (end, *end.get("classes", {}).values()) if isinstance(end, dict) else ():
-                found.append(int(shaper.get("burst_bytes", 0)))
-    return max(found)
+def _deepest_bucket(readback: Readback) -> int:
+    """Bytes of the deepest bucket of all shapers and their classes, as the kernel has them."""
+    shapers = _shapers(readback)
+    classes = [each for shaper in shapers for each in shaper.get("classes", {}).values()]
+    return max((each.get("burst_bytes", 0) for each in (*shapers, *classes)), default=0)
 
 
 def _is_bound(line: Goodput) -> bool:

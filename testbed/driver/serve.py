@@ -11,14 +11,14 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from emulation.kernel.counters import WireBytes, WireCounter
 from emulation.shaping.delays import DelayCounter
@@ -33,7 +33,7 @@ from testbed.collector.ledger import (
     settle,
     socket_bytes,
 )
-from testbed.collector.metrics import MetricsFile, system_sample
+from testbed.collector.metrics import MetricsFile, StepLine, system_sample
 from testbed.collector.trace import current as trace
 from testbed.config import Arm, Preset, parse
 from testbed.data.source import Source, open_source
@@ -45,7 +45,6 @@ from testbed.records import (
     Begun,
     Finished,
     FirstLosses,
-    Interpreter,
     Prepared,
     RankLearned,
     RankStep,
@@ -104,13 +103,11 @@ class Rank:
 
     # -- orders, one method each
 
-    def prepare(self, preset: dict[str, Any], seed: int) -> Prepared:
+    def prepare(self, preset: JsonValue, seed: int) -> Prepared:
         """Read the data."""
         self.preset, self.seed = parse(Preset, preset, "preset"), seed
         self.mix = open_source(self.preset.data, seed=seed, chunks=self.preset.task_chunks, context=self.preset.context)
-        return Prepared(
-            corpus_sha256=self.mix.sha256, program_sha256=program_sha256(), interpreter=Interpreter(**interpreter())
-        )
+        return Prepared(corpus_sha256=self.mix.sha256, program_sha256=program_sha256(), interpreter=interpreter())
 
     def warm_up(self, folder: str) -> WarmedUp:
         """The warm start that all arms share; rank 0 keeps its weights on disk."""
@@ -129,7 +126,7 @@ class Rank:
         self.transport.close()
         self.transport = Sockets.connect(self.rank, self.addresses)
 
-    def begin(self, arm: dict[str, Any], plan: dict[str, Any] | None, folder: str, phase: str) -> Begun:
+    def begin(self, arm: JsonValue, plan: JsonValue, folder: str, phase: str) -> Begun:
         """A fresh trainer of this arm at the warm start."""
         self.finish()
         self.folder, self.phase = Path(folder), phase
@@ -153,7 +150,7 @@ class Rank:
         losses, validations = [], []
         for taken in steps_of(self.trainer):
             losses.append([taken.result.loss_sum, taken.result.tokens])
-            self._write(taken.result, taken.payload, {}, [])
+            self._write(taken.result, taken.payload)
             if taken.to_validate:
                 validations.append(self.validate())
             self._progress(self.trainer.index, self.preset.steps)
@@ -167,9 +164,7 @@ class Rank:
         spent = self._spent(meter, result.overruns)
         check_payload(spent.payload_bytes, expected)
         self.ledger.append(StepEntry(step=self.trainer.index - 1, **vars(spent)))
-        shown = ("wire_tx_bytes", "wire_rx_bytes", "queue_drops", "relay_drops", "backlog_bytes", "resent")
-        moved = {key: getattr(spent, key) for key in (*shown, "fidelity", "suspect")}
-        self._write(result, spent.payload_bytes, moved, spent.problems)
+        self._write(result, spent.payload_bytes, spent)
         return RankStep(
             step_seconds=result.step_seconds,
             compute_seconds=result.step_seconds - result.exchange_seconds,
@@ -195,7 +190,7 @@ class Rank:
         """Sums over this rank's share of the validation sequences."""
         sums = self.trainer.validate()
         if self.metrics is not None and sums.tokens:
-            self.metrics.write({"phase": self.phase, **asdict(combine_validations([sums]))})
+            self.metrics.write({"phase": self.phase}, **asdict(combine_validations([sums])))
         return sums
 
     def finish(self) -> Finished:
@@ -210,12 +205,10 @@ class Rank:
 
     # -- what they share
 
-    def _write(
-        self, result: StepResult, payload: dict[str, int], moved: Mapping[str, object], why: Sequence[str]
-    ) -> None:
-        """A line of the metrics; `moved`: what is shown of what was counted."""
+    def _write(self, result: StepResult, payload: dict[str, int], spent: Spent | None = None) -> None:
+        """A line of the metrics; `spent`: what was counted of a step on a link."""
         self.clock_seconds += result.step_seconds + result.sync_seconds
-        line: dict[str, object] = {
+        line: StepLine = {
             "step": self.trainer.index - 1,
             "phase": self.phase,
             "time_seconds": self.clock_seconds,
@@ -230,15 +223,24 @@ class Rank:
             "gradient_norm": result.gradient_norm,
             "peak_memory_bytes": result.peak_memory_bytes,
             "payload_bytes": payload,
-            **moved,
-            "valid": not why,
+            "valid": spent is None or not spent.problems,
         }
-        if why:
-            line["why"] = why
-        if moved or self.trainer.index % _PROGRESS_EVERY == 0:
-            line |= system_sample() | self.trainer.monitor()
+        if spent is not None:
+            line |= {
+                "wire_tx_bytes": spent.wire_tx_bytes,
+                "wire_rx_bytes": spent.wire_rx_bytes,
+                "queue_drops": spent.queue_drops,
+                "relay_drops": spent.relay_drops,
+                "backlog_bytes": spent.backlog_bytes,
+                "resent": spent.resent,
+                "fidelity": spent.fidelity,
+                "suspect": spent.suspect,
+            }
+            if spent.problems:
+                line["why"] = spent.problems
+        every = spent is not None or self.trainer.index % _PROGRESS_EVERY == 0
         assert self.metrics is not None
-        self.metrics.write(line)
+        self.metrics.write(line, **(system_sample() | self.trainer.monitor() if every else {}))
 
     def _meter(self) -> "_Meter":
         """What stands on every counter, once all that was sent has arrived."""

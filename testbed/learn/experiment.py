@@ -19,22 +19,34 @@ configuration and of what decides them besides: code, data and versions, by cont
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
+
+from pydantic import JsonValue
 
 from testbed.config import STRICT, Arm, Preset, at_least, load_toml, parse
 from testbed.config.arms import arm_named
-from testbed.config.tree import read_toml
+from testbed.config.tree import merged, plain_json, read_toml
 from testbed.errors import UsageError
 from testbed.rundir.identity import Content, learning_content, unnamed
 
-__all__ = ["CELL_VERSION", "Cell", "Experiment", "arms_of", "cells_of", "chosen", "load_experiment", "merged"]
+__all__ = ["CELL_VERSION", "Cell", "Experiment", "arms_of", "cells_of", "chosen", "load_experiment"]
 
 CELL_VERSION = 2
 """Part of every hash. Counted up by hand when code changes so that every cell has to be learned again."""
+
+
+class Judgement(TypedDict):
+    """What arms are held against."""
+
+    title: str
+    exact: str
+    control: str
+    nulls: tuple[str, ...]
+    margin: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +85,15 @@ class Experiment:
             raise UsageError(f"seeds = {list(self.seeds)}: they are whole numbers from 0 to {2**32 - 1}")
 
     @property
-    def judgement(self) -> dict[str, Any]:
+    def judgement(self) -> Judgement:
         """What its arms are held against, as `testbed.analysis.quality.judge.judge` takes it."""
-        return {key: getattr(self, key) for key in ("title", "exact", "control", "nulls", "margin")}
+        return {
+            "title": self.title,
+            "exact": self.exact,
+            "control": self.control,
+            "nulls": self.nulls,
+            "margin": self.margin,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +108,7 @@ class Cell:
     nodes: int
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, JsonValue]:
         """Everything that is set and decides what is learned: not names, not the link."""
         arm = {key: value for key, value in asdict(self.arm).items() if key not in ("name", "link")}
         config = {"preset": asdict(self.preset), "arm": arm, "seed": self.seed, "nodes": self.nodes}
@@ -102,9 +120,9 @@ class Cell:
         return learning_content(self.preset.data, self.arm)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, JsonValue]:
         """Both: the data by content, whatever it is called."""
-        return {"version": CELL_VERSION} | unnamed(self.asked) | {"content": self.content}
+        return {"version": CELL_VERSION, **unnamed(self.asked), "content": plain_json(self.content)}
 
     @cached_property
     def hash(self) -> str:
@@ -177,7 +195,7 @@ def arms_of(
     origin: str,
     *,
     sync: str | None = None,
-    changes: dict[str, Any] | None = None,
+    changes: Mapping[str, JsonValue] | None = None,
 ) -> list[tuple[Arm, Preset]]:
     """Every arm and what it is trained on, in the order of the file.
 
@@ -191,7 +209,9 @@ def arms_of(
     return arms
 
 
-def _arm(entry: Any, preset: Preset, origin: str, sync: str | None, always: dict[str, Any]) -> tuple[Arm, Preset]:
+def _arm(
+    entry: Any, preset: Preset, origin: str, sync: str | None, always: Mapping[str, JsonValue]
+) -> tuple[Arm, Preset]:
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -210,11 +230,3 @@ def _arm(entry: Any, preset: Preset, origin: str, sync: str | None, always: dict
     if isinstance(changes.get("codec"), dict) and "name" in changes["codec"]:
         base["codec"] = {}  # another codec than that of what it is like
     return parse(Arm, merged(merged(base, changes), always) | {"name": name}, origin), preset
-
-
-def merged(base: dict[str, Any], changes: Any) -> dict[str, Any]:
-    """`base` with `changes`, table by table."""
-    if not isinstance(changes, dict):
-        raise UsageError(f"a table is needed where {changes!r} was given")
-    both = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
-    return base | changes | {key: merged(base[key], changes[key]) for key in both}

@@ -15,13 +15,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
+from pydantic import JsonValue
 
 from testbed.commandline import flag
+from testbed.config.tree import as_json
 from testbed.errors import UsageError
 from testbed.formats import counted
 from testbed.learn.experiment import Cell, Experiment, cells_of, chosen, load_experiment
@@ -188,25 +190,25 @@ def rehearse_all(cells: list[Cell]) -> None:
                 raise UsageError(f"preset {cell.preset_name}, arm {cell.arm.name}: {error}") from None
 
 
-def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -> dict[str, Any]:
-    index = [
+def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -> dict[str, JsonValue]:
+    index: list[JsonValue] = [
         {"preset": cell.preset_name, "arm": cell.arm.name, "seed": cell.seed, "cell": files[cell.hash].stem}
         for cell in cells
     ]
-    return {"experiment": asdict(experiment), "cells": index}
+    return {"experiment": as_json(experiment), "cells": index}
 
 
-def _provenance(cells: list[Cell], there: list[LearnedCell]) -> dict[str, Any]:
+def _provenance(cells: list[Cell], there: list[LearnedCell]) -> dict[str, JsonValue]:
     """What the rows in results.csv were made of: settings by preset and arm, code, data, versions, commits."""
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, JsonValue]] = {}
     for cell in cells:
         asked = {key: value for key, value in cell.asked.items() if key != "seed"}
         settings.setdefault(cell.preset_name, {})[cell.arm.name] = asked
     contents = {json.dumps(each.content, sort_keys=True) for each in there}
     return {
-        "settings": settings,
+        "settings": {**settings},
         "content": [json.loads(each) for each in sorted(contents)],
-        "commits": sorted({f"{each.environment.commit}" for each in there}),
+        "commits": [*sorted({f"{each.environment.commit}" for each in there})],
     }
 
 

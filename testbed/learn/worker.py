@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from pydantic import JsonValue
 
 from testbed.child import Message, Reply, answering, ending_with_parent
 from testbed.codecs import Shape
@@ -108,7 +110,7 @@ def learn_cell(
         bytes_per_token_layer=first.bytes_per_token_layer,
         payload_bytes_per_step=first.payload_bytes_per_step,
         sync_bytes_each=first.sync_bytes_each,
-        codec=first.codec,
+        codec=cast(dict[str, JsonValue], first.codec),
         parameters=first.parameters,
         seconds=round(time.perf_counter() - started, 3),
         cpu_seconds=round(time.process_time() - cpu, 3),

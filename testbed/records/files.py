@@ -76,12 +76,12 @@ def record_from(kind: type[T], data: Any, origin: Path | str) -> T:
     return _strict(kind, fields, f"{origin} is no record of this version of the testbed", _AGAIN)
 
 
-def received(kind: type[T], message: dict[str, Any], sender: str) -> T:
+def received(kind: type[T], message: object, sender: str) -> T:
     """A record as another process of ours has sent it; raises `UsageError` where it is none."""
     return _strict(kind, message, f"what {sender} sent is no {kind.__name__}", "its sources are not this checkout's")
 
 
-def _strict(kind: type[T], fields: dict[str, Any], what_it_is: str, remedy: str) -> T:
+def _strict(kind: type[T], fields: object, what_it_is: str, remedy: str) -> T:
     try:
         return _adapter(kind).validate_python(fields)
     except ValidationError as error:

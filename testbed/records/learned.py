@@ -36,7 +36,7 @@ class LearnedResult:
     payload_bytes_per_step: dict[str, int]
     """What a rank sends in a step, by channel."""
     sync_bytes_each: int
-    codec: dict[str, Any]
+    codec: dict[str, JsonValue]
     """What the codec says of itself at the end."""
     parameters: int
     seconds: float

@@ -1,7 +1,7 @@
 """A sweep: what was asked of it, each timed cell, and what is concluded."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import JsonValue
 
@@ -155,7 +155,7 @@ class SweepConfig:
     question: str
     exact: str
     control: str
-    sweep: dict[str, Any]
+    sweep: dict[str, JsonValue]
     """The whole file."""
     varied: tuple[str, ...]
     excluded: tuple[ExcludedPoint, ...]

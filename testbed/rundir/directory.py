@@ -10,10 +10,9 @@ import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from testbed.errors import UsageError
-from testbed.records import Environment
+from testbed.records import Environment, Interpreter
 from testbed.rundir.identity import LEARNING, code_sha256
 
 __all__ = [
@@ -90,7 +89,7 @@ def environment() -> Environment:
         commit=_git("rev-parse", "HEAD"),
         dirty_diff=_git("diff", "HEAD"),
         sources_sha256=code_sha256(LEARNING),
-        **interpreter(),
+        **vars(interpreter()),
         kernel=platform.release(),
         cpu=_cpu(),
         cpu_features=tuple(_cpu_features()),
@@ -100,10 +99,10 @@ def environment() -> Environment:
     )
 
 
-def interpreter() -> dict[str, Any]:
+def interpreter() -> Interpreter:
     """What runs a program here, or in a container: of ranks it is what a result depends on."""
     packages = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "psutil", "pydantic", "tyro")
-    return {"python": platform.python_version(), "packages": {name: version(name) for name in packages}}
+    return Interpreter(python=platform.python_version(), packages={name: version(name) for name in packages})
 
 
 def _git(*arguments: str) -> str | None:

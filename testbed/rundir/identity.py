@@ -13,11 +13,14 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from testbed.config import Arm
 from testbed.config.data import STDLIB, Data, corpus_folder, read_description
 from testbed.config.plugged import Kind, plugged
+from testbed.config.tree import merged
 from testbed.errors import TestbedError, UsageError
 
 __all__ = [
@@ -139,10 +142,9 @@ def check_host(asked: HostContent, here: HostContent) -> None:
             )
 
 
-def unnamed(asked: dict[str, Any]) -> dict[str, Any]:
+def unnamed(asked: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """A configuration whose data go without their name: they are known by content."""
-    preset = asked["preset"]
-    return asked | {"preset": preset | {"data": preset["data"] | {"corpus": None}}}
+    return merged(asked, {"preset": {"data": {"corpus": None}}})
 
 
 def data_identity(data: Data) -> str | None:

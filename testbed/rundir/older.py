@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from testbed.records import read_json
 from testbed.rundir.identity import Content
@@ -12,7 +13,7 @@ from testbed.rundir.identity import Content
 __all__ = ["Older", "find_older", "left_aside"]
 
 KEEP = "--keep-older"
-_CAME_LATER = {
+_CAME_LATER: dict[str, JsonValue] = {
     "ids": {"layers": 1, "window": 0},
     "options": {},
     "registers": 1,
@@ -33,7 +34,9 @@ class Older:
     """What differs: code, data, torch …"""
 
 
-def find_older(wanted: Mapping[str, tuple[Path, dict[str, Any], Content]], files: Iterable[Path]) -> dict[str, Older]:
+def find_older(
+    wanted: Mapping[str, tuple[Path, dict[str, JsonValue], Content]], files: Iterable[Path]
+) -> dict[str, Older]:
     """By hash of a wanted cell that is not there: the newest of the same settings among `files`.
 
     wanted: the file where a cell is once it is done, what was asked for, and what decides it besides, by hash.
@@ -63,13 +66,13 @@ def left_aside(older: Mapping[str, Older]) -> str:
     return f"{number} there of another state ({why}) and left aside: {KEEP} keeps and marks what is"
 
 
-def _key(asked: dict[str, Any]) -> str:
+def _key(asked: Mapping[str, JsonValue]) -> str:
     """Without what came later and is as it was before there was a choice."""
     return json.dumps(_without(asked, _CAME_LATER), sort_keys=True)
 
 
-def _without(asked: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
+def _without(asked: Mapping[str, JsonValue], later: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
     for key, value in asked.items():
         if isinstance(value, dict):
             value = _without(value, later)

@@ -5,12 +5,16 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, Unpack, cast
 
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.status import Status
 from rich.text import Text
+
+from testbed.errors import UsageError
+from testbed.records.files import plain, read_record
+from testbed.records.progress import Facts, RunState
 
 __all__ = ["Progress", "Reporter", "facts_line", "minutes", "watch"]
 
@@ -21,10 +25,9 @@ _BEAT_SECONDS, _SILENT_SECONDS = 5.0, 60.0
 
 
 class Reporter(Protocol):
-    """Say something. Text that starts with blanks is progress within a stage; other text starts one. Facts: link, arm,
-    step, of, loss, step_seconds, wire_mb; each stays until it is said anew."""
+    """Say something. Text that starts with blanks is progress within a stage; other text starts one."""
 
-    def __call__(self, text: str, **facts: Any) -> None: ...
+    def __call__(self, text: str, **facts: Unpack[Facts]) -> None: ...
 
 
 def minutes(seconds: float) -> str:
@@ -32,7 +35,7 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def facts_line(facts: dict[str, Any]) -> str:
+def facts_line(facts: Facts) -> str:
     """What is known of the step under way: link, arm, step, loss, seconds, bytes on the wire, time left."""
     step = f"step {facts['step']}/{facts['of']}" if "step" in facts else None
     numbers = (
@@ -54,7 +57,7 @@ class Progress:
         self.console = console
         self.folder = folder
         """Where `state.json` goes, once it is there."""
-        self.facts: dict[str, Any] = {}
+        self.facts: Facts = {}
         self._started = time.monotonic()
         self._last_plain = self._last_state = 0.0
         self._status: Status | None = None
@@ -81,7 +84,7 @@ class Progress:
         while not self._over.wait(_BEAT_SECONDS):
             self._write_state()
 
-    def report(self, text: str, **facts: Any) -> None:
+    def report(self, text: str, **facts: Unpack[Facts]) -> None:
         """Show one line, with the minutes passed."""
         self.facts |= facts
         self._stage = text.strip()
@@ -103,17 +106,16 @@ class Progress:
         if self.folder is None or not self.folder.is_dir():
             return
         self._last_state = time.monotonic()
-        state = {
-            "schema_version": 1,
-            "at": time.time(),
-            "seconds": round(self._last_state - self._started, 1),
-            "stage": self._stage,
-            "facts": self.facts,
-            "ended": ended,
-        }
+        state = RunState(
+            at=time.time(),
+            seconds=round(self._last_state - self._started, 1),
+            stage=self._stage,
+            facts=cast(dict[str, str | int | float | None], self.facts),
+            ended=ended,
+        )
         partial = self.folder / f"{STATE}.partial"
         with self._lock, suppress(OSError):  # a full disk is told by what matters more
-            partial.write_text(json.dumps(state) + "\n")
+            partial.write_text(json.dumps(plain(state)) + "\n")
             partial.replace(self.folder / STATE)
 
 
@@ -125,14 +127,12 @@ def watch(folder: Path, console: Console) -> int:
             state = _read_state(folder)
             line = "nothing is heard of it yet"
             if state is not None:
-                passed, known = state["seconds"], facts_line(state["facts"])
-                line = f"{int(passed // 60):2d}:{passed % 60:04.1f}  {state['stage']}" + (
-                    f"  [{known}]" if known else ""
-                )
-                if state["ended"]:
+                passed, known = state.seconds, facts_line(cast(Facts, state.facts))
+                line = f"{int(passed // 60):2d}:{passed % 60:04.1f}  {state.stage}" + (f"  [{known}]" if known else "")
+                if state.ended:
                     console.print(Text(f"{line}\nit has ended"))
                     return 0
-                if time.time() - state["at"] > _SILENT_SECONDS:
+                if time.time() - state.at > _SILENT_SECONDS:
                     console.print(Text(f"{line}\nit has gone without a word: type its command again to go on"))
                     return 1
             elif time.time() - since > _SILENT_SECONDS:
@@ -147,6 +147,9 @@ def watch(folder: Path, console: Console) -> int:
             time.sleep(_STATE_EVERY_SECONDS)
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    file = folder / STATE
-    return json.loads(file.read_text()) if file.is_file() else None
+def _read_state(folder: Path) -> RunState | None:
+    """None: nothing, or nothing of ours."""
+    try:
+        return read_record(RunState, folder / STATE)
+    except (OSError, UsageError):
+        return None

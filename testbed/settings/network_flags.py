@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from emulation.errors import UsageError as NetworkUsageError
-from emulation.spec.network import Framing, Link, Network, star
+from emulation.spec.network import Framing, Link, LinkSettings, Network, star
 from emulation.spec.settings import SETTINGS, alter, parse_settings
 from emulation.spec.units import format_delay, format_percent, format_rate
 from testbed.commandline import flag
@@ -44,9 +44,9 @@ class AskedLink:
     framing: Annotated[Framing | None, flag("layer2|ethernet")] = None
     """What a rate counts: layer2 (95.6 % of it is goodput) unless given, or ethernet, a bare wire (94.15 %)."""
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> LinkSettings:
         """What the flags change of a link; an error begins with the flag."""
-        changes: dict[str, Any] = {}
+        changes: LinkSettings = {}
         for name in SETTINGS:
             if (text := getattr(self, name)) is not None:
                 try:
@@ -104,7 +104,7 @@ def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
     if "rate_down_bps" in changes and network.accounting == "pair":
         raise UsageError("a rate down belongs to a node's access link: add --accounting nic")
     if "rate_bps" in changes:
-        changes = {"rate_down_bps": None, **changes}
+        changes = LinkSettings({"rate_down_bps": None, **changes})
     if changes:
         network = network.change(lambda link: alter(link, changes))
     if asked.mtu is not None:
@@ -114,7 +114,7 @@ def network_for(asked: Asked, *, nic_nodes: int | None = None) -> Network:
     return network
 
 
-def link_of(changes: dict[str, object]) -> Link:
+def link_of(changes: LinkSettings) -> Link:
     """The link that flags ask for."""
     if not changes:
         raise UsageError("no link was asked for: give a rate, --bw 300mbit, a delay, --delay 20ms, or --undo")

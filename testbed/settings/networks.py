@@ -12,7 +12,7 @@ from pydantic import Field
 
 from emulation.errors import UsageError as EmulationUsageError
 from emulation.spec.events import Change
-from emulation.spec.network import Link, Network, star
+from emulation.spec.network import Link, LinkSettings, Network, star
 from emulation.spec.settings import alter, parse_settings
 from emulation.spec.traces import read_text
 from testbed.config import STRICT, at_least, load_toml
@@ -43,7 +43,7 @@ class _Settings:
     queue: str | None = None
     """A size ("500kB"), or a time at the rate ("40ms")."""
 
-    def settings(self, where: str) -> dict[str, Any]:
+    def settings(self, where: str) -> LinkSettings:
         """As fields of `emulation.spec.network.Link`; raises the emulation's `UsageError`."""
         names = [each.name for each in fields(LinkSpec)]
         texts = {name: getattr(self, name, None) for name in names}
@@ -113,11 +113,11 @@ class MatrixSpec:
                     f"write {count} rows of {count} values"
                 )
 
-    def settings(self) -> list[list[dict[str, Any]]]:
+    def settings(self) -> list[list[LinkSettings]]:
         """Of the link from each region to each; raises the emulation's `UsageError`."""
         return [[self._between(first, second) for second in self.regions] for first in self.regions]
 
-    def _between(self, first: str, second: str) -> dict[str, Any]:
+    def _between(self, first: str, second: str) -> LinkSettings:
         row, column = self.regions.index(first), self.regions.index(second)
         texts = {}
         for name in ("rate", "delay"):

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
 from testbed.config import Arm, Preset, parse
+from testbed.config.tree import as_json, merged, plain_json
 from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
-from testbed.learn.experiment import Cell, arms_of, merged
+from testbed.learn.experiment import Cell, arms_of
 from testbed.records import described
 from testbed.rundir.identity import Content, timing_content, unnamed
 from testbed.settings.emulate import Request, Settings, preset_of, settle, target_of
@@ -50,7 +50,7 @@ class Timed:
     seeds: tuple[int, ...]
 
     @cached_property
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, JsonValue]:
         """Everything that is set and decides how long it takes; of the cluster's link nothing of those under test."""
         settings = self.settings
         network = asdict(settings.network)
@@ -78,9 +78,9 @@ class Timed:
         return timing_content(self.settings.preset.data, self.arm, image)
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, JsonValue]:
         """Both: the data by content, whatever it is called."""
-        return {"version": TIMED_VERSION} | unnamed(self.asked) | {"content": self.content}
+        return {"version": TIMED_VERSION, **unnamed(self.asked), "content": plain_json(self.content)}
 
     @property
     def words(self) -> str:
@@ -171,10 +171,10 @@ def _trained(cell: Timed, seed: int, steps: int | None) -> Timed:
 def _settings(sweep: Grid, point: Point, folder: Path, command: str) -> list[tuple[Settings, Settings]]:
     """Of a point, arms that share a preset together: on the nodes that are timed, and on those that learn."""
     asked = parse(Request, {key: value for key, value in point.items() if "." not in key}, "a point of the grid")
-    preset = parse(Preset, merged(asdict(preset_of(asked)), _changes(point, "preset")), "preset")
+    preset = parse(Preset, merged(as_json(preset_of(asked)), _changes(point, "preset")), "preset")
     target = target_of(asked)
     assert target is not None
-    target = parse(Target, merged(asdict(target), _changes(point, "target")), "target")
+    target = parse(Target, merged(as_json(target), _changes(point, "target")), "target")
     together: dict[str, list[Arm]] = {}
     presets: dict[str, Preset] = {}
     for arm, own in arms_of(sweep.arms, preset, "the sweep", changes=_changes(point, "arm")):
@@ -199,12 +199,11 @@ def _settings(sweep: Grid, point: Point, folder: Path, command: str) -> list[tup
 
 def _changes(point: Point, kind: str) -> dict[str, JsonValue]:
     """Dotted keys below `kind` as nested tables."""
-    found: dict[str, Any] = {}  # tables within tables
+    found: dict[str, JsonValue] = {}
     for key, value in point.items():
         first, *path = key.split(".")
         if first == kind and path:
-            place = found
-            for part in path[:-1]:
-                place = place.setdefault(part, {})
-            place[path[-1]] = value
+            for part in reversed(path):
+                value = {part: value}
+            found = merged(found, value)
     return found

@@ -14,6 +14,7 @@ order whose host is lost is given to another; results come back as files.
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ class Hosts:
         self.address = address
 
     def __enter__(self) -> "Hosts":
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        init = partial(self.ray.init, log_to_driver=False, logging_level="error")
         if self.address is None:
             own = {"_node_ip_address": "127.0.0.1", "num_cpus": 1, "resources": {RESOURCE: 1}}
-            self.ray.init(address="local", include_dashboard=False, **own, **quiet)  # never one that runs already
+            init(address="local", include_dashboard=False, **own)  # never one that runs already
         else:
             try:
-                self.ray.init(address=self.address, **quiet)
+                init(address=self.address)
             except ConnectionError as error:
                 raise UsageError(f"there is no Ray at {self.address}: {str(error).splitlines()[0]}") from None
         if not self.ray.cluster_resources().get(RESOURCE):

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from testbed.config.tree import merged
 from testbed.learn.experiment import Cell
 from testbed.records import CellSummary, read_record
 from testbed.rundir.older import Older, find_older
@@ -106,9 +107,8 @@ def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Ti
 
 def nodes_of(cell: Timed) -> str:
     """Cells with the same one can be timed on the same nodes: all but the links is alike."""
-    asked = cell.asked
-    network = {key: value for key, value in asked["network"].items() if key not in LINKS}
-    return json.dumps([network, asked["preset"], asked["seed"], asked["backend"]], sort_keys=True)
+    asked = merged(cell.asked, {"network": dict.fromkeys(LINKS)})
+    return json.dumps([asked["network"], asked["preset"], asked["seed"], asked["backend"]], sort_keys=True)
 
 
 def point_of(cell: Timed) -> str:

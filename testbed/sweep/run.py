@@ -15,14 +15,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from testbed.commandline import flag
-from testbed.config.tree import read_toml
+from testbed.config.tree import as_json, read_toml
 from testbed.driver.backends import require_image
 from testbed.errors import UsageError
 from testbed.formats import counted
@@ -184,7 +184,7 @@ def _require_containers(plan: SweepPlan) -> None:
         nodes = max((each.network.nodes for each in wanted if each.image == image), key=len)
         theirs, ours = require_image(image, plan.folder.name, nodes), interpreter()
         for name in ("torch", "numpy"):
-            there, here = (each["packages"][name].partition("+")[0] for each in (theirs, ours))  # of any build
+            there, here = (each.packages[name].partition("+")[0] for each in (theirs, ours))  # of any build
             if there != here:
                 raise UsageError(
                     f"a sweep learns here and times in containers, where losses must be the same to the last bit: the "
@@ -291,7 +291,7 @@ def _about(sweep: Grid) -> SweepConfig:
         question=sweep.question,
         exact=sweep.exact,
         control=sweep.control,
-        sweep=asdict(sweep),
+        sweep=as_json(sweep),
         varied=tuple(key for axis in sweep.axes() for key in axis),
         excluded=tuple(ExcludedPoint(point=each.point, reason=each.reason) for each in points_of(sweep)[1]),
     )

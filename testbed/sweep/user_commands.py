@@ -14,10 +14,12 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from emulation.spec.schedule import load_schedule
 from testbed.config import parse
@@ -102,7 +104,7 @@ def _is_file(part: str) -> bool:
         return False
 
 
-def _filled(text: str, words: dict[str, Any]) -> str:
+def _filled(text: str, words: Mapping[str, JsonValue]) -> str:
     """Braces replaced; doubled ones are meant."""
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}

@@ -9,21 +9,25 @@ process, too, and whoever ordered the rest goes on in another.
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from pydantic import JsonValue
 
 from emulation.errors import EmulationError, LinkError
 from emulation.kernel.world import run_in_world
 from emulation.spec.network import Network
 from testbed.child import Message, Reply, answering, ending_with_parent
 from testbed.config import STRICT, Arm, Preset, parse
+from testbed.config.tree import as_json
 from testbed.errors import LossChanged, TestbedError
 from testbed.records import CellSummary, LearnedSeries, Validation, received
 from testbed.rundir.directory import environment
-from testbed.rundir.identity import check_host, host_content
+from testbed.rundir.identity import Content, HostContent, check_host, host_content
 from testbed.settings.emulate import Settings
 from testbed.sweep.cells import Timed
+from testbed.sweep.grid import Point
 from testbed.targets import Target
 
 if TYPE_CHECKING:
@@ -33,7 +37,25 @@ if TYPE_CHECKING:
 __all__ = ["Trained", "as_order", "check_learned"]
 
 
-def as_order(cells: list[Timed]) -> dict[str, Any]:
+class About(TypedDict):
+    """What decides a cell's time."""
+
+    asked: dict[str, JsonValue]
+    content: Content
+
+
+class Group(TypedDict):
+    """Cells of one point, as an order has them."""
+
+    point: Point
+    settings: dict[str, JsonValue]
+    arms: dict[str, dict[str, JsonValue]]
+    """By hash of the cell."""
+    about: dict[str, About]
+    host: HostContent
+
+
+def as_order(cells: list[Timed]) -> Group:
     """Cells of one point as part of an order; the inverse is `_settings`."""
     first = cells[0].settings
     network = json.loads(json.dumps(asdict(first.network)))  # whole, whatever decides the first cell's time
@@ -41,7 +63,7 @@ def as_order(cells: list[Timed]) -> dict[str, Any]:
     return {
         "point": cells[0].point,
         "settings": {key: value for key, value in whole.items() if key != "arm"},
-        "arms": {cell.hash: cell.asked["arm"] | {"name": cell.arm.name} for cell in cells},
+        "arms": {cell.hash: as_json(cell.arm) for cell in cells},
         "about": {cell.hash: {"asked": cell.asked, "content": cell.content} for cell in cells},
         "host": host_content(first.preset.data, (cell.arm for cell in cells)),
     }
@@ -184,7 +206,7 @@ class _Session:
         """What the arm's timed steps are held against: the same nodes' steps off the link, once for all points."""
         from testbed.driver.results import Learned
 
-        known, key = self._known(cell), json.dumps(self._arm_config(arm), sort_keys=True)
+        known, key = self._known(cell), json.dumps(asdict(replace(arm, name="")), sort_keys=True)
         if key not in self.losses:
             self.losses[key] = comparison.first_losses(arm)
         if known.nodes == comparison.settings.nodes and known.rank_losses != self.losses[key]:
@@ -192,10 +214,6 @@ class _Session:
                 f"{arm.name}: the first steps on these nodes are not those that were learned, to the last bit"
             )
         return Learned(losses=self.losses[key], series=LearnedSeries(validations=known.validations[-1:]))
-
-    @staticmethod
-    def _arm_config(arm: Arm) -> dict[str, Any]:
-        return {key: value for key, value in asdict(arm).items() if key != "name"}
 
     def _known(self, cell: str) -> Trained:
         return received(Trained, self.order["learned"][cell], "the order")

@@ -13,16 +13,17 @@ The order of data depends on seed and step only, and there is no other randomnes
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testbed.config import Arm, Preset
+from testbed.config.tree import as_json
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.trainer.loop import Trainer
@@ -32,6 +33,23 @@ __all__ = ["difference", "identity", "prune", "restore", "save", "steps_held", "
 _VERSION = 2
 _KEEP = 2
 _OUT = "give --out another folder, or delete this step and go on from the one before"
+
+
+class Description(TypedDict):
+    """The JSON beside the tensors."""
+
+    schema_version: int
+    rank: int
+    world: int
+    step: int
+    clock_seconds: float
+    sha256: str
+    """Of the tensors' file."""
+    arm: dict[str, JsonValue]
+    preset: dict[str, JsonValue]
+    seed: int
+    data: str
+    """SHA-256 of the text."""
 
 
 def save(trainer: Trainer, folder: Path, *, clock: float = 0.0) -> Path:
@@ -93,13 +111,15 @@ def restore(trainer: Trainer, folder: Path, step: int) -> float:
             f"{world} ranks, not {trainer.world} (only sync = 'gradients' can go on with another number)"
         )
     found = _read(place / f"rank{rank}.json")
+    theirs = {**found}
     for key, ours in _identity(trainer).items():
-        if key != "world" and found[key] != json.loads(json.dumps(ours)):
-            raise UsageError(f"{place} is of another {key}: {difference(found[key], ours)}; give --out another folder")
+        if key != "world" and theirs[key] != ours:
+            raise UsageError(f"{place} is of another {key}: {difference(theirs[key], ours)}; give --out another folder")
     for key, asked in (("rank", rank), ("step", step)):
-        if found[key] != asked:
+        if theirs[key] != asked:
             raise UsageError(
-                f"{place}/rank{rank}.json is of {key} {found[key]}, not of {key} {asked}: somebody put it there; {_OUT}"
+                f"{place}/rank{rank}.json is of {key} {theirs[key]}, not of {key} {asked}: somebody put it there; "
+                f"{_OUT}"
             )
     state = _state(trainer)
     tensors = _tensors(place / f"rank{rank}.safetensors", found["sha256"])
@@ -167,16 +187,16 @@ def _state(trainer: Trainer) -> dict[str, Tensor]:
     return state
 
 
-def _identity(trainer: Trainer) -> dict[str, Any]:
+def _identity(trainer: Trainer) -> dict[str, JsonValue]:
     """What a checkpoint must have in common with who goes on from it."""
     return {"world": trainer.world, **identity(trainer.preset, trainer.arm, trainer.seed, trainer.mix.sha256)}
 
 
-def identity(preset: Preset, arm: Arm, seed: int, data: str) -> dict[str, Any]:
+def identity(preset: Preset, arm: Arm, seed: int, data: str) -> dict[str, JsonValue]:
     """All that decides what a training learns; `data`: the text's SHA-256."""
     free = ("validation_sequences", "validation_every", "recompute", "compile")  # they change no weight
-    kept = {key: value for key, value in asdict(preset).items() if key not in free}
-    return {"arm": asdict(arm), "preset": kept, "seed": seed, "data": data}
+    kept = {key: value for key, value in as_json(preset).items() if key not in free}
+    return {"arm": as_json(arm), "preset": kept, "seed": seed, "data": data}
 
 
 def difference(theirs: Any, ours: Any) -> str:
@@ -190,7 +210,7 @@ def difference(theirs: Any, ours: Any) -> str:
     return f"{theirs!r} there, {ours!r} here"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Description:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["schema_version"] != _VERSION:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from testbed.collector.metrics import MetricsFile, cut_metrics, system_sample
+from testbed.collector.metrics import MetricsFile, StepLine, cut_metrics, system_sample
 from testbed.config.training import Train, Training, resolve_training
 from testbed.data.integrity import check_data
 from testbed.data.plugged import check_plugged
@@ -92,24 +92,25 @@ def _loop(trainer: Trainer, training: Training, meeting: Meeting, state: _Progre
     for taken in steps_of(trainer):
         result = taken.result
         clock += result.step_seconds + result.sync_seconds + taken.averaging_seconds
-        line = {
+        line: StepLine = {
             "rank": trainer.rank,
             "step": trainer.index,
             "time_seconds": clock,
             "loss": result.loss_sum / max(1, result.tokens),
-            **{key: value for key, value in asdict(result).items() if key not in ("loss_sum", "overruns")},
+            "step_seconds": result.step_seconds,
             "payload_bytes": dict(Counter(taken.payload) + Counter(taken.averaging_payload)),
         }
-        metrics.write(line)
+        own = (*line, "loss_sum", "overruns")
+        metrics.write(line, **{key: value for key, value in asdict(result).items() if key not in own})
         if trainer.index % _PRINT_EVERY == 0 or trainer.index == preset.steps:
-            metrics.write({"step": trainer.index, **system_sample(), **trainer.monitor()})
-            shown = {key: line[key] for key in ("rank", "step", "loss", "step_seconds")}
+            metrics.write({"step": trainer.index}, **system_sample(), **trainer.monitor())
+            shown = {key: value for key, value in line.items() if key in ("rank", "step", "loss", "step_seconds")}
             sys.stdout.write(json.dumps(shown) + "\n")  # in one piece: ranks share the terminal
             sys.stdout.flush()
         if taken.to_validate:
             for name, exact in (("validation", False), ("validation_exact", True)):
                 sums = asdict(trainer.validate(exact=exact))
-                metrics.write({"step": sums.pop("step"), name: sums})
+                metrics.write({"step": sums.pop("step")}, **{name: sums})
         every = training.checkpoint_every
         if taken.last or (every is not None and trainer.index % every == 0):
             checkpoint.save(trainer, out / "checkpoints", clock=clock)

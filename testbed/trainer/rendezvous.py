@@ -4,12 +4,14 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from pydantic import JsonValue
 
 from testbed.errors import RunFailed, UsageError
 from testbed.trainer import checkpoint
@@ -87,7 +89,7 @@ class Meeting:
         return min(int(self.store.get(key)) for key in keys) if self.store.check(keys) else -1
 
 
-def same_training(meeting: Meeting, own: dict[str, Any]) -> None:
+def same_training(meeting: Meeting, own: Mapping[str, JsonValue]) -> None:
     """Raise UsageError on every rank unless all have begun the same one (`checkpoint.identity`)."""
     told = [json.loads(text) for text in meeting.told("training", json.dumps(own))]
     for rank, theirs in enumerate(told):

@@ -100,8 +100,8 @@ def test_line_style_says_what_is_measured(mode: Mode, kind: str) -> None:
     }
     expected = {"#000000": "modelled", "#009E73": kind}
     for colour, wanted in expected.items():
-        pattern = None if KINDS[wanted] == "-" else KINDS[wanted][1]
-        assert (style[colour][1] and tuple(style[colour][1])) == pattern
+        look = KINDS[wanted]
+        assert (style[colour][1] and tuple(style[colour][1])) == (None if isinstance(look, str) else look[1])
 
 
 def test_same_data_same_file(tmp_path: Path) -> None:

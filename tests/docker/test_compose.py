@@ -59,7 +59,7 @@ def test_a_cluster_trains_and_says_what_it_found(project):
     for node in record["nodes"]:
         assert node["link"]["ok"]
         assert node["link"]["goodput_bps"] == pytest.approx(57_384_412, rel=0.05)
-        assert node["link"]["found"]["eth0"]["rate_bps"] // 8 == 60_000_000 // 8
+        assert node["shaped"]["found"]["eth0"]["rate_bps"] // 8 == 60_000_000 // 8
     sent = {row["arm"]: sum(row["wire_tx_bytes"]) for row in record["arms"]}
     assert sent["subspace"] > sent["control"] > 0  # weights, and the store
     for arm in ("subspace", "control"):

@@ -18,7 +18,7 @@ with NetnsBackend(network) as backend:
     backend.check_readback()
     return first
 """)
-    tx = found["n0"]["tx"]
+    tx = found["nodes"]["n0"]["tx"]
     have = tx["classes"]["2"] if accounting == "pair" else tx
     assert have["rate_bps"] == 300_000_000
 
@@ -29,9 +29,9 @@ def test_the_kernel_counts_what_a_wire_puts_around_a_packet(world, accounting):
     overheads, said = world(f"""
 network = net(2, "30mbit", "{accounting}")
 with NetnsBackend(replace(network, framing="ethernet")) as backend:
-    tx = backend.check_readback()["n0"]["tx"]
+    tx = backend.check_readback()["nodes"]["n0"]["tx"]
     backend.shape(network)
-    plain = backend.check_readback()["n0"]["tx"]
+    plain = backend.check_readback()["nodes"]["n0"]["tx"]
     backend.network = replace(network, framing="ethernet")
     try:
         backend.check_readback()
@@ -102,7 +102,7 @@ def test_the_readback_agrees_with_tc(world):
     """tc reads the same numbers, rounded."""
     both = world("""
 with NetnsBackend(net(2, "300mbit")) as backend:
-    return [backend.readback()["n0"]["tx"], json.loads(sh("tc -n n0 -j -s qdisc show dev eth0"))[0]]
+    return [backend.readback()["nodes"]["n0"]["tx"], json.loads(sh("tc -n n0 -j -s qdisc show dev eth0"))[0]]
 """)
     ours, theirs = both
     assert ours["rate_bps"] == theirs["options"]["rate"] * 8

@@ -52,8 +52,8 @@ def test_a_prober_that_hangs_is_waited_for_as_long_as_it_may_take(monkeypatch):
 
 
 def test_answers_that_come_together_are_read_one_by_one():
-    with probers("""echo '{"a": 1}'; echo '{"a": 2}'; read line; echo '{"a": 3}'""") as (found, node):
+    with probers("""echo '{"sent": 1}'; echo '{"sent": 2}'; read line; echo '{"sent": 3}'""") as (found, node):
         time.sleep(0.2)
-        assert [found.read(node)["a"] for _ in range(2)] == [1, 2]
+        assert [found.read(node)["sent"] for _ in range(2)] == [1, 2]
         found.tell(node, do="more")
-        assert found.read(node)["a"] == 3
+        assert found.read(node)["sent"] == 3

@@ -98,7 +98,7 @@ def test_a_changes_settings_cannot_be_altered():
         (lambda: bw(-1), "allowed are 0 s"),
         (lambda: bw(math.nan), "allowed are 0 s"),
         (lambda: Change(at_seconds=0, settings={}), "without a setting"),
-        (lambda: Change(at_seconds=0, settings={"rate": 1}), "no 'rate'"),
+        (lambda: Change(at_seconds=0, settings={"rate": 1}), "no 'rate'"),  # pyrefly: ignore
         (lambda: bw(0, nodes=()), "no link"),
         (lambda: bw(0, pairs=()), "no link"),
         (lambda: Fault(at_seconds=0, kind="explode", nodes=(0,)), "'explode' is unknown"),  # type: ignore[arg-type]

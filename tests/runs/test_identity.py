@@ -92,7 +92,8 @@ def test_code_decides(package, file, old, new):
 
 
 RECORDS = {
-    f"records.{name}" for name in ("arm", "comparison", "environment", "files", "learned", "quality", "rank", "sweep")
+    f"records.{name}"
+    for name in ("arm", "comparison", "environment", "files", "learned", "progress", "quality", "rank", "sweep")
 }
 """What results are written down in, which makes none."""
 

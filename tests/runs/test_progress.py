@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import pytest
 from rich.console import Console
 
 from testbed.rundir.progress import Progress, facts_line, minutes, watch
@@ -75,7 +76,7 @@ def test_watching_shows_the_same_until_it_ends(tmp_path):
 
 def test_a_run_that_has_gone_is_noticed(tmp_path):
     """It has said nothing for a minute, not even that it lives: status 1, and what to do."""
-    state = {"at": time.time() - 61, "seconds": 5.0, "stage": "x", "facts": {}, "ended": False}
+    state = {"schema_version": 1, "at": time.time() - 61, "seconds": 5.0, "stage": "x", "facts": {}, "ended": False}
     (tmp_path / "state.json").write_text(json.dumps(state))
     console = plain()
     assert watch(tmp_path, console) == 1
@@ -101,3 +102,13 @@ def test_a_terminal_has_the_facts_below_the_stage():
     text = said(console)
     assert "[b]x[/b]" in text
     assert "260.4 MB on the wire a step" in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 1}', "{" * 5000, "\xff"])
+def test_a_state_that_is_none_is_not_believed(tmp_path, monkeypatch, text):
+    """Half written by a machine that went down, or somebody else's: nothing is heard, and that is said in the end."""
+    monkeypatch.setattr("testbed.rundir.progress._SILENT_SECONDS", 0.0)
+    (tmp_path / "state.json").write_bytes(text.encode("latin-1"))
+    console = plain()
+    assert watch(tmp_path, console) == 1
+    assert "says nothing of how it stands" in said(console)

@@ -84,7 +84,9 @@ def on_this_machine(monkeypatch):
 
     def run(errand: ExecRequest, **options) -> int:
         backend: Any = Local(**options)
-        traffic = SimpleNamespace(read=lambda: SimpleNamespace(record=backend.check_readback), close=lambda: None)
+        nothing = {"sent_bytes": {}, "received_bytes": {}, "pairs": []}
+        record = SimpleNamespace(record=lambda: nothing | backend.check_readback())
+        traffic = SimpleNamespace(read=lambda: record, close=lambda: None)
         monkeypatch.setattr(execute, "TrafficCounter", lambda _: traffic)
         monkeypatch.setattr(execute, "verify", SimpleNamespace(verify=lambda *_: {}, proof=lambda *_: ""))
         monkeypatch.setattr(execute, "_print_moved", lambda *_: None)

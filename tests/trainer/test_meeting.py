@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from pydantic import JsonValue
 
 from emulation.nodes.host import free_port
 from testbed.errors import RunFailed, UsageError
@@ -100,15 +101,17 @@ def test_what_cannot_be_gone_on_with_is_refused_on_every_rank(meet, tmp_path):
 
 def test_ranks_of_different_trainings_are_refused(meet):
     """On every rank, in words; another text is told from other flags, and the same training is not."""
-    preset = {"model": {"layers": 2, "width": 64}, "steps": 10}
-    one = {"arm": {"codec": "latent"}, "preset": preset, "seed": 0, "data": "ab"}
+    preset: JsonValue = {"model": {"layers": 2, "width": 64}, "steps": 10}
+    one: dict[str, JsonValue] = {"arm": {"codec": "latent"}, "preset": preset, "seed": 0, "data": "ab"}
     assert meet(3, lambda m: same_training(m, one)) == [None] * 3
-    for key, other, said in (
-        ("preset", {"model": {"layers": 2, "width": 32}, "steps": 10}, "model.width 64 there, 32 here; start all"),
+    narrow: JsonValue = {"model": {"layers": 2, "width": 32}, "steps": 10}
+    cases: list[tuple[str, JsonValue, str]] = [
+        ("preset", narrow, "model.width 64 there, 32 here; start all"),
         ("seed", 1, "0 there, 1 here; start all ranks with the same flags"),
         ("data", "cd", "'ab' there, 'cd' here; the usual corpus is the standard library"),
-    ):
-        for error in meet(3, lambda m, key=key, other=other: same_training(m, one | ({key: other} if m.rank else {}))):
+    ]
+    for key, other, said in cases:
+        for error in meet(3, lambda m, key=key, other=other: same_training(m, {**one, key: other} if m.rank else one)):
             assert isinstance(error, UsageError)
             assert f"rank 1 ('here') and rank 0 ('there') train on another {key}: {said}" in str(error)
 

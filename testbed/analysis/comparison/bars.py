@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from testbed.analysis.comparison.arm_names import shown_arms
 from testbed.analysis.comparison.captions import caption, kinds_sentence, modelled_links
 from testbed.analysis.comparison.load import Comparison
-from testbed.analysis.plot.style import GREY, INK, KINDS, bottom, canvas, hover, styled
+from testbed.analysis.plot.style import GREY, INK, KINDS, Look, bottom, canvas, hover, styled
 from testbed.formats import MISSING, significant, size, usable
 
 __all__ = ["data_bytes", "data_step_time", "figure_bytes", "figure_step_time"]
@@ -83,7 +83,7 @@ def _stack(axes: Axes, table: pd.DataFrame) -> None:
             left += part["seconds"]
 
 
-def _fill(part: str, kind: str) -> dict[str, Any]:
+def _fill(part: str, kind: str) -> Look:
     """Solid where measured; hatched in a light tone, with a dotted outline, where modelled."""
     tone = _PARTS[part]
     if kind == "measured":

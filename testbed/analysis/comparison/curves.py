@@ -18,6 +18,7 @@ from testbed.analysis.plot.style import (
     GREY,
     INK,
     KINDS,
+    Look,
     bottom,
     canvas,
     colour,
@@ -112,7 +113,7 @@ def _curves(
         rows = table[(table["arm"] == name) & table["x"].notna()].sort_values("step")
         if rows.empty:
             continue
-        look: dict[str, Any] = {"color": colour(name, names), "linestyle": style(rows[key].iloc[0])}
+        look: Look = {"color": colour(name, names), "linestyle": style(rows[key].iloc[0])}
         if training:
             smooth = rows["loss"].rolling(_SMOOTH_STEPS, min_periods=_SMOOTH_STEPS, center=True).mean()
             axes.plot(rows["x"], smooth, **look, alpha=0.4, linewidth=1, zorder=1.5)

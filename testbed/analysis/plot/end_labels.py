@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
+
+from testbed.analysis.plot.style import Look
 
 __all__ = ["EndLabel", "place", "place_below"]
 
@@ -84,7 +86,7 @@ def place_below(axes: Axes, labels: Sequence[EndLabel]) -> None:
             ha="center",
             va="top",
             annotation_clip=False,
-            arrowprops=_leader(label, from_left=True) | {"relpos": (0.5, 1.0)} if moved else None,
+            arrowprops={**_leader(label, from_left=True), "relpos": (0.5, 1.0)} if moved else None,
         )
 
 
@@ -134,11 +136,11 @@ def _write(axes: Axes, label: EndLabel, offset: tuple[float, float]) -> None:
         ha="left" if offset[0] > 0 else "right",
         va="center",
         annotation_clip=False,
-        arrowprops=_leader(label, from_left=offset[0] > 0) if moved else None,
+        arrowprops={**_leader(label, from_left=offset[0] > 0)} if moved else None,
     )
 
 
-def _leader(label: EndLabel, *, from_left: bool) -> dict[str, Any]:
+def _leader(label: EndLabel, *, from_left: bool) -> Look:
     """A thin line from the name's near edge to its point."""
-    look = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4}
-    return look | {"relpos": (0.0 if from_left else 1.0, 0.5)}
+    edge = (0.0 if from_left else 1.0, 0.5)
+    return {"arrowstyle": "-", "color": label.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4, "relpos": edge}

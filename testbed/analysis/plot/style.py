@@ -7,7 +7,7 @@ those of Okabe and Ito (2008), told apart with any colour vision; each arm also 
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -20,6 +20,8 @@ __all__ = [
     "GREY",
     "INK",
     "KINDS",
+    "LineStyle",
+    "Look",
     "bottom",
     "canvas",
     "colour",
@@ -32,7 +34,28 @@ __all__ = [
 
 INK, GREY = "#222222", "#777777"
 
-KINDS: dict[str, Any] = {"measured": "-", "composed": (0, (5, 2)), "modelled": (0, (1, 1.6))}
+LineStyle = Literal["-", "none"] | tuple[float, Sequence[float]]
+
+
+class Look(TypedDict, total=False):
+    """What matplotlib is told of a line, a marker, a bar or an arrow."""
+
+    color: str
+    linestyle: LineStyle
+    linewidth: float
+    marker: str
+    markersize: float
+    markerfacecolor: str
+    facecolor: str
+    edgecolor: str
+    hatch: str
+    arrowstyle: str
+    shrinkA: float
+    shrinkB: float
+    relpos: tuple[float, float]
+
+
+KINDS: dict[str, LineStyle] = {"measured": "-", "composed": (0, (5, 2)), "modelled": (0, (1, 1.6))}
 """Line style of each kind of number."""
 
 _ARMS = {
@@ -44,7 +67,7 @@ _ARMS = {
 }
 _OTHERS = [("#E69F00", "P"), ("#56B4E9", "X"), ("#777777", "<"), ("#8A7A00", ">")]
 
-_RC: dict[str, Any] = {
+_RC: dict[str, str | float] = {
     "font.size": 10.5,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",

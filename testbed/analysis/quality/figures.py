@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from testbed.analysis.plot.style import GREY, INK, bottom, canvas, shown, styled
+from testbed.analysis.plot.style import GREY, INK, Look, bottom, canvas, shown, styled
 from testbed.formats import trimmed
 from testbed.records import ArmQuality, QualityRecord
 
 __all__ = ["data_recovered", "figure_recovered"]
 
-_LOOKS: dict[str, dict[str, Any]] = {
+_LOOKS: dict[str, Look] = {
     "codec": {"marker": "o", "color": "#0072B2", "markersize": 6},
     "null": {"marker": "o", "color": "#0072B2", "markerfacecolor": "white", "markersize": 6},
     "exact": {"marker": "s", "color": "#D55E00", "markersize": 6},

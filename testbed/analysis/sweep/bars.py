@@ -1,7 +1,5 @@
 """More figures of a sweep: what a step is made of, its bytes, quality against bytes, how true each point's link was."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from testbed.analysis.plot.end_labels import EndLabel, place
-from testbed.analysis.plot.style import GREY, INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
+from testbed.analysis.plot.style import GREY, INK, KINDS, Look, bottom, canvas, colour, hover, marker, shown, styled
 from testbed.analysis.sweep.doubts import at_first, sweep_caption
 from testbed.analysis.sweep.results import Sweep
 from testbed.formats import rate, significant, size, trimmed
@@ -59,12 +57,12 @@ def figure_breakdown(sweep: Sweep) -> Figure:
             for part, tone in _PARTS.items():
                 share = row[part] / total
                 modelled = part == "compute" or row["link"] == "modelled"
-                look: dict[str, Any] = {
+                look: Look = {
                     "facecolor": "white",
                     "edgecolor": "#8A8A8A" if part == "compute" else tone,
                     "hatch": "////",
                 }
-                solid: dict[str, Any] = {"facecolor": tone, "edgecolor": INK}
+                solid: Look = {"facecolor": tone, "edgecolor": INK}
                 (bar,) = axes.barh(number, share, left=left, height=0.7, linewidth=0.6, **(look if modelled else solid))
                 hover(bar, [f"{row['arm']} at {rate(row['bandwidth_bps'])}: {part} {significant(row[part])} s"])
                 left += share

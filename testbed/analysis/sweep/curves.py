@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from testbed.analysis.plot.end_labels import EndLabel, place, place_below
-from testbed.analysis.plot.style import INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
+from testbed.analysis.plot.style import INK, KINDS, Look, bottom, canvas, colour, hover, marker, shown, styled
 from testbed.analysis.sweep.doubts import HELD, at_first, sweep_caption
 from testbed.analysis.sweep.results import Sweep
 from testbed.formats import duration, rate, significant, trimmed
@@ -118,7 +118,7 @@ def _loss_line(
         return []
     tone, kind = colour(arm, arms), str(part["time_kind"].iloc[0])
     x, y = part["hours"].to_numpy(float), part["val_loss"].to_numpy(float)
-    look: dict[str, Any] = {"color": tone, "linestyle": KINDS[kind], "marker": marker(arm, arms)}
+    look: Look = {"color": tone, "linestyle": KINDS[kind], "marker": marker(arm, arms)}
     (line,) = axes.plot(x, y, **look, markersize=4.5, alpha=alpha)
     hover(line, [_told(arm, row) for row in part.to_dict("records")])
     axes.fill_between(x, part["val_loss_low"], part["val_loss_high"], color=tone, alpha=0.15 * alpha, linewidth=0)

@@ -1,13 +1,10 @@
 """What the figures of a sweep share: the rows that they show where more is varied than their axes, and the caption."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from testbed.analysis.sweep.results import Sweep
 
-__all__ = ["HELD", "at_first", "doubts", "marks", "sweep_caption"]
+__all__ = ["HELD", "at_first", "doubts", "sweep_caption"]
 
 _SUSPECT = ("suspect_steps", "suspect_syncs")
 HELD = ("bandwidth_bps", "one_way_delay_seconds")
@@ -25,12 +22,6 @@ def at_first(sweep: Sweep, *free: str) -> tuple[pd.DataFrame, str]:
         if len(values) > 1:
             words.append(f"{key} {values[0]}, the first of {len(values)}")
     return table, "; ".join(words)
-
-
-def marks(row: Mapping[Any, Any]) -> list[str]:
-    """What a reader must know of a cell that is done, in a word each."""
-    suspect = any((row[key] or 0) > 0 for key in _SUSPECT)
-    return ["suspect"] * suspect + ["older"] * bool(row["older"])
 
 
 def doubts(sweep: Sweep) -> list[str]:

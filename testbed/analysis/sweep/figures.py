@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from testbed.analysis.plot.end_labels import EndLabel, place
-from testbed.analysis.plot.style import GREY, INK, KINDS, bottom, canvas, colour, hover, marker, shown, styled
+from testbed.analysis.plot.style import GREY, INK, KINDS, Look, bottom, canvas, colour, hover, marker, shown, styled
 from testbed.analysis.sweep.bars import (
     data_breakdown,
     data_bytes,
@@ -227,7 +227,7 @@ def figure_bandwidth_needed(sweep: Sweep) -> Figure:
                 continue
             x, y = 100 * part["utilisation"].to_numpy(float), part["bandwidth_bps"].to_numpy(float)
             tone = colour(arm, sweep.arms)
-            look: dict[str, Any] = {"color": tone, "linestyle": KINDS["modelled"], "marker": marker(arm, sweep.arms)}
+            look: Look = {"color": tone, "linestyle": KINDS["modelled"], "marker": marker(arm, sweep.arms)}
             (line,) = axes.plot(x, y, **look, markersize=6)
             hover(
                 line,

@@ -1,8 +1,5 @@
 """The end of a sweep on a terminal: a table of its points, what it means in sentences, what failed."""
 
-import math
-from typing import Any
-
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -12,8 +9,9 @@ from rich.text import Text
 from testbed.analysis.comparison.baselines import CONTROL_ABOVE
 from testbed.analysis.plot.style import shown
 from testbed.analysis.sweep.composed_vs_trained import check_sentence
-from testbed.analysis.sweep.doubts import doubts, marks
+from testbed.analysis.sweep.doubts import doubts
 from testbed.analysis.sweep.results import Sweep
+from testbed.analysis.sweep.rows import CellRow, rows_of
 from testbed.formats import MISSING, percent, significant, trimmed, usable
 
 __all__ = ["print_sweep", "verdict"]
@@ -38,12 +36,12 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     before = None
     for _, rows in sweep.table.groupby(["point", "arm"], sort=False):
-        first = rows.iloc[0].to_dict()
-        if before not in (None, first["point"]):
+        (first,) = rows_of(sweep, rows.iloc[:1])
+        if before not in (None, first.point):
             table.add_section()
-        before = first["point"]
-        texts = [Text(str(first[key])) for key in sweep.record.varied]
-        table.add_row(*texts, Text(shown(first["arm"], 16)), *_cells(first, rows))
+        before = first.point
+        texts = [Text(str(first.varied[key])) for key in sweep.record.varied]
+        table.add_row(*texts, Text(shown(first.arm, 16)), *_cells(first, rows))
     console.print(table)
     for sentence in verdict(sweep):
         console.print(Text(f"• {sentence}"))
@@ -70,21 +68,20 @@ def _commands(sweep: Sweep) -> Table:
     return table
 
 
-def _cells(row: dict[str, Any], rows: pd.DataFrame) -> list[str]:
-    if row["state"] not in ("done", "invalid"):
-        return [*[MISSING] * (len(_COLUMNS) - 1), row["state"].upper() if row["state"] == "failed" else row["state"]]
-    half = row["step_seconds_ci95"]
-    resolved = row["resolved"] or row["speedup"] == 1 or math.isnan(row["speedup"])
-    speedup = significant(row["speedup"]) if resolved else "≈ 1"
+def _cells(row: CellRow, rows: pd.DataFrame) -> list[str]:
+    if row.state not in ("done", "invalid"):
+        return [*[MISSING] * (len(_COLUMNS) - 1), row.state.upper() if row.state == "failed" else row.state]
+    half = row.step_seconds_ci95
+    speedup = significant(row.speedup) if row.resolved or row.speedup in (None, 1) else "≈ 1"
     return [
-        f"{significant(row['step_seconds_mean'])}±{significant(half, 1) if not math.isnan(half) else '?'}",
-        row["link"],
+        f"{significant(row.step_seconds_mean)}±{'?' if half is None else significant(half, 1)}",
+        row.link or MISSING,
         speedup,
-        significant(row["tokens_per_second"]),
-        percent(row["compute_utilisation"]),
+        significant(row.tokens_per_second),
+        percent(row.compute_utilisation),
         _spread(rows["val_loss"]),
         trimmed(rows["recovered_fraction"].mean()) if rows["recovered_fraction"].notna().any() else MISSING,
-        ", ".join(["INVALID" if row["state"] == "invalid" else "done", *marks(row)]),
+        ", ".join(["INVALID" if row.state == "invalid" else "done", *row.marks]),
     ]
 
 
