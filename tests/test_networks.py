@@ -269,6 +269,7 @@ def test_a_table_of_round_trips_is_half_a_delay_each_way(tmp_path):
         (ROUND_TRIPS.replace("67", "-67"), MATRIX, "row 2: '-67' is no number of milliseconds"),
         (ROUND_TRIPS.replace("67,", ""), MATRIX, "row 2: 3 values for the 4 columns"),
         (ROUND_TRIPS.replace("round_trip_ms", "rtt"), MATRIX, "a table of round trips needs from, to (or sender, rece"),
+        (ROUND_TRIPS + "Oregon,Virginia,200,1\n", MATRIX, "row 7: Virginia to Oregon stands there twice; leave one"),
         ("", MATRIX, "has the columns (none)"),
         (None, MATRIX, "is no file"),
         (ROUND_TRIPS, MATRIX + 'delay = "1ms"\n', "delay and round_trip are given; write one of them"),

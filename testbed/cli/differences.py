@@ -1,6 +1,7 @@
 """Two finished comparisons side by side: what was asked, code and data, machine, links, and what came out."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.config.tree import as_json
+from testbed.config.tree import as_json, plain_json
 from testbed.errors import UsageError
 from testbed.formats import MISSING, counted, nats_above, percent, rate, significant, size
 from testbed.records import ArmRecord, ComparisonRecord, read_json, read_record
@@ -23,6 +24,8 @@ __all__ = ["Difference", "Differences", "differences", "print_differences", "sho
 Part = Literal["settings", "code and data", "machine"]
 
 _NO_SETTING = {"folder", "name", "command", "schema_version"}
+_LINKS = ("accounting", "framing", "bandwidth_bps", "delay_seconds", "loss", "network_links", "schedule")
+"""Of a comparison's record; its config.json leaves the network to it."""
 _CODE = ("commit", "changed since", "sources_sha256", "python", "packages", "corpus_sha256", "warm_start_sha256")
 _MACHINE = ("kernel", "cpu", "cpu_features", "host", "cores", "threads_per_rank")
 _RESULTS = (
@@ -112,7 +115,8 @@ def _read(folder: Path) -> _Run:
         machine["changed since"] = bool(machine.get("dirty_diff"))
         return _Run(
             parts={
-                "settings": {key: value for key, value in asked.items() if key not in _NO_SETTING},
+                "settings": {key: value for key, value in asked.items() if key not in _NO_SETTING}
+                | {key: plain_json(getattr(record, key)) for key in _LINKS},
                 "code and data": {key: machine.get(key) for key in _CODE},
                 "machine": {key: machine.get(key) for key in _MACHINE},
             },
@@ -204,15 +208,15 @@ def _summary(found: Differences) -> str:
         said.append(
             "Step times differ by more than their 95 % intervals in: " + ", ".join(map(escape, apart)) + "."
             if apart
-            else "Step times differ by no more than their 95 % intervals."
+            else "Step times differ by no more than their 95 % intervals, where both have one."
         )
     return " ".join(said)
 
 
 def _apart(left: ArmRecord, right: ArmRecord) -> bool:
-    return abs(left.step_seconds_mean - right.step_seconds_mean) > (left.step_seconds_ci95 or 0.0) + (
-        right.step_seconds_ci95 or 0.0
-    )
+    halves = (left.step_seconds_ci95, right.step_seconds_ci95)
+    known = [half for half in halves if half is not None and math.isfinite(half)]
+    return len(known) == 2 and abs(left.step_seconds_mean - right.step_seconds_mean) > sum(known)
 
 
 def _shown(value: Any) -> str:

@@ -29,6 +29,8 @@ class SourceFacts(TypedDict, total=False):
     citation: str
     revision: str | None
     """The commit that was read."""
+    asked_revision: str
+    """The branch, tag or commit that was asked for, if one was."""
 
 
 class Position(TypedDict, total=False):

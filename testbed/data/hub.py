@@ -64,6 +64,8 @@ class Hub:
         if "/" not in chosen.hub and chosen.data_files is not None:  # files of one's own are known by their content
             own = sorted(Path(each) for each in glob(chosen.data_files, recursive=True))
             self.described["sha256"] = digest_of_files([path for path in own if path.is_file()])
+        if chosen.revision is not None:
+            self.described["asked_revision"] = chosen.revision
         self.found: SourceFacts = {}
 
     def read(self, position: Position | None) -> Iterator[str]:

@@ -39,7 +39,7 @@ def arm_record(comparison: ComparisonRun, result: ArmResult) -> ArmRecord:
         caution=arm.caution,
         invalid_steps=invalid,
         suspect_steps=sum(bool(step.suspect) for step in result.steps),
-        suspect_syncs=sum(bool(sync.suspect) for sync in result.syncs),
+        suspect_syncs=sum(bool(sync.suspect or sync.problems) for sync in result.syncs),
         suspect_why=next((each.suspect[0] for each in (*result.steps, *result.syncs) if each.suspect), None),
         ledger=_ledger(result),
         steps=steps,

@@ -139,7 +139,7 @@ def combine_steps(answers: Sequence[RankStep], scale: float) -> Step:
         suspect=suspect,
         seen_why=list(why),
         seen_suspect=list(suspect),
-        resent_bytes=fmean(each.resent for each in spent),
+        resent_bytes=scale * fmean(each.resent for each in spent),  # as the wire, to which it is a share
         # of the delay line every rank counts the same: what all nodes lost there
         queue_drops=fmean((each.queue_drops or 0) + each.relay_drops / len(spent) for each in spent),
         unsure_seconds=_unsure(answers, scale),

@@ -208,10 +208,11 @@ class Links:
 
     def closed_form_seconds(self, arm: Arm, plan: Plan) -> float:
         """Compute plus bytes / measured goodput, of a whole step; and each exchange's way through a shaped link."""
-        on_the_way = 0.0
-        if not self.modelled(arm):
-            on_the_way = plan.messages_to_a_peer(plan.layers) * self.network.longest_round_trip_us / 2e6
+        on_the_way = 0.0 if self.modelled(arm) else self._on_the_way(plan)
         return plan.compute_seconds + plan.exchange_seconds(self.pair_goodput_bps(arm)) + on_the_way
+
+    def _on_the_way(self, plan: Plan) -> float:
+        return plan.messages_to_a_peer(plan.layers) * self.network.longest_round_trip_us / 2e6
 
     def least_seconds(self, arm: Arm, plan: Plan | None, wire_bytes: float | None) -> float:
         """Below which a step cannot have sent so many bytes per node: its compute if paced, and bytes / rate, but for
@@ -260,7 +261,8 @@ class Links:
         target, rate = self.settings.target, self.settings.rate_bps
         assert target is not None
         peers = target.nodes - 1 if self.settings.accounting == "pair" else 1
-        return plan.compute_seconds + peers * plan.exchange_seconds(goodput_bps(rate))
+        goodput = goodput_bps(rate, self.network.mtu, self.network.framing)
+        return plan.compute_seconds + peers * plan.exchange_seconds(goodput) + self._on_the_way(plan)
 
     def write(self, arm: Arm, kind: str) -> None:
         """`link/` of an arm: what was asked, what the kernel has, what was measured."""

@@ -253,7 +253,13 @@ def _delays(path: Path, regions: tuple[str, ...]) -> list[list[str]]:
         cells = dict(zip(names, row, strict=True))
         if not _MILLISECONDS.fullmatch(cells["round_trip_ms"]):
             raise UsageError(f"{path.name}, row {number}: {cells['round_trip_ms']!r} is no number of milliseconds")
-        found[cells[ends[0]], cells[ends[1]]] = float(cells["round_trip_ms"])
+        pair = (cells[ends[0]], cells[ends[1]])
+        if pair in found:
+            raise UsageError(
+                f"{path.name}, row {number}: {pair[0]} to {pair[1]} stands there twice; leave one round trip of each "
+                "pair, its median for example"
+            )
+        found[pair] = float(cells["round_trip_ms"])
     known = {name for pair in found for name in pair}
     for region in regions:
         if region not in known:

@@ -108,14 +108,19 @@ def by(cells: Iterable[Timed], key: Callable[[Timed], str]) -> dict[str, list[Ti
 def nodes_of(cell: Timed) -> str:
     """Cells with the same one can be timed on the same nodes: all but the links is alike."""
     asked = merged(cell.asked, {"network": dict.fromkeys(LINKS)})
-    return json.dumps([asked["network"], asked["preset"], asked["seed"], asked["backend"]], sort_keys=True)
+    shared = [asked["network"], asked["preset"], asked["seed"], asked["backend"], asked.get("image")]
+    return json.dumps(shared, sort_keys=True)
 
 
 def point_of(cell: Timed) -> str:
     """Cells with the same one are timed together: not what is trained step by step with what is timed, nor, for it is
-    the same everywhere, what is on the cluster's link with any point."""
-    point = None if cell.arm.link == "fast" else cell.point
-    return json.dumps([point, cell.asked["preset"], cell.settings.live_steps], sort_keys=True)
+    the same whatever the links, what is on the cluster's link with any point. What is varied besides links (target,
+    budget, image, the arm itself) keeps them apart."""
+    shared = cell.point
+    if cell.arm.link == "fast":
+        shared = {key: value for key, value in cell.asked.items() if key != "arm"}
+        shared |= {key: value for key, value in cell.point.items() if key.startswith("arm.")}
+    return json.dumps([cell.arm.link == "fast", shared, cell.asked["preset"], cell.settings.live_steps], sort_keys=True)
 
 
 def learning_seconds(trainers: list[Cell]) -> float:

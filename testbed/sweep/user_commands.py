@@ -14,7 +14,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pydantic import JsonValue
 from emulation.spec.schedule import load_schedule
 from testbed.config import parse
 from testbed.data.integrity import file_sha256
+from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
 from testbed.formats import counted
 from testbed.records import CommandSummary, described, read_record, write_json
@@ -75,6 +76,9 @@ def command_cells_of(sweep: Grid) -> list[CommandCell]:
         flags = [part for key, value in links.items() for part in (f"--{key.replace('_', '-')}", f"{value}")]
         flags += ["--schedule", f"{schedule}"] if schedule is not None else []
         content = {"network": _digest(network)}
+        if links.get("backend") == "docker":
+            image = links.get("image")
+            content["image"] = image_digest(image if isinstance(image, str) else None) or "not there"
         content |= {"schedule": _digest(load_schedule(f"{schedule}", network))} if schedule is not None else {}
         for seed in sweep.seeds:
             words = {key.removeprefix("var."): value for key, value in point.items() if key.startswith("var.")}
@@ -86,7 +90,7 @@ def command_cells_of(sweep: Grid) -> list[CommandCell]:
                     seed=seed,
                     program=program,
                     flags=tuple(flags),
-                    content=content | {part: file_sha256(Path(part)) for part in program if _is_file(part)},
+                    content=content | {name: file_sha256(Path(name)) for name in _files_of(program)},
                 )
             )
     return found
@@ -95,6 +99,19 @@ def command_cells_of(sweep: Grid) -> list[CommandCell]:
 def _digest(what: Any) -> str:
     """Of plain data, whatever file it was read from."""
     return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def _files_of(program: Iterable[str]) -> list[str]:
+    """Files that a command's words name: whole, behind `--flag=`, or within a line for a shell."""
+    found = []
+    for part in program:
+        try:
+            inner = shlex.split(part) if " " in part else []
+        except ValueError:  # no line for a shell
+            inner = []
+        for word in (part, *inner):
+            found += [name for name in (word, word.partition("=")[2]) if name and _is_file(name)]
+    return list(dict.fromkeys(found))
 
 
 def _is_file(part: str) -> bool:

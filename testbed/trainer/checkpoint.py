@@ -12,6 +12,7 @@ The order of data depends on seed and step only, and there is no other randomnes
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
@@ -32,6 +33,7 @@ __all__ = ["difference", "identity", "prune", "restore", "save", "steps_held", "
 
 _VERSION = 2
 _KEEP = 2
+_PLACE = re.compile(r"step[0-9]{8,}")
 _OUT = "give --out another folder, or delete this step and go on from the one before"
 
 
@@ -80,7 +82,8 @@ def prune(folder: Path, rank: int, common: int) -> None:
 
 def steps_seen(folder: Path) -> list[int]:
     """Steps of which any rank's part is in this folder, ascending."""
-    return sorted({int(path.parent.name.removeprefix("step")) for path in folder.glob("step*/rank*.json")})
+    places = {path.parent.name for path in folder.glob("step*/rank*.json")}
+    return sorted(int(name[4:]) for name in places if _PLACE.fullmatch(name))  # copies by other names are the user's
 
 
 def steps_held(folder: Path, rank: int, world: int) -> set[tuple[int, int]]:

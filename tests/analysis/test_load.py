@@ -54,6 +54,17 @@ def test_composed_time_counts_the_syncs_and_not_the_warm_start() -> None:
     assert end == pytest.approx(250 * np.mean(steps) + 5 * 85.4)
 
 
+def test_the_band_of_a_composed_time_is_a_valid_steps() -> None:
+    """Where a single step is valid, its exchanges say how sure its time is, not those of the invalid one before it."""
+    comparison, summaries = made_up()
+    bad = replace(step_record(0, 99.0, valid=False, why=("late",)), unsure_seconds=50.0)
+    good = replace(step_record(1, 5.0), unsure_seconds=0.1)
+    summaries["latent"] = replace(summaries["latent"], timed=replace(summaries["latent"].timed, steps=(bad, good)))
+    table = results_table(comparison, summaries)
+    last = table[table["arm"] == "latent"].sort_values("step").iloc[-1]
+    assert 0 < last["time_high"] - last["time_low"] < 2 * 50.0 * 250 / 10
+
+
 def test_invalid_steps_do_not_count() -> None:
     """A step whose window was overrun leaves the clock as it was."""
     comparison, summaries = made_up()
@@ -102,6 +113,10 @@ def test_other_versions_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
         load_comparison(tmp_path)
     source.write_text(text[:100])
     with pytest.raises(ValueError, match="not valid JSON"):
+        load_comparison(tmp_path)
+    source.write_text(text)
+    (tmp_path / "results.parquet").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"results.parquet cannot be read \(.*it is damaged"):
         load_comparison(tmp_path)
 
 

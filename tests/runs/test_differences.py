@@ -98,3 +98,15 @@ def test_times_differ_where_their_intervals_do_not_touch(pair, times, said):
     arm["step_seconds_mean"] += times * 2 * arm["step_seconds_ci95"]
     file.write_text(json.dumps(record))
     assert said in " ".join(run_testbed(pair, "diff", "first", "second").stdout.split())
+
+
+def test_links_are_compared_and_what_has_no_interval_is_not_said_to_differ(pair):
+    """Rate, delay and framing stand in the record, not among the settings; a time of one step has no interval."""
+    file = pair / "runs" / "second" / "comparison.json"
+    record = json.loads(file.read_text())
+    record |= {"bandwidth_bps": 2 * record["bandwidth_bps"], "delay_seconds": 0.05, "framing": "ethernet"}
+    for arm in record["arms"]:
+        arm |= {"step_seconds_ci95": None, "step_seconds_mean": 2 * arm["step_seconds_mean"]}
+    file.write_text(json.dumps(record))
+    said = " ".join(run_testbed(pair, "diff", "first", "second").stdout.split())
+    assert all(what in said for what in ("bandwidth_bps", "delay_seconds", "framing", "where both have one"))

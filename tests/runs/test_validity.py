@@ -2,7 +2,9 @@
 
 import pytest
 
+from testbed.driver.combine import combine_steps
 from testbed.driver.validity import Limits, judged, resends
+from testbed.records import RankStep, Spent
 
 FORM = Limits(closed_form_seconds=1.0)
 NIC = Limits(closed_form_seconds=1.0, converging=True)
@@ -83,3 +85,41 @@ def test_bytes_that_are_sent_twice_for_no_reason(resent, wire, expected):
     """2 % of the packets are lost by what nobody asked for; a few by a probe that came too early."""
     why, suspect = resends(resent, wire)
     assert ("invalid" if why else "suspect" if suspect else "") == expected
+
+
+def rank_step(*, resent, wire):
+    spent = Spent(
+        payload_bytes={"ballast": wire},
+        acked=wire,
+        sent=wire,
+        resent=resent,
+        segments=wire // 1448,
+        predicted_wire_bytes=wire,
+        wire_tx_bytes=wire,
+        wire_rx_bytes=wire,
+        interface_tx_bytes=wire,
+        queue_drops=0,
+        relay_drops=0,
+        backlog_bytes=0,
+        fidelity={},
+        suspect=(),
+        problems=(),
+    )
+    return RankStep(
+        step_seconds=1.0,
+        compute_seconds=0.5,
+        compute_cpu_seconds=0.1,
+        exchange_seconds=0.5,
+        sync_seconds=0.0,
+        loss_sum=1.0,
+        tokens=1,
+        exchanges=(),
+        spent=spent,
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_bytes_sent_twice_are_a_share_of_the_same_layers(scale):
+    """Where two of eight layers are timed, both stand for eight: 2 % remain 2 %."""
+    step = combine_steps([rank_step(resent=2_000_000, wire=100_000_000)], scale)
+    assert resends(step.resent_bytes, step.wire_tx_bytes)[0]

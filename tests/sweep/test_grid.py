@@ -13,6 +13,7 @@ from testbed.errors import UsageError
 from testbed.sweep import user_commands as commands
 from testbed.sweep.cells import cells_of, checks_of
 from testbed.sweep.grid import Grid, points_of
+from testbed.sweep.plan import by, nodes_of, point_of
 
 ARMS = {"title": "t", "arms": ["decentralised", "control"], "seeds": [0]}
 
@@ -175,6 +176,53 @@ def test_a_time_is_of_all_that_decides_it_and_of_no_name():
     assert first == same != control
     for other in (timed(seed=1), timed(bw="40mbit"), timed(backend="host"), timed(preset={"batch": 8})):
         assert first != other[0]
+
+
+@pytest.mark.parametrize(
+    ("grid", "groups"),
+    [
+        ({"bw": ["30mbit", "40mbit"]}, 1),  # the cluster's link is one at all points
+        ({"target.fast_rate": ["1gbit", "100gbit"]}, 2),
+        ({"arm.overlap": [True, False]}, 2),
+    ],
+)
+def test_what_is_on_the_clusters_link_is_timed_with_what_is_alike(grid, groups):
+    """Cells of one group are timed with the first one's settings: another target is another group."""
+    cells = cells_of(
+        sweep(arms=["centralised", "decentralised", "control"], settings={"bw": "30mbit"}, grid=grid),
+        Path("runs/x"),
+        "testbed sweep",
+    )
+    fast = {cell.hash: cell for cell in cells if cell.arm.link == "fast"}.values()
+    found = by(list(fast), point_of)
+    assert len(found) == groups
+    assert all(len({str(cell.asked["target"]) for cell in group}) == 1 for group in found.values())
+    assert all(len({cell.arm.name for cell in group}) == len(group) for group in found.values())
+
+
+def test_images_have_nodes_of_their_own(monkeypatch):
+    """Containers of one image do not stand for another's."""
+    monkeypatch.setattr("testbed.sweep.cells.image_digest", str)
+    cells = cells_of(
+        sweep(settings={"bw": "30mbit", "backend": "docker"}, grid={"image": ["a", "b"]}),
+        Path("runs/x"),
+        "testbed sweep",
+    )
+    assert len(by(cells, nodes_of)) == 2
+
+
+@pytest.mark.parametrize("word", ["{}", "--config={}", "exec python {} 3"])
+def test_a_file_that_a_command_names_is_known_by_its_content(tmp_path, word):
+    """Alone, behind a flag, within a line for a shell; another text is another cell, and an empty word is none."""
+    file = tmp_path / "cfg.toml"
+
+    def key(text):
+        file.write_text(text)
+        command = ["sh", "-c", word.format(file), ""]
+        asked = parse(Grid, {"title": "t", "seeds": [0], "command": command, "settings": {"bw": "30mbit"}}, "grid.toml")
+        return commands.command_cells_of(asked)[0].hash
+
+    assert key("a = 1") == key("a = 1") != key("a = 2")
 
 
 SWEEPS = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "[grid]" in path.read_text()]

@@ -15,7 +15,7 @@ from testbed.config.codec import CodecConfig, SubspaceConfig
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.trainer import Trainer, digest
-from testbed.trainer.checkpoint import prune, restore, save, steps_held
+from testbed.trainer.checkpoint import prune, restore, save, steps_held, steps_seen
 from tests.ranks import run_ranks
 from tests.trainer.small import TINY, arm, on_ranks, source, steps
 
@@ -253,3 +253,12 @@ def test_what_is_not_what_it_says_is_refused(tmp_path, tamper, said):
     tamper(tmp_path / "step00000003")
     with pytest.raises(UsageError, match=said):
         second_half(tmp_path, ARMS["centralised"])
+
+
+def test_a_copy_beside_the_checkpoints_is_the_users(tmp_path):
+    """It is no step, neither when training goes on nor when old ones are taken away."""
+    (tmp_path / "step00000003.bak").mkdir(parents=True)
+    (tmp_path / "step00000003.bak" / "rank0.json").write_text("{}")
+    assert steps_seen(tmp_path) == []
+    prune(tmp_path, 0, 9)
+    assert (tmp_path / "step00000003.bak" / "rank0.json").is_file()

@@ -83,7 +83,11 @@ def load_comparison(path: Path | str) -> Comparison:
         if not file.is_file():
             raise UsageError(f"{folder} holds no {file.name}: it is no finished comparison")
     record = read_record(ComparisonRecord, source)
-    table = pd.read_parquet(results)
+    try:
+        table = pd.read_parquet(results)
+    except (ValueError, OSError) as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(f"{results} cannot be read ({said}): it is damaged; run it again") from None
     if (found := table.attrs.get("schema_version")) != SCHEMA_VERSION:
         raise UsageError(f"{results} has schema version {found}, and this testbed reads version {SCHEMA_VERSION} only")
     return Comparison(record=replace(record, arms=tuple(with_nats(record.arms))), table=table)
@@ -141,7 +145,7 @@ def _composed_clock(conditions: Conditions, summary: ArmSummary, *, steps: int) 
         sync_every=None if summary.sync == "gradients" else conditions.sync_every,
         warm_seconds=0.0,
         seed=conditions.seed,
-        unsure_seconds=timed.steps[0].unsure_seconds,
+        unsure_seconds=next(step.unsure_seconds for step in timed.steps if step.valid),
     )
 
 

@@ -375,11 +375,11 @@ def _at(rows: pd.DataFrame, arm: str, step: float) -> pd.Series:
 
 
 def _clock(rows: pd.DataFrame, times: ComparisonRecord | None) -> _Clock:
-    """Seconds of a step with its share of synchronisation, as an emulated run has them."""
+    """Seconds of a step with its share of synchronisation, as an emulated run has them; of arms that are valid."""
     seconds: dict[str, float] = {}
     kinds: dict[str, Kind] = {}
     for arm in times.arms if times else ():
-        if arm.arm in set(rows["arm"]):
+        if arm.valid and arm.arm in set(rows["arm"]):
             seconds[arm.arm] = arm.step_seconds_mean + (arm.sync_seconds_per_step or 0.0)
             kinds[arm.arm] = "modelled" if arm.link == "modelled" else "measured"
     return _Clock(seconds, kinds, rows.groupby("arm")["steps"].first().to_dict())

@@ -379,9 +379,10 @@ def _faster(row: Row, exact: Row) -> Row:
 
 def _recovered(row: Row, exact: Row, control: Row) -> dict[str, float]:
     """The share of what exchange is worth, of what was learned alone, whatever became of the links; none where it is
-    worth less than a comparison needs to say anything."""
+    worth less than a comparison needs to say anything, or they learned from different numbers of steps."""
     found = recovered(*(each["val_loss_remote"] for each in (row, exact, control)))
-    tells = found is not None and control["val_loss"] >= (1 + CONTROL_ABOVE) * exact["val_loss"]
+    tells = found is not None and row["steps"] == exact["steps"] == control["steps"]  # of trainings as long
+    tells = tells and control["val_loss"] >= (1 + CONTROL_ABOVE) * exact["val_loss"]
     return {"recovered_fraction": found if found is not None and tells else math.nan}
 
 
