@@ -4,7 +4,6 @@ Question, answer in words, evidence of the links, figures with their numbers, wh
 and the command to repeat it. Nothing in it is fetched or executed: no script, no font, no address.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from testbed.analysis.sweep.rows import CellRow, rows_of
 from testbed.analysis.sweep.summary import verdict
 from testbed.errors import UsageError
 from testbed.formats import MISSING, counted, megabytes, percent, rate, significant, trimmed
-from testbed.records import ArmRecord, CheckRow, Conditions, ExcludedPoint
+from testbed.records import ArmRecord, CheckRow, Conditions, ExcludedPoint, read_json
 
 __all__ = ["Page", "Section", "Shown", "TableShown", "page_of", "write_report", "write_run_figures"]
 
@@ -380,7 +379,9 @@ def _with(mean: float | None, half: float | None) -> str:
 def _environment(file: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
-    found = json.loads(file.read_text())
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise UsageError(f"{file} is no record of ours: it is damaged; remove it, and the report goes without it")
     dirty = found.pop("dirty_diff", "")
     packages = found.pop("packages", {})
     lines = [(key.replace("_", " "), str(value)) for key, value in found.items() if key != "schema_version"]
@@ -389,4 +390,4 @@ def _environment(file: Path) -> list[tuple[str, str]]:
 
 
 def _text(file: Path) -> str:
-    return file.read_text().strip() if file.is_file() else "(not recorded)"
+    return file.read_text(errors="replace").strip() if file.is_file() else "(not recorded)"

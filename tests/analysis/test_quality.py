@@ -189,6 +189,7 @@ def test_at_equal_time():
         replace(like["decentralised"], step_seconds_mean=3.5, sync_seconds_per_step=0.5, link="modelled"),
         replace(like["latent"], arm="best", step_seconds_mean=2.0, sync_seconds_per_step=None),
         replace(like["latent"], arm="elsewhere", step_seconds_mean=0.1),
+        replace(like["latent"], arm="random", step_seconds_mean=0.1, valid=False),
     ]
     times = replace(made_up()[0], name="a-run", arms=tuple(timed))
     record = answer(cells(spread=0), times=times)

@@ -143,3 +143,10 @@ def test_a_report_is_small_and_folds_its_long_tables(tmp_path):
     report = write_report(comparison_folder(tmp_path, arm="latent"))
     assert report.stat().st_size < 800_000
     assert "12 links × 2 loads × 2 phases, the worst 0." in report.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_a_damaged_environment_is_one_sentence(tmp_path, text):
+    (sweep_folder(tmp_path) / "environment.json").write_text(text)
+    with pytest.raises(UsageError, match=r"environment\.json is "):
+        write_report(tmp_path)

@@ -295,3 +295,17 @@ def test_another_version_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps(record | {"schema_version": 7}))
     with pytest.raises(UsageError, match="schema version 7, and this testbed reads version 3 only"):
         load_sweep(tmp_path)
+
+
+def test_trainings_of_other_lengths_are_not_related(tmp_path):
+    """Half as many steps are another training: no share recovered, and no sentence about it."""
+    made_up_sweep(tmp_path, rates=(1e9,))
+    whole = conclude(tmp_path, {}).table
+    assert (whole.loc[whole["arm"] == "subspace", "recovered_fraction"] > 0.5).all()
+    for file in (tmp_path / "learned").glob("subspace-*.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"losses": record["losses"][:10]}))
+    sweep = conclude(tmp_path, {})
+    assert sweep.table.loc[sweep.table["arm"] == "subspace", "recovered_fraction"].isna().all()
+    assert not any("it recovers" in each for each in verdict(sweep))
+    assert "subspace learned from another number of steps than decentralised" in " ".join(verdict(sweep))

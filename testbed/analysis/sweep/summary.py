@@ -116,6 +116,12 @@ def verdict(sweep: Sweep) -> list[str]:
                 f"; it recovers {_between(low, high)} of what exchange is worth (over {rows['seed'].nunique()} seeds)"
             )
         found.append(text + ".")
+    lengths = done.groupby("arm")["steps"].agg(set)
+    if other := [arm for arm in sweep.arms if exact in lengths and arm in lengths and lengths[arm] != lengths[exact]]:
+        found.append(
+            f"{', '.join(other)} learned from another number of steps than {exact}: no share of what exchange is worth "
+            "is given."
+        )
     if note := _void(done, exact, control):
         found.append(note)
     cells = sweep.table.drop_duplicates("cell")
