@@ -87,7 +87,7 @@ doctor: $(STAMP) ## what this machine can do, and what to change where it cannot
 # Tests that build links run this many side by side; who measures time runs alone at the end, and so do second
 # attempts. What needs no link takes the processors' time that links leave, beside those that wait for deadlines; both
 # say what they found when links are done.
-WORLDS ?= 4
+WORLDS ?= 3
 FREE ?= $(shell echo $$(( $$(nproc) + 1 )))
 PYTEST  = $(BIN)/python -m pytest -q
 BRIEF   = not alone and not acceptance
