@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.config.tree import as_json, plain_json
+from testbed.config.tree import plain_json, table_of
 from testbed.errors import UsageError
 from testbed.formats import MISSING, counted, nats_above, percent, rate, significant, size
 from testbed.records import ArmRecord, ComparisonRecord, read_json, read_record
@@ -66,7 +66,7 @@ class Differences:
             name: [each and {key: getattr(each, key) for key in _RESULTS} for each in pair]
             for name, pair in self.arms.items()
         }
-        differ = [as_json(each) for each in self.found]
+        differ = [table_of(each) for each in self.found]
         return json.loads(json.dumps({"runs": self.names, "differences": differ, "arms": arms}))
 
 

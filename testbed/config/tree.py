@@ -17,7 +17,6 @@ from testbed.errors import UsageError
 
 __all__ = [
     "STRICT",
-    "as_json",
     "at_least",
     "is_file",
     "load_toml",
@@ -26,6 +25,7 @@ __all__ = [
     "parse",
     "plain_json",
     "read_toml",
+    "table_of",
     "to_json",
 ]
 
@@ -153,8 +153,8 @@ def plain_json(value: object) -> JsonValue:
     return json.loads(json.dumps(value))
 
 
-def as_json(record: Any) -> dict[str, JsonValue]:
-    """A dataclass by way of JSON."""
+def table_of(record: Any) -> dict[str, JsonValue]:
+    """A dataclass as a table of JSON."""
     return json.loads(json.dumps(asdict(record)))
 
 

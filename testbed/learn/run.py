@@ -23,7 +23,7 @@ import tyro
 from pydantic import JsonValue
 
 from testbed.commandline import flag
-from testbed.config.tree import as_json
+from testbed.config.tree import table_of
 from testbed.errors import UsageError
 from testbed.formats import counted
 from testbed.learn.experiment import Cell, Experiment, cells_of, chosen, load_experiment
@@ -195,7 +195,7 @@ def _config(experiment: Experiment, cells: list[Cell], files: dict[str, Path]) -
         {"preset": cell.preset_name, "arm": cell.arm.name, "seed": cell.seed, "cell": files[cell.hash].stem}
         for cell in cells
     ]
-    return {"experiment": as_json(experiment), "cells": index}
+    return {"experiment": table_of(experiment), "cells": index}
 
 
 def _provenance(cells: list[Cell], there: list[LearnedCell]) -> dict[str, JsonValue]:

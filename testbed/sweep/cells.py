@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from testbed.config import Arm, Preset, parse
-from testbed.config.tree import as_json, merged, plain_json
+from testbed.config.tree import merged, plain_json, table_of
 from testbed.driver.backends import image_digest
 from testbed.errors import UsageError
 from testbed.learn.experiment import Cell, arms_of
@@ -171,10 +171,10 @@ def _trained(cell: Timed, seed: int, steps: int | None) -> Timed:
 def _settings(sweep: Grid, point: Point, folder: Path, command: str) -> list[tuple[Settings, Settings]]:
     """Of a point, arms that share a preset together: on the nodes that are timed, and on those that learn."""
     asked = parse(Request, {key: value for key, value in point.items() if "." not in key}, "a point of the grid")
-    preset = parse(Preset, merged(as_json(preset_of(asked)), _changes(point, "preset")), "preset")
+    preset = parse(Preset, merged(table_of(preset_of(asked)), _changes(point, "preset")), "preset")
     target = target_of(asked)
     assert target is not None
-    target = parse(Target, merged(as_json(target), _changes(point, "target")), "target")
+    target = parse(Target, merged(table_of(target), _changes(point, "target")), "target")
     together: dict[str, list[Arm]] = {}
     presets: dict[str, Preset] = {}
     for arm, own in arms_of(sweep.arms, preset, "the sweep", changes=_changes(point, "arm")):

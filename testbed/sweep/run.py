@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 
 from testbed.commandline import flag
-from testbed.config.tree import as_json, read_toml
+from testbed.config.tree import read_toml, table_of
 from testbed.driver.backends import require_image
 from testbed.errors import UsageError
 from testbed.formats import counted
@@ -291,7 +291,7 @@ def _about(sweep: Grid) -> SweepConfig:
         question=sweep.question,
         exact=sweep.exact,
         control=sweep.control,
-        sweep=as_json(sweep),
+        sweep=table_of(sweep),
         varied=tuple(key for axis in sweep.axes() for key in axis),
         excluded=tuple(ExcludedPoint(point=each.point, reason=each.reason) for each in points_of(sweep)[1]),
     )

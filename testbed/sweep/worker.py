@@ -20,7 +20,7 @@ from emulation.kernel.world import run_in_world
 from emulation.spec.network import Network
 from testbed.child import Message, Reply, answering, ending_with_parent
 from testbed.config import STRICT, Arm, Preset, parse
-from testbed.config.tree import as_json
+from testbed.config.tree import table_of
 from testbed.errors import LossChanged, TestbedError
 from testbed.records import CellSummary, LearnedSeries, Validation, received
 from testbed.rundir.directory import environment
@@ -58,12 +58,12 @@ class Group(TypedDict):
 def as_order(cells: list[Timed]) -> Group:
     """Cells of one point as part of an order; the inverse is `_settings`."""
     first = cells[0].settings
-    network = json.loads(json.dumps(asdict(first.network)))  # whole, whatever decides the first cell's time
+    network = table_of(first.network)  # whole, whatever decides the first cell's time
     whole = cells[0].asked | {"network": network, "preset_name": first.preset_name}
     return {
         "point": cells[0].point,
         "settings": {key: value for key, value in whole.items() if key != "arm"},
-        "arms": {cell.hash: as_json(cell.arm) for cell in cells},
+        "arms": {cell.hash: table_of(cell.arm) for cell in cells},
         "about": {cell.hash: {"asked": cell.asked, "content": cell.content} for cell in cells},
         "host": host_content(first.preset.data, (cell.arm for cell in cells)),
     }

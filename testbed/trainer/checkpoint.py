@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testbed.config import Arm, Preset
-from testbed.config.tree import as_json
+from testbed.config.tree import plain_json, table_of
 from testbed.data.integrity import file_sha256
 from testbed.errors import UsageError
 from testbed.trainer.loop import Trainer
@@ -198,13 +198,13 @@ def _identity(trainer: Trainer) -> dict[str, JsonValue]:
 def identity(preset: Preset, arm: Arm, seed: int, data: str) -> dict[str, JsonValue]:
     """All that decides what a training learns; `data`: the text's SHA-256."""
     free = ("validation_sequences", "validation_every", "recompute", "compile")  # they change no weight
-    kept = {key: value for key, value in as_json(preset).items() if key not in free}
-    return {"arm": as_json(arm), "preset": kept, "seed": seed, "data": data}
+    kept = {key: value for key, value in table_of(preset).items() if key not in free}
+    return {"arm": table_of(arm), "preset": kept, "seed": seed, "data": data}
 
 
 def difference(theirs: Any, ours: Any) -> str:
     """The first thing in which two configurations differ, in words: theirs "there", ours "here"."""
-    ours = json.loads(json.dumps(ours))
+    ours = plain_json(ours)
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in ours:
             if theirs.get(key) != ours[key]:

@@ -180,3 +180,13 @@ def test_local_bytes_need_no_extra_package(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["finished"] is True
     assert (tmp_path / "corpora" / "a-bytes" / "data.json").is_file()
+
+
+def test_another_revision_is_another_source():
+    """A corpus of one commit does not stand for that of another; one without stays as it was."""
+    plain, one, other = (
+        Hub(HubSet(hub="somebody/texts", column="text", source="S.", revision=revision), name="x").described
+        for revision in (None, "v1", "v2")
+    )
+    assert one != other
+    assert "asked_revision" not in plain

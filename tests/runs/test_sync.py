@@ -9,26 +9,10 @@ import pytest
 from testbed.driver.comparison import ComparisonRun
 from testbed.driver.links import Meanwhile
 from testbed.driver.results import ArmResult
-from testbed.records import RankSync, Spent
+from testbed.records import RankSync
+from tests.runs.spent import SPENT
 
 BROKEN = "the delay line was late"
-SPENT = Spent(
-    payload_bytes={"weights": 8},
-    acked=8,
-    sent=8,
-    resent=0,
-    segments=1,
-    predicted_wire_bytes=9,
-    wire_tx_bytes=9,
-    wire_rx_bytes=9,
-    interface_tx_bytes=9,
-    queue_drops=0,
-    relay_drops=0,
-    backlog_bytes=0,
-    fidelity={},
-    suspect=(),
-    problems=(),
-)
 
 
 @pytest.fixture

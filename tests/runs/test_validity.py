@@ -1,10 +1,13 @@
 """When a time counts, is suspect, or is none at all."""
 
+from dataclasses import replace
+
 import pytest
 
 from testbed.driver.combine import combine_steps
 from testbed.driver.validity import Limits, judged, resends
-from testbed.records import RankStep, Spent
+from testbed.records import RankStep
+from tests.runs.spent import SPENT
 
 FORM = Limits(closed_form_seconds=1.0)
 NIC = Limits(closed_form_seconds=1.0, converging=True)
@@ -88,23 +91,7 @@ def test_bytes_that_are_sent_twice_for_no_reason(resent, wire, expected):
 
 
 def rank_step(*, resent, wire):
-    spent = Spent(
-        payload_bytes={"ballast": wire},
-        acked=wire,
-        sent=wire,
-        resent=resent,
-        segments=wire // 1448,
-        predicted_wire_bytes=wire,
-        wire_tx_bytes=wire,
-        wire_rx_bytes=wire,
-        interface_tx_bytes=wire,
-        queue_drops=0,
-        relay_drops=0,
-        backlog_bytes=0,
-        fidelity={},
-        suspect=(),
-        problems=(),
-    )
+    spent = replace(SPENT, payload_bytes={"ballast": wire}, wire_tx_bytes=wire, resent=resent)
     return RankStep(
         step_seconds=1.0,
         compute_seconds=0.5,

@@ -225,6 +225,17 @@ def test_a_file_that_a_command_names_is_known_by_its_content(tmp_path, word):
     assert key("a = 1") == key("a = 1") != key("a = 2")
 
 
+def test_a_command_in_containers_is_known_by_its_image(monkeypatch):
+    """Built anew under the same name it is another one."""
+    settings = {"bw": "30mbit", "backend": "docker"}
+    asked = parse(Grid, {"title": "t", "seeds": [0], "command": ["true"], "settings": settings}, "grid.toml")
+    keys = []
+    for digest in ("a", "a", "b"):
+        monkeypatch.setattr(commands, "image_digest", lambda _, digest=digest: digest)
+        keys.append(commands.command_cells_of(asked)[0].hash)
+    assert keys[0] == keys[1] != keys[2]
+
+
 SWEEPS = [path for path in sorted(EXPERIMENTS.glob("*.toml")) if "[grid]" in path.read_text()]
 
 
